@@ -1,0 +1,109 @@
+"""attnbench: is this attention backend right, how fast, how big, and did a change make it worse?
+
+The public names are loaded when they are first used, so that importing attnbench costs little beyond torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "attnbench.errors": ("AttnbenchError",),
+    "attnbench.problem": (
+        "ALiBi",
+        "Bias",
+        "BlockSparse",
+        "Case",
+        "Causal",
+        "Dilated",
+        "Documents",
+        "Explicit",
+        "Full",
+        "GlobalTokens",
+        "Padding",
+        "PrefixLM",
+        "RelativeBias",
+        "Sink",
+        "SlidingWindow",
+        "Softcap",
+        "parse_mask",
+        "parse_score",
+    ),
+    "attnbench.backend": ("Backend", "Capabilities", "attention"),
+    "attnbench.layer": ("MultiheadAttention", "use_backend"),
+    "attnbench.judge": ("check", "parametrize_with_backends"),
+    "attnbench.report": ("backends", "load", "run"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+if TYPE_CHECKING:
+    from attnbench.backend import Backend, Capabilities, attention
+    from attnbench.errors import AttnbenchError
+    from attnbench.judge import check, parametrize_with_backends
+    from attnbench.layer import MultiheadAttention, use_backend
+    from attnbench.problem import (
+        ALiBi,
+        Bias,
+        BlockSparse,
+        Case,
+        Causal,
+        Dilated,
+        Documents,
+        Explicit,
+        Full,
+        GlobalTokens,
+        Padding,
+        PrefixLM,
+        RelativeBias,
+        Sink,
+        SlidingWindow,
+        Softcap,
+        parse_mask,
+        parse_score,
+    )
+    from attnbench.report import backends, load, run
+
+__all__ = [
+    "ALiBi",
+    "AttnbenchError",
+    "Backend",
+    "Bias",
+    "BlockSparse",
+    "Capabilities",
+    "Case",
+    "Causal",
+    "Dilated",
+    "Documents",
+    "Explicit",
+    "Full",
+    "GlobalTokens",
+    "MultiheadAttention",
+    "Padding",
+    "PrefixLM",
+    "RelativeBias",
+    "Sink",
+    "SlidingWindow",
+    "Softcap",
+    "attention",
+    "backends",
+    "check",
+    "load",
+    "parametrize_with_backends",
+    "parse_mask",
+    "parse_score",
+    "run",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"attnbench has no {name!r}; its public names are {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

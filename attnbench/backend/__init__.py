@@ -1,0 +1,32 @@
+"""Who answers: the interface of a backend and the registry of all of them."""
+
+from attnbench.backend.attention import attention
+from attnbench.backend.interface import (
+    AutogradPrepared,
+    Backend,
+    Capabilities,
+    FunctionBackend,
+    Gradients,
+    Output,
+    Prepared,
+    Refusal,
+    declared_refusal,
+)
+from attnbench.backend.registry import Entry, entries, function_backend, resolve
+
+__all__ = [
+    "AutogradPrepared",
+    "Backend",
+    "Capabilities",
+    "Entry",
+    "FunctionBackend",
+    "Gradients",
+    "Output",
+    "Prepared",
+    "Refusal",
+    "attention",
+    "declared_refusal",
+    "entries",
+    "function_backend",
+    "resolve",
+]

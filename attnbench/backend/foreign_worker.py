@@ -1,0 +1,242 @@
+"""What runs in a backend's own Python environment? Requests from home, arrays from a mapped file, a small clock.
+
+This file is run by path under another interpreter: it needs numpy and nothing of attnbench. A *program* (a file
+named by the first request) holds the library: `start(device) -> {}` and
+`prepare(task, arrays, device) -> job`, where a job has `kernel`, `prepare_ms`, `refill(arrays)`, `forward()`,
+`backward()`, `outputs()`, `gradients()`, `memory()`, `drop()`; forward and backward return when all is computed, or
+the job has a `time(direction, samples, calls)` of its own, named by `clock`. Arrays are `name -> (dtype, ndarray)`;
+bf16 comes as uint16.
+"""
+
+import gc
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+TRACE_CHARACTERS = 2000
+OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc|cannot allocate|can't allocate", re.I)
+
+
+def load_file(path):
+    """A module from its file, once."""
+    name = "attnbench_there_" + os.path.splitext(os.path.basename(path))[0]
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def numpy_dtype(name):
+    """The dtype that holds the bits of a dtype name."""
+    return np.dtype({"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}.get(name, name))
+
+
+def digest(values):
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
+
+
+def read_arrays(file, listed):
+    """The arrays of a file, each held against its checksum and copied: home writes the file again."""
+    arrays = {}
+    for name, entry in listed.items():
+        shape, dtype = tuple(entry["shape"]), numpy_dtype(entry["dtype"])
+        values = np.empty(shape, dtype)
+        if entry["bytes"]:
+            values[...] = np.memmap(file, dtype=dtype, mode="r", offset=entry["offset"], shape=shape)
+        if digest(values) != entry["checksum"]:
+            raise ValueError(f"the bytes of {name} arrived changed")
+        arrays[name] = (entry["dtype"], values)
+    return arrays
+
+
+def write_arrays(file, arrays):
+    """Write arrays one after another, each on a boundary of 64 bytes; what `read_arrays` needs to know."""
+    listed = {}
+    file.seek(0)
+    file.truncate()
+    for name, (dtype, values) in arrays.items():
+        values = np.ascontiguousarray(values)
+        file.write(b"\0" * (-file.tell() % 64))
+        entry = {"dtype": dtype, "shape": list(values.shape), "offset": file.tell(), "bytes": values.nbytes}
+        listed[name] = {**entry, "checksum": digest(values)}
+        file.write(values.tobytes())
+    file.flush()
+    return listed
+
+
+def involuntary_switches():
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def time_calls(job, direction, samples, calls):
+    """Milliseconds a call, one number a sample; garbage collection off in the loop."""
+    if hasattr(job, "time"):
+        return job.time(direction, samples, calls)
+    call = job.forward if direction == "fwd" else job.backward
+    samples_ms, between = [], range(calls - 1)
+    was_collecting = gc.isenabled()
+    gc.disable()
+    switches = involuntary_switches()
+    try:
+        for _ in range(samples):
+            start = time.perf_counter_ns()
+            for _ in between:
+                call()
+            call()
+            samples_ms.append((time.perf_counter_ns() - start) / calls / 1e6)
+    finally:
+        if was_collecting:
+            gc.enable()
+    return samples_ms, involuntary_switches() - switches
+
+
+def limit_memory(limit_bytes):
+    """Let this process take this much more than it holds now."""
+    import resource
+
+    with open("/proc/self/status") as file:
+        mapped = re.search(r"^VmSize:\s+(\d+) kB$", file.read(), re.M)
+    if mapped:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (int(mapped.group(1)) * 1024 + limit_bytes, hard))
+
+
+def unlimited():
+    """Take back a limit on address space that the parent set for itself alone."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def end_with(parent):
+    """End when home is gone, also while the library computes: the closed socket is only seen between requests."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-home", daemon=True).start()
+
+
+class Worker:
+    """The requests; each method's name is a request's `do`. Home writes `inputs`, this side `outputs`."""
+
+    def __init__(self, inputs, outputs):
+        self.inputs, self.answers = inputs, outputs
+        self.program: Any = None
+        self.device, self.jobs = "cpu", {}
+
+    def start(self, program, device):
+        self.program, self.device = load_file(program), device
+        said = self.program.start(device)
+        packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+        return {"packages": packages, **said}
+
+    def limit(self, limit_bytes):
+        limit_memory(limit_bytes)
+        return {}
+
+    def prepare(self, job, task, arrays):
+        begun = time.perf_counter()
+        self.jobs[job] = made = self.program.prepare(task, read_arrays(self.inputs, arrays), self.device)
+        prepare_ms = dict(made.prepare_ms)
+        whole_ms = (time.perf_counter() - begun) * 1e3
+        prepare_ms["transfer"] = max(0.0, whole_ms - sum(prepare_ms.values()))
+        clock = getattr(made, "clock", "perf_counter_ns")
+        return {"kernel": made.kernel, "prepare_ms": prepare_ms, "clock": clock}
+
+    def refill(self, job, arrays):
+        self.jobs[job].refill(read_arrays(self.inputs, arrays))
+        return {}
+
+    def forward(self, job):
+        self.jobs[job].forward()
+        return {"arrays": write_arrays(self.answers, self.jobs[job].outputs())}
+
+    def backward(self, job):
+        self.jobs[job].backward()
+        return {"arrays": write_arrays(self.answers, self.jobs[job].gradients())}
+
+    def time(self, job, direction, samples, calls):
+        there = self.jobs[job]
+        samples_ms, switches = time_calls(there, direction, samples, calls)
+        arrays = there.outputs() if direction == "fwd" else there.gradients()
+        return {"samples_ms": samples_ms, "switches": switches, "arrays": write_arrays(self.answers, arrays)}
+
+    def memory(self, job):
+        return self.jobs[job].memory()
+
+    def kernels(self, job):
+        there = self.jobs[job]
+        return {"names": there.kernels() if hasattr(there, "kernels") else []}
+
+    def drop(self, job):
+        self.jobs[job].drop()
+        return {}
+
+    def release(self, job):
+        if self.jobs.pop(job, None) is not None:
+            gc.collect()
+        return {}
+
+
+def fault_of(problem):
+    """What an exception means: refused, unavailable, oom or error."""
+    text = f"{type(problem).__name__}: {problem}"
+    if isinstance(problem, NotImplementedError):
+        return {"kind": "refused", "text": str(problem) or "raises NotImplementedError"}
+    if isinstance(problem, ImportError):
+        return {"kind": "unavailable", "text": text}
+    if isinstance(problem, MemoryError) or OUT_OF_MEMORY.search(text):
+        return {"kind": "oom", "text": str(problem) or text}
+    trace = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
+    return {"kind": "error", "text": text, "trace": trace[-TRACE_CHARACTERS:]}
+
+
+def serve(channel, inputs, outputs):
+    worker = Worker(inputs, outputs)
+    lines = channel.makefile("rb")
+    for line in lines:
+        request = json.loads(line)
+        try:
+            reply = {"ok": getattr(worker, request.pop("do"))(**request)}
+        except Exception as problem:  # noqa: BLE001 - whatever a library raises is told at home
+            reply = {"fault": fault_of(problem)}
+        channel.sendall(json.dumps(reply).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    # The folder of this file holds modules of attnbench, which have no business here.
+    sys.path = [
+        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
+    ]
+    unlimited()
+    channel_fd, inputs_fd, outputs_fd, home = map(int, sys.argv[1:5])
+    end_with(home)
+    serve(socket.socket(fileno=channel_fd), os.fdopen(inputs_fd, "rb"), os.fdopen(outputs_fd, "wb"))
+    # Threads that a library left behind would hold a tidy exit up.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,298 @@
+"""Who answers, and what must they promise? A Backend, what it declares, refuses and prepares."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from attnbench.errors import AttnbenchError
+from attnbench.problem import Case, Inputs, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK_KINDS = frozenset(
+    ("full", "causal", "causal(top_left)", "window", "padding", "documents", "prefix", "global")
+    + ("block_sparse", "dilated", "explicit")
+)
+SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a backend will not compute a case; never patched, never another kernel instead."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend takes. Whatever is outside is refused with the reason, before anything is run.
+
+    masks           kinds of the leaves of a mask expression
+    combinations    whether masks joined by `&`, `|`, `~` are taken as well as single ones
+    architectures   CUDA compute capabilities (major, minor) from which it runs; None: any
+    head_dims       smallest, largest and the step between head dims
+    contract        "flash": fp32 scores and statistics, only P, dS and outputs rounded; "dense": any
+                    intermediate rounded to the dtype
+    empty_rows      what it gives for a query that may attend no key; unless "zero", such cases are refused
+    varlen          packed documents are computed without padding them
+    timed           False where its clock means nothing (an interpreter)
+    layer_level     it runs a whole layer with identity projections, and is labelled so
+    source          link to the documentation that says what it takes
+    """
+
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    architectures: tuple[int, int] | None = None
+    dtypes: frozenset[str] = frozenset({"fp32", "bf16", "fp16"})
+    head_dims: tuple[int, int, int] = (1, 1 << 30, 1)
+    masks: frozenset[str] = MASK_KINDS
+    combinations: bool = True
+    scores: frozenset[str] = SCORE_KINDS
+    gqa: bool = True
+    varlen: bool = False
+    unequal_lengths: bool = True
+    unequal_v_dim: bool = True
+    backward: bool = True
+    deterministic: bool = True
+    contract: Literal["flash", "dense"] = "flash"
+    empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
+    timed: bool = True
+    layer_level: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward gives: out [B, H, Q, Dv] in the case's dtype; lse float32 [B, H, Q] (natural log) or None."""
+
+    out: Tensor
+    lse: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward gives: dq, dk, dv in the shapes of q, k, v; `scores` by gradient name (dbias, dsink, dtable)."""
+
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Prepared(ABC):
+    """One case made ready on one backend. The callable that is checked is the callable that is timed.
+
+    `kernel` names what runs. `prepare_ms` holds milliseconds by step (mask, layout, compile), all off the clock.
+    `backward` may be called repeatedly after one `forward`. `clock` names what times the calls where that is not the
+    clock of this process.
+    """
+
+    kernel: str = ""
+    clock: str = ""
+    prepare_ms: dict[str, float]
+
+    def __init__(self) -> None:
+        self.prepare_ms = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Report the time of a step of preparation under its name."""
+        start_ns = time.perf_counter_ns()
+        yield
+        self.prepare_ms[name] = self.prepare_ms.get(name, 0.0) + (time.perf_counter_ns() - start_ns) / 1e6
+
+    @abstractmethod
+    def forward(self) -> Output:
+        """Compute the output on the prepared inputs (asynchronously on a GPU)."""
+
+    @abstractmethod
+    def backward(self, dout: Tensor) -> Gradients:
+        """Compute the gradients of the last forward."""
+
+    def call(self, direction: str, dout: Tensor | None) -> Callable[[], Any]:
+        """What is timed: the forward, or the backward of one forward that is done now.
+
+        A callable with a method `timed(samples, calls_per_sample) -> (samples_ms, last, involuntary_switches)` times
+        itself, where it runs: in another process.
+        """
+        if direction == "fwd":
+            return self.forward
+        assert dout is not None
+        self.forward()  # the graph that the backwards run on
+        return partial(self.backward, dout)
+
+    def memory(self) -> dict[str, int] | None:
+        """fwd_peak, saved, bwd_peak in bytes above the inputs, where torch's allocator cannot see them; else None."""
+        return None
+
+    def kernels(self) -> list[str] | None:
+        """The GPU kernels of one forward (and backward), where they run in another process; else None."""
+        return None
+
+    def drop_graph(self) -> None:
+        """Let go of the last forward's output and saved tensors."""
+
+    def on(self, q: Tensor, k: Tensor, v: Tensor) -> Prepared | None:
+        """The same case on other tensors without preparing it again; None where that is not known to be sound.
+
+        What comes back has a graph of its own, so that calls of one case may be alive at the same time.
+        """
+        return None
+
+
+class Backend(ABC):
+    """One contestant. `name` is set by the registry: the file's name, or the entry point's.
+
+    `kernel_family` (a name of `measure.kernels.FAMILIES`) says which GPU kernels must run, and that no others may.
+    """
+
+    name: str = ""
+    kernel_family: str = ""
+    capabilities: Capabilities = Capabilities()
+
+    def version(self) -> str:
+        """The version of the library that computes."""
+        return "unknown"
+
+    def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
+        """The reason why this case is not taken, or None. Subclasses extend it; they call it first."""
+        return declared_refusal(self.capabilities, case, device)
+
+    def limit_memory(self, limit_bytes: int | None, device: str) -> None:
+        """Hold processes of this backend's own to this much more than they take now."""
+        return
+
+    @abstractmethod
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        """Lower the mask, change the layout, compile: everything that is not the computation itself."""
+
+    def prepare_with_dropout(self, case: Case, inputs: Inputs, keep: Tensor) -> Prepared:
+        """As `prepare`, with the weights after the softmax multiplied by keep [B, H, Q, K]: 0 or 1 / (1 - p).
+
+        The caller draws `keep`, so every backend drops the same weights. For layers; a case has no dropout.
+        """
+        raise NotImplementedError(f"{self.name} has no dropout on the attention weights")
+
+
+def declared_refusal(can: Capabilities, case: Case, device: str) -> Refusal | None:
+    """The refusal that follows from what a backend declares."""
+    kind = device.split(":")[0]
+    smallest, largest, step = can.head_dims
+    masks = sorted(case.mask.kinds - can.masks)
+    scores = sorted({score.kind for score in case.scores} - can.scores)
+    reasons: list[tuple[bool, str]] = [
+        (kind not in can.devices, f"runs on {' and '.join(sorted(can.devices))}, not on {kind}"),
+        (case.dtype not in can.dtypes, f"takes {', '.join(sorted(can.dtypes))}, not {case.dtype}"),
+        (bool(masks), f"has no {', '.join(masks)} mask"),
+        (not can.combinations and case.mask.is_combined, "takes single masks only, no combination"),
+        (bool(scores), f"has no {', '.join(scores)}"),
+        (
+            not can.gqa and case.group != 1,
+            f"needs as many key heads as query heads, not {case.q_heads}:{case.kv_heads}",
+        ),
+        (not can.unequal_lengths and case.q_len != case.k_len, "needs q_len == k_len"),
+        (not can.unequal_v_dim and case.v_dim != case.head_dim, "needs v_dim == head_dim"),
+        (not can.backward and case.needs_backward, "has no backward"),
+    ]
+    for dim in sorted({case.head_dim, case.v_dim}):
+        fits = smallest <= dim <= largest and dim % step == 0
+        reasons.append((not fits, f"takes head dims {smallest} to {largest} in steps of {step}, not {dim}"))
+    for holds, reason in reasons:
+        if holds:
+            return Refusal(reason)
+    if can.empty_rows != "zero" and case.has_empty_rows:
+        return Refusal(f"gives {can.empty_rows} for queries without a key, and this case has such queries")
+    return None
+
+
+class AutogradPrepared(Prepared):
+    """A case whose gradients come from torch's autograd through `compute(q, k, v, scores) -> Output | Tensor`.
+
+    The tensors given to `compute` are leaves, so a backward through it is the backward a user would run.
+    `reusable`: compute reads no tensor of `inputs` but its arguments, so that `on` may call it on others.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        inputs: Inputs,
+        compute: Callable[..., Any],
+        kernel: str = "",
+        *,
+        reusable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        # Score changes carry tensors of the call they were made for.
+        self._reusable = reusable and not inputs.scores
+        self._grad = case.needs_backward
+        self._q, self._k, self._v = (
+            x.detach().requires_grad_(self._grad) for x in (inputs.q, inputs.k, inputs.v)
+        )
+        self._scores = tuple(
+            s if s.tensor is None else s.bound(s.tensor.detach().requires_grad_(self._grad))
+            for s in inputs.scores
+        )
+        self._compute = compute
+        self._out: Tensor | None = None
+
+    def forward(self) -> Output:
+        import torch
+
+        with torch.set_grad_enabled(self._grad):
+            given = self._compute(self._q, self._k, self._v, self._scores)
+        output = given if isinstance(given, Output) else Output(given)
+        self._out = output.out if self._grad else None
+        return Output(output.out.detach(), None if output.lse is None else output.lse.detach())
+
+    def backward(self, dout: Tensor) -> Gradients:
+        import torch
+
+        if self._out is None:
+            raise AttnbenchError(
+                "backward needs a forward with gradients before it; the case's direction is fwd"
+            )
+        leaves = {"dq": self._q, "dk": self._k, "dv": self._v}
+        leaves |= {s.gradient: s.tensor for s in self._scores if s.gradient and s.tensor is not None}
+        grads = torch.autograd.grad(self._out, list(leaves.values()), dout, retain_graph=True)
+        named = dict(zip(leaves, grads, strict=True))
+        return Gradients(named.pop("dq"), named.pop("dk"), named.pop("dv"), named)
+
+    def drop_graph(self) -> None:
+        self._out = None
+
+    def on(self, q: Tensor, k: Tensor, v: Tensor) -> AutogradPrepared | None:
+        if not self._reusable:
+            return None
+        other = copy(self)
+        other._q, other._k, other._v = (x.detach().requires_grad_(self._grad) for x in (q, k, v))
+        other._out = None
+        return other
+
+
+class FunctionBackend(Backend):
+    """A plain function as a backend: `fn(q, k, v, *, mask, scores, scale) -> [B, H, Q, Dv]`, gradients by autograd.
+
+    `scores` carry their tensors (`score.tensor`). A NotImplementedError refuses the case. Judged under the
+    FLASH contract unless `contract="dense"`.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Tensor], name: str, capabilities: Capabilities = Capabilities()
+    ) -> None:
+        self.fn = fn
+        self.name = name
+        self.capabilities = capabilities
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
+            return self.fn(q, k, v, mask=case.mask, scores=scores, scale=case.softmax_scale)
+
+        return AutogradPrepared(case, inputs, compute, kernel=self.name, reusable=True)

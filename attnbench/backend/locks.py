@@ -1,0 +1,103 @@
+"""What is installed for a backend's environment? The shipped locks, read.
+
+A lock is `backends/locks/NAME.txt`: requirements with all versions, and comments that are read:
+`# modules: a, b` (must import when done), `# step: OPTIONS` (what follows is a pip install of its own, with these
+options), `# cuda` (what follows is installed only with cuda), `# by hand: TEXT` (cannot be made; how a person does it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnbench.errors import EnvironmentUnavailable, did_you_mean
+
+BUNDLED = "attnbench_backends"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One `pip install`: its requirements, its options, whether only for CUDA."""
+
+    requirements: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    cuda: bool = False
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What is installed for an environment. `digest` changes when any of it does."""
+
+    name: str
+    steps: tuple[Step, ...]
+    modules: tuple[str, ...]
+    by_hand: str = ""
+
+    @property
+    def digest(self) -> str:
+        text = repr((self.steps, self.modules))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def has_cuda(self) -> bool:
+        return any(step.cuda for step in self.steps)
+
+
+def locks_folder() -> Path:
+    """The folder of the shipped locks."""
+    spec = importlib.util.find_spec(BUNDLED)
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentUnavailable(
+            f"the package {BUNDLED} is not installed; run `pip install -e .` in the repository"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "locks"
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock file; see the head of this module."""
+    modules: tuple[str, ...] = ()
+    by_hand: list[str] = []
+    steps: list[Step] = []
+    lines: list[str] = []
+    options: tuple[str, ...] = ()
+    cuda = False
+
+    def close() -> None:
+        if lines:
+            steps.append(Step(tuple(lines), options, cuda))
+            lines.clear()
+
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"# (modules|step|by hand):\s*(.*)$", line):
+            word, rest = found.groups()
+            if word == "modules":
+                modules = tuple(m.strip() for m in rest.split(",") if m.strip())
+            elif word == "by hand":
+                by_hand.append(rest)
+            else:
+                close()
+                options, cuda = tuple(rest.split()), False
+        elif line.strip() == "# cuda":
+            close()
+            options, cuda = (), True
+        elif line.strip() and not line.startswith("#"):
+            lines.append(line.strip())
+    close()
+    return Lock(path.stem, tuple(steps), modules, " ".join(by_hand))
+
+
+def locks() -> dict[str, Lock]:
+    """Every shipped lock by the name of its environment."""
+    return {path.stem: read_lock(path) for path in sorted(locks_folder().glob("*.txt"))}
+
+
+def lock_of(name: str) -> Lock:
+    """The lock of an environment; raises EnvironmentUnavailable with what is near."""
+    known = locks()
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise EnvironmentUnavailable(f"no environment called {name!r}{near}; there are {', '.join(known)}")
+    return known[name]

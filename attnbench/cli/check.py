@@ -1,0 +1,84 @@
+"""`attnbench check`: is this backend right? Against the float64 oracle, on problems chosen from what it declares."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attnbench.cli.console import out, print_json, remark, texts
+from attnbench.errors import CaseError
+
+if TYPE_CHECKING:
+    from attnbench.problem import Case
+
+
+def check_backend(
+    backend: str = typer.Argument(..., help="A backend's name, or path/to/file.py:function."),
+    level: str = typer.Option("standard", "--level", help="smoke, standard or exhaustive."),
+    device: str = typer.Option("auto", "--device", help="auto (cuda if there), cpu, cuda or cuda:N."),
+    seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
+    mask: list[str] | None = typer.Option(
+        None, "--mask", help="Only these masks; repeat, or split at commas."
+    ),
+    dtype: list[str] | None = typer.Option(None, "--dtype", help="Only these dtypes: fp32, bf16, fp16."),
+    direction: list[str] | None = typer.Option(None, "--direction", help="Only these: fwd, fwd_bwd."),
+    contract: str | None = typer.Option(
+        None, "--contract", help="Judge by flash or dense, whatever it declares."
+    ),
+    case: str | None = typer.Option(
+        None, "--case", help="Only this case, as JSON (a failure prints the command)."
+    ),
+    distribution: str = typer.Option(
+        "randn", "--distribution", help="The inputs' distribution, with --case."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
+) -> None:
+    """Check that a backend computes exact attention, forward and backward, for what it claims. Exit 1 when wrong.
+
+    Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
+    """
+    from attnbench.judge import check
+    from attnbench.report.session import resolve_device
+
+    where = resolve_device(device)
+    one = None if case is None else case_of(case)
+    remark(f"device {where}: checking {backend}, {f'level {level}' if one is None else one.id}")
+    options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
+    options |= {"contract": contract, "case": one, "distribution": distribution}
+    report = check(backend, level=level, device=where, seed=seed, **options)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out().print(str(report), markup=False, soft_wrap=True)  # a command cut in two cannot be pasted
+        drawn = look_command(report.failures[0].command) if report.failures else ""
+        if drawn:
+            out().print(f"\nto see where: {drawn}", markup=False, soft_wrap=True)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def case_of(text: str) -> Case:
+    """The case that a JSON object describes; CaseError where it is none."""
+    from attnbench.problem import Case
+
+    try:
+        record = json.loads(text)
+    except ValueError as problem:
+        raise CaseError(
+            f"--case is no JSON ({problem}); quote it whole, as the failure prints it"
+        ) from problem
+    if not isinstance(record, dict):
+        raise CaseError(f"--case is a JSON object with the fields of a case, not {text[:40]!r}")
+    return Case.from_json(record)
+
+
+def look_command(check_command: str) -> str:
+    """The `attnbench show` command of what a failed check printed as its `attnbench check` command."""
+    words = shlex.split(check_command)
+    if words[:2] != ["attnbench", "check"] or "--case" not in words:
+        return ""
+    place = words.index("--case")
+    backend, case, rest = words[2], words[place + 1], words[place + 2 :]
+    return shlex.join(["attnbench", "show", case, "--backend", backend, *rest, "--out", "pictures"])

@@ -1,0 +1,139 @@
+"""`attnbench compare`: what changed between two result sets, the largest effect first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attnbench.cli.console import plural, print_all, print_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from attnbench.gate import Comparison, ResultSet
+
+PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
+
+
+def read_set(path: Path) -> ResultSet:
+    """A result folder with its fingerprints, called by its path."""
+    from attnbench.gate import ResultSet
+    from attnbench.report.frame import read_environments, read_results
+
+    return ResultSet(read_results(path), read_environments(path), str(path))
+
+
+def compare_results(
+    base: Path = typer.Argument(..., help="The result set to compare against.", metavar="BASE"),
+    head: Path = typer.Argument(..., help="The result set that is asked about.", metavar="HEAD"),
+    rows: int = typer.Option(30, "--rows", min=0, help="How many of the largest changes to print; 0: all."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
+) -> None:
+    """Compare two result sets case by case: time of HEAD over BASE, with 95 % intervals where samples allow.
+
+    Machines and libraries may differ; what differs is said.
+
+    Example: [bold]attnbench compare runs/before runs/after[/bold]
+    """
+    from attnbench.gate import compare
+
+    found = compare(read_set(base), read_set(head))
+    if as_json:
+        print_json(_json(found))
+        return
+    print_all(_lines(found, rows or len(found.changes)))
+
+
+def _json(found: Comparison) -> dict[str, Any]:
+    return {
+        "unlike": list(found.unlike),
+        "changes": [
+            {**vars(change), "ratio": vars(change.ratio), "sure": change.sure} for change in found.changes
+        ],
+        "geometric_means": [
+            {
+                "backend": b,
+                "which": w,
+                "mean": m.mean,
+                "spread": None if math.isnan(m.spread) else m.spread,
+                "cases": m.count,
+            }
+            for (b, w), m in found.means.items()
+        ],
+        "statuses": [vars(change) for change in found.statuses],
+        "only_base": [{"case": r.case_id, "backend": r.backend} for r in found.pairs.only_base],
+        "only_head": [{"case": r.case_id, "backend": r.backend} for r in found.pairs.only_head],
+    }
+
+
+def _lines(found: Comparison, rows: int) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from attnbench.report.text import clean
+
+    for text in found.unlike:
+        yield Text(f"unlike: {clean(text)}", style="yellow")
+    if found.changes:
+        yield from _changes(found, rows)
+    else:
+        yield Text(f"none of the {plural(len(found.pairs.both), 'common case')} was timed on both sides")
+    for change in found.statuses:
+        style = "bold red" if change.head == "wrong" else "yellow"
+        said = f"{clean(change.case)} {clean(change.backend, 60)}: {change.base}, now {change.head}"
+        yield Text(f"{said}{f' ({clean(change.reason)})' if change.reason else ''}", style=style)
+    for name, only in (("base", found.pairs.only_base), ("head", found.pairs.only_head)):
+        if only:
+            example = f"{clean(only[0].case_id)} {clean(only[0].backend, 60)}"
+            yield Text(f"only in {name}: {plural(len(only), 'result')}, e.g. {example}")
+
+
+def _changes(found: Comparison, rows: int) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from attnbench.report.text import clean, milliseconds
+
+    table = _table("head / base", "backend", "pass", "case", "base", "head", "ratio", "95 % interval")
+    for change in found.changes[:rows]:
+        ratio = change.ratio
+        style = "" if not change.sure else "red" if ratio.point > 1 else "green"
+        interval = "-" if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
+        table.add_row(
+            Text(clean(change.backend, 60)),
+            PASS_TEXT[change.which],
+            Text(clean(change.case)),
+            milliseconds(ratio.base_ms),
+            milliseconds(ratio.head_ms),
+            Text(f"{ratio.point:.3f}x", style=style),
+            interval,
+        )
+    yield table
+    if len(found.changes) > rows:
+        yield Text(
+            f"and {plural(len(found.changes) - rows, 'smaller change')}; --rows 0 prints all",
+            style="bright_black",
+        )
+    means = _table("\ngeometric mean of head / base", "backend", "pass", "cases", "mean", "spread")
+    for (backend, which), mean in found.means.items():
+        spread = "-" if math.isnan(mean.spread) else f"x/÷ {mean.spread:.3f}"
+        means.add_row(
+            Text(clean(backend, 60)), PASS_TEXT[which], str(mean.count), f"{mean.mean:.3f}x", spread
+        )
+    yield means
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for name in columns:
+        table.add_column(
+            name, justify="left" if name in ("backend", "pass", "case") else "right", overflow="fold"
+        )
+    return table

@@ -1,0 +1,106 @@
+"""Where does text go, and how are a command line's values read? Tables to stdout, remarks to stderr, both inert."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attnbench.errors import AttnbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_OF_A_FILE = 130
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
+
+
+def out() -> Console:
+    """Stdout; wide where it is no terminal, so that tables in files and logs are not folded at 80 columns."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=max(WIDTH_OF_A_FILE, shutil.get_terminal_size((0, 0)).columns))
+
+
+def err() -> Console:
+    """Stderr, for progress and remarks."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """One red line: what, where, what to do. Foreign words in it are shown, not interpreted."""
+    from rich.text import Text
+
+    err().print(Text.assemble(("attnbench: ", "bold red"), (_inert(message), "red")))
+
+
+def remark(message: str) -> None:
+    """One line on stderr."""
+    from rich.text import Text
+
+    err().print(Text(_inert(message)))
+
+
+def _inert(message: str) -> str:
+    # Not report.text.clean: that would import pandas to say one line.
+    return "".join(char if char == "\n" or char.isprintable() else " " for char in message)[:2000]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; what is not finite is null."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def texts(values: Sequence[str] | None) -> list[str] | None:
+    """Every item of a list option: repeated, or split at commas outside brackets; None where it was not given."""
+    from attnbench.problem import split_outside_brackets
+
+    if not values:
+        return None
+    found = [item for value in values for item in split_outside_brackets(value)]
+    if not found:
+        raise AttnbenchError(f"nothing in the list {', '.join(values)!r}; give at least one item")
+    return found
+
+
+def whole_numbers(values: Sequence[str] | None, option: str) -> list[int] | None:
+    """The items of a list option as whole numbers of at least 1; `4k` and `1M` are powers of 1024."""
+    items = texts(values)
+    return None if items is None else [_whole_number(item, option) for item in items]
+
+
+def _whole_number(item: str, option: str) -> int:
+    found = re.fullmatch(r"(\d+)([kKM]?)", item)
+    if not found or int(found.group(1)) < 1:
+        raise AttnbenchError(f"{option} takes whole numbers of at least 1 (4096, or 4k), not {item!r}")
+    return int(found.group(1)) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found.group(2).lower()]
+
+
+def size_bytes(text: str | None, option: str) -> int | None:
+    """`8GiB`, `500M`, `1073741824`: units are powers of 1024."""
+    if text is None:
+        return None
+    found = SIZE.fullmatch(text.strip())
+    size = float(found.group(1)) * 1024 ** " KMGT".index((found.group(2) or " ").upper()) if found else 0
+    if size < 1:
+        raise AttnbenchError(f"{option} takes a size such as 8GiB or 500MiB, not {text!r}")
+    return int(size)
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """`1 case`, `2 cases`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def print_all(renderables: Iterable[Any]) -> None:
+    """Print tables and lines to stdout."""
+    console = out()
+    for one in renderables:
+        console.print(one)

@@ -1,0 +1,137 @@
+"""`attnbench list`: which backends are there, what can they do, and what do the others need?"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attnbench.cli.console import print_all, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class What(Enum):
+    """What can be listed."""
+
+    BACKENDS = "backends"
+    SUITES = "suites"
+    MASKS = "masks"
+
+
+def list_what_there_is(
+    what: What = typer.Argument(What.BACKENDS, help="What to list.", metavar="[backends|suites|masks]"),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
+) -> None:
+    """List the backends (bundled, and installed by others), the suites, or the masks.
+
+    Example: [bold]attnbench list --json | jq '.[] | select(.available) | .name'[/bold]
+    """
+    if what is not What.BACKENDS:
+        named = suites() if what is What.SUITES else masks()
+        if as_json:
+            print_json([{"name": name, "description": text} for name, text in named.items()])
+        else:
+            print_all([_names(what.value[:-1], named)])
+        return
+    from attnbench.report.session import backends
+
+    rows = [_row(row) for row in backends().to_dict("records")]
+    if as_json:
+        print_json(rows)
+        return
+    print_all([_table(rows)])
+
+
+def suites() -> dict[str, str]:
+    """The bundled suites and what each is for."""
+    from attnbench.sweep.suite import list_suites
+
+    return list_suites()
+
+
+def masks() -> dict[str, str]:
+    """How each kind of mask is written, and which keys a query may attend; i, j: query, key; p: i + k_len - q_len."""
+    from attnbench.problem.grammar import LEAVES
+
+    named = {leaf.takes: (leaf.__doc__ or "").splitlines()[0].replace("`", "") for leaf in LEAVES.values()}
+    return {**named, "a & b, a | b, ~a": "And, or, not, with brackets; ~ binds before &, and & before |."}
+
+
+def _names(kind: str, named: dict[str, str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(kind, overflow="fold")
+    table.add_column("what it is")
+    for name, text in named.items():
+        table.add_row(Text(name), Text(text))
+    return table
+
+
+def _row(row: dict[Any, Any]) -> dict[str, Any]:
+    """JSON values of one backend."""
+    can = row["capabilities"]
+    known: dict[str, Any] = {}
+    if can is not None:
+        known = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(can).items()}
+    version = row["version"] if isinstance(row["version"], str) else ""
+    return {
+        "name": row["name"],
+        "available": bool(row["available"]),
+        "reason": row["reason"],
+        "install": row["install"],
+        "version": version,
+        "source": str(row["source"]),
+        "capabilities": known,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from attnbench.backend.interface import MASK_KINDS
+    from attnbench.report.text import clean
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("backend", "version", "devices", "dtypes", "backward", "masks", "remarks"):
+        table.add_column(name)
+    for row in sorted(rows, key=lambda row: (not row["available"], row["name"])):
+        named = Text(clean(row["name"], 60))
+        if not row["available"]:
+            reason = clean(row["reason"])
+            said = reason if not row["install"] else f"{reason}; to have it: {clean(row['install'])}"
+            table.add_row(
+                Text.assemble(named, style="bright_black"),
+                "",
+                "",
+                "",
+                "",
+                "",
+                Text(said, style="bright_black"),
+            )
+            continue
+        can = row["capabilities"]
+        lacking = sorted(MASK_KINDS - set(can["masks"]))
+        remarks = [] if can["combinations"] else ["no combined masks"]
+        remarks += [] if can["gqa"] else ["no GQA"]
+        remarks += [] if can["timed"] else ["never timed here"]
+        remarks += ["whole layer"] if can["layer_level"] else []
+        table.add_row(
+            named,
+            Text(clean(row["version"], 24)),
+            ", ".join(can["devices"]),
+            ", ".join(can["dtypes"]),
+            "yes" if can["backward"] else "no",
+            "all" if not lacking else _masks(can["masks"], lacking),
+            ", ".join(remarks),
+        )
+    return table
+
+
+def _masks(has: list[str], lacking: list[str]) -> str:
+    return ", ".join(has) if len(has) <= len(lacking) else f"all but {', '.join(lacking)}"

@@ -1,0 +1,78 @@
+"""`attnbench show`: where is a kernel wrong? Mask, weights, tiles and errors of one case as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from attnbench.cli.check import case_of
+from attnbench.cli.console import out, remark
+from attnbench.errors import AttnbenchError
+
+if TYPE_CHECKING:
+    from attnbench.problem import Case
+
+
+def show_case(
+    case: str = typer.Argument(..., help="A case as JSON (a failed check prints it), or its id with --from."),
+    backend: str = typer.Option(
+        ..., "--backend", "-b", help="A backend's name, or path/to/file.py:function."
+    ),
+    to: Path = typer.Option(Path("pictures"), "--out", "-o", help="The folder of the pictures."),
+    results: Path | None = typer.Option(
+        None, "--from", help="A folder of results in which to find the case by its id."
+    ),
+    head: list[int] | None = typer.Option(
+        None, "--head", help="Draw the weights of these heads [the worst and up to three others]."
+    ),
+    block: int = typer.Option(64, "--block", min=1, help="Tokens a side of a tile in the map of tiles."),
+    device: str = typer.Option("auto", "--device", help="auto (cuda if there), cpu, cuda or cuda:N."),
+    seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
+    distribution: str = typer.Option("randn", "--distribution", help="The inputs' distribution."),
+    contract: str | None = typer.Option(None, "--contract", help="Judge by flash or dense."),
+) -> None:
+    """Draw one case from inside: mask, exact weights, map of tiles, and the errors of a backend by query and head.
+
+    Exit code 1 when the backend is wrong on it.
+
+    Example: [bold]attnbench show '{"q_len": 200, "k_len": 200, "q_heads": 4, "head_dim": 64, "dtype": "fp32",
+    "mask": "causal"}' --backend sdpa_flash --out pictures[/bold]
+    """
+    from attnbench.report.look import look
+    from attnbench.report.pictures import draw_pictures
+    from attnbench.report.session import resolve_device
+
+    where = resolve_device(device)
+    one = the_case(case, results)
+    remark(f"device {where}: {backend} on {one.id}")
+    options = {"device": where, "seed": seed, "distribution": distribution, "contract": contract}
+    seen = look(one, backend, heads=tuple(head or ()), block=block, **options)  # type: ignore[arg-type]
+    for path in draw_pictures(seen, to):
+        out().print(str(path), markup=False, soft_wrap=True)
+    word = "right" if seen.verdict.ok else f"wrong: {seen.verdict.reason}"
+    out().print(
+        f"{word} ({seen.verdict.error_over_budget:.3g} of what is allowed)", markup=False, soft_wrap=True
+    )
+    if not seen.verdict.ok:
+        raise typer.Exit(1)
+
+
+def the_case(text: str, results: Path | None) -> Case:
+    """The case that the text describes, or names among results."""
+    if results is None:
+        if not text.lstrip().startswith("{"):
+            raise AttnbenchError(
+                f"{text[:60]!r} is no JSON object; give the case as JSON, or its id with --from RESULTS"
+            )
+        return case_of(text)
+    from attnbench.problem import Case
+    from attnbench.sweep.store import Store
+
+    found = {result.case_id: result.case for result in Store(results).read()}
+    if text not in found:
+        near = [name for name in found if text in name][:3]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise AttnbenchError(f"{results} has no case {text!r}{hint}")
+    return Case.from_json(found[text])

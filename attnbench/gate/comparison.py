@@ -1,0 +1,77 @@
+"""What changed between two result sets? Ratios per case with intervals, the largest effect first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnbench.gate.pairing import Pairs, ResultSet, differences, pair
+from attnbench.gate.statistics import GeometricMean, Ratio, geometric_mean, ratio_of_medians
+from attnbench.sweep.result import Result
+
+PASSES = ("fwd", "bwd")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One pass of one case on one backend: head over base. `sure` where the interval leaves 1 out."""
+
+    case: str
+    backend: str
+    mask: str
+    which: str
+    ratio: Ratio
+
+    @property
+    def sure(self) -> bool:
+        low, high = self.ratio.low, self.ratio.high
+        return low is not None and high is not None and not low <= 1 <= high
+
+
+@dataclass(frozen=True)
+class StatusChange:
+    """A case whose status is another one now."""
+
+    case: str
+    backend: str
+    base: str
+    head: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`changes` sorted by size of effect; `means` by backend and pass; what only one side has; unlike machines."""
+
+    changes: tuple[Change, ...]
+    means: dict[tuple[str, str], GeometricMean]
+    statuses: tuple[StatusChange, ...]
+    pairs: Pairs
+    unlike: tuple[str, ...]
+
+
+def compare(base: ResultSet, head: ResultSet) -> Comparison:
+    """Compare every case both sets have; NotComparable where they share none. Machines may differ, and it is said."""
+    pairs = pair(base, head)
+    changes = [change for one, two in pairs.both for change in changes_of(one, two)]
+    changes.sort(key=lambda change: -abs(math.log(change.ratio.point)))
+    means = {}
+    for key in sorted({(change.backend, change.which) for change in changes}):
+        means[key] = geometric_mean([c.ratio.point for c in changes if (c.backend, c.which) == key])
+    statuses = [
+        StatusChange(one.case_id, one.backend, one.status, two.status, two.reason)
+        for one, two in pairs.both
+        if one.status != two.status
+    ]
+    return Comparison(tuple(changes), means, tuple(statuses), pairs, tuple(differences(base, head, pairs)))
+
+
+def changes_of(base: Result, head: Result) -> Sequence[Change]:
+    """The changes of each pass that both sides timed."""
+    found = []
+    for which in PASSES:
+        ratio = ratio_of_medians(base.samples_ms.get(which) or [], head.samples_ms.get(which) or [])
+        if ratio is not None and ratio.point > 0:
+            found.append(Change(base.case_id, base.backend, str(base.case.get("mask", "")), which, ratio))
+    return found

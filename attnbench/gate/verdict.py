@@ -1,0 +1,185 @@
+"""Did it get worse? A verdict per case: correctness, coverage and memory are hard, speed has a margin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attnbench.gate.comparison import PASSES
+from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
+from attnbench.gate.statistics import Ratio, ratio_of_medians
+from attnbench.sweep.result import Result
+
+Kind = Literal["wrong", "missing", "broken", "bigger", "slower", "inconclusive", "new", "faster", "same"]
+FAILING: tuple[Kind, ...] = ("wrong", "missing", "broken", "bigger", "slower")
+KINDS: tuple[Kind, ...] = (*FAILING, "inconclusive", "new", "faster", "same")
+BROKEN = ("crashed", "error", "timeout", "oom")
+# Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.
+MARGIN = 0.10
+WIDER = 3.0  # times the margin, where there are too few samples for an interval
+MORE = "run both with more --rounds"
+MEMORY_SHARE, MEMORY_SLACK_BYTES = 0.01, 2 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found on one case: `kind`, said in a sentence; `which` is the pass where it is about one."""
+
+    kind: Kind
+    case: str
+    backend: str
+    message: str
+    which: str = ""
+    ratio: Ratio | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as JSON values."""
+        ratio = None if self.ratio is None else {**vars(self.ratio)}
+        return {**vars(self), "ratio": ratio, "fails": self.kind in FAILING}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the gate found, the worst first. `unlike` names what differs where the caller allowed it to."""
+
+    findings: tuple[Finding, ...]
+    margin: float
+    unlike: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind in FAILING)
+
+    @property
+    def inconclusive(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind == "inconclusive")
+
+    def count(self, kind: Kind) -> int:
+        return sum(finding.kind == kind for finding in self.findings)
+
+    def exit_code(self, *, strict: bool = False) -> int:
+        """0 fine, 1 worse; an inconclusive case is a warning, and a failure when strict."""
+        return 1 if self.failures or (strict and self.inconclusive) else 0
+
+    def to_json(self, *, strict: bool = False) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return {
+            "exit_code": self.exit_code(strict=strict),
+            "margin": self.margin,
+            "unlike": list(self.unlike),
+            "counts": {kind: self.count(kind) for kind in KINDS},
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def gate(
+    base: ResultSet,
+    head: ResultSet,
+    *,
+    margin: float = MARGIN,
+    allow_unlike: bool = False,
+    backends: Iterable[str] | None = None,
+) -> Gate:
+    """Hold head against base; NotComparable where they share no case, or were measured on unlike machines.
+
+    A wrong result fails whatever base was. A case or backend that base has and head lacks fails, and so does one
+    that base answered and head refuses. Speed fails where the ratio of medians exceeds 1 + margin and its interval
+    leaves 1 out; it is inconclusive where the interval reaches the margin, or is not known and the ratio exceeds it.
+    """
+    chosen = None if backends is None else list(backends)
+    base, head = base.of(chosen), head.of(chosen)
+    pairs = pair(base, head)
+    if not allow_unlike:
+        require_alike(base, head, pairs)
+    found: list[Finding] = []
+    for gone in pairs.only_base:
+        found.append(Finding("missing", gone.case_id, gone.backend, f"is gone; base has it ({gone.status})"))
+    for new in pairs.only_head:
+        kind: Kind = "wrong" if new.status == "wrong" else "new"
+        found.append(Finding(kind, new.case_id, new.backend, f"is new: {_said(new)}"))
+    for one, two in pairs.both:
+        found += _status_finding(one, two) or [
+            *_memory_findings(one, two),
+            *_speed_findings(one, two, margin),
+        ]
+    found.sort(key=lambda f: (KINDS.index(f.kind), -(f.ratio.point if f.ratio else 0.0)))
+    return Gate(tuple(found), margin, tuple(differences(base, head, pairs)))
+
+
+def _said(result: Result) -> str:
+    return f"{result.status}{f' ({result.reason})' if result.reason else ''}"
+
+
+def _status_finding(base: Result, head: Result) -> list[Finding]:
+    """What the statuses alone decide; empty where both are right and can be compared."""
+
+    def found(kind: Kind, message: str) -> list[Finding]:
+        return [Finding(kind, head.case_id, head.backend, message)]
+
+    if head.status == "wrong":
+        return found("wrong", f"is wrong: {head.reason or 'no reason given'}; base is {base.status}")
+    if base.status == "ok" and head.status in BROKEN:
+        return found("broken", f"is {_said(head)}; base is ok")
+    if base.status == "ok" and head.status != "ok":
+        return found("missing", f"is {_said(head)}; base is ok")
+    if base.status != "ok" and head.status == "ok":
+        return found("new", f"is ok; base is {base.status}")
+    if head.status != "ok" and head.status == base.status:
+        return found("same", f"is {head.status} in both")
+    if head.status in BROKEN:
+        return found("broken", f"is {_said(head)}; base is {base.status}")
+    return [] if head.status == "ok" else found("same", f"is {_said(head)}; base is {base.status}")
+
+
+def _memory_findings(base: Result, head: Result) -> Iterator[Finding]:
+    for name in ("fwd_peak", "saved", "bwd_peak"):
+        before, after = base.memory_bytes.get(name), head.memory_bytes.get(name)
+        if before is None:
+            continue
+        if after is None:
+            yield Finding("missing", head.case_id, head.backend, f"has no {name} memory; base has", name)
+        elif after > before * (1 + MEMORY_SHARE) + MEMORY_SLACK_BYTES:
+            times = f"{after / before:.2f}x" if before else "from nothing"
+            message = f"{name} {after / 2**20:.1f} MiB, base {before / 2**20:.1f} MiB ({times})"
+            yield Finding("bigger", head.case_id, head.backend, message, name)
+
+
+def _speed_findings(base: Result, head: Result, margin: float) -> Iterator[Finding]:
+    for which in PASSES:
+        before, after = base.samples_ms.get(which) or [], head.samples_ms.get(which) or []
+        if not any(before):
+            continue
+        if not any(after):
+            yield Finding("missing", head.case_id, head.backend, f"has no {which} time; base has", which)
+            continue
+        ratio = ratio_of_medians(before, after)
+        if ratio is None:
+            yield Finding("inconclusive", head.case_id, head.backend, f"{which}: base took no time", which)
+            continue
+        kind, said = judge_speed(ratio, margin)
+        message = f"{which} {said}: {ratio.head_ms:.4g} ms, base {ratio.base_ms:.4g} ms"
+        yield Finding(kind, head.case_id, head.backend, message, which, ratio)
+
+
+def judge_speed(ratio: Ratio, margin: float) -> tuple[Kind, str]:
+    """The verdict on one ratio, and how it is said.
+
+    Too few samples for an interval still tell a large effect: every sample of head above every one of base, and
+    the ratio above 1 + WIDER * margin.
+    """
+    said = f"{ratio.point:.3f}x"
+    if ratio.low is None or ratio.high is None:
+        if ratio.apart and ratio.point > 1 + WIDER * margin:
+            return "slower", f"{said}, every sample slower"
+        if ratio.point > 1 + margin:
+            return "inconclusive", f"{said}, too few samples for an interval; {MORE}"
+        return "same", said
+    said += f" ({ratio.low:.3f} to {ratio.high:.3f})"
+    if ratio.point > 1 + margin:
+        return (
+            ("slower", said) if ratio.low > 1 else ("inconclusive", f"{said}, the interval holds 1; {MORE}")
+        )
+    if ratio.high > 1 + margin:
+        return "inconclusive", f"{said}, the interval reaches the margin; {MORE}"
+    return ("faster", said) if ratio.point < 1 / (1 + margin) and ratio.high < 1 else ("same", said)

@@ -1,0 +1,130 @@
+"""Does a backend do the work it was asked for, each time, on the numbers it was given, and change nothing else?
+
+Checks that need no tolerance, on one prepared case: inputs and clocks untouched, the same answer again, a new
+answer when the same storage holds new numbers, earlier answers left alone, and no other kernel than the one named.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
+from attnbench.judge.verdict import Reference, judge
+from attnbench.problem import Inputs
+
+CLOCKS = ("perf_counter", "perf_counter_ns", "time", "monotonic", "monotonic_ns", "process_time", "time_ns")
+CALLS = 4  # a fast path that sets in after a few calls is seen by the last one
+ATTENTION_OPERATORS = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
+
+
+class _Operators(TorchDispatchMode):
+    """The names of the attention operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if any(part in name for part in ATTENTION_OPERATORS):
+            self.names.add(name.split("::")[-1].split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def clocks_watched() -> Iterator[list[str]]:
+    """Fills the list with the clocks that were replaced inside, and puts them back."""
+    before = {name: getattr(time, name) for name in CLOCKS}
+    replaced: list[str] = []
+    try:
+        yield replaced
+    finally:
+        for name, clock in before.items():
+            if getattr(time, name) is not clock:
+                setattr(time, name, clock)
+                replaced.append(name)
+
+
+@contextmanager
+def memory_poisoned() -> Iterator[None]:
+    """Every tensor made by torch.empty holds NaN, so that what a backend leaves unwritten shows."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    deterministic: Any = torch.utils.deterministic  # type: ignore[attr-defined]
+    filled = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def refill(inputs: Inputs, others: Inputs) -> None:
+    """Write the numbers of `others` into the storage of `inputs`."""
+    given, new = inputs.tensors, others.tensors
+    for name, tensor in given.items():
+        tensor.copy_(new[name])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in every bit, NaN included."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def protocol_faults(
+    backend: Backend, inputs: Inputs, others: Inputs, reference: Reference, other_reference: Reference
+) -> list[str]:
+    """What is wrong with the way the backend works, in sentences; empty where nothing is.
+
+    `others` are the same case with other numbers; both sets must be contiguous enough to be written to.
+    """
+    held = inputs.fresh()
+    before = held.checksum()
+    faults: list[str] = []
+
+    def run() -> tuple[Output, Gradients | None]:
+        output = prepared.forward()
+        gradients = None if held.dout is None else prepared.backward(held.dout)
+        return output, gradients
+
+    with clocks_watched() as replaced, memory_poisoned():
+        prepared = backend.prepare(held.case, held)
+        operators = _Operators()
+        with operators:
+            first, gradients = run()
+        verdict = judge(reference, first, gradients, held)
+        if not verdict.ok:
+            faults.append(f"the first call is wrong: {verdict.reason}")
+        kept = first.out.clone()
+        outs = [run()[0].out for _ in range(CALLS)]
+        if held.checksum() != before:
+            faults.append("the inputs are changed in place")
+        if backend.capabilities.deterministic and not all(same_bits(kept, out) for out in outs):
+            faults.append("the same call gives another answer when it is repeated")
+        refill(held, others)
+        again = judge(other_reference, *run(), held)
+        if not again.ok:
+            faults.append(f"new numbers in the same storage give a wrong answer: {again.reason}")
+        if not same_bits(kept, first.out):
+            faults.append("a later call changes the answer of an earlier one")
+        ran = {name.removesuffix("_backward") for name in operators.names}
+        unnamed = sorted(name for name in ran if name not in prepared.kernel)
+        # A plain function names nothing but itself; it may call what it likes.
+        if unnamed and not isinstance(backend, FunctionBackend):
+            faults.append(f"runs {', '.join(unnamed)}, but names its kernel {prepared.kernel!r}")
+    if replaced:
+        faults.append(f"replaces the clock: time.{', time.'.join(replaced)}")
+    return faults

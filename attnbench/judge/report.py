@@ -1,0 +1,158 @@
+"""What did a check of a backend find? Failures with case, place and cause; what was refused; a table of it all."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from attnbench.problem import Case
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WRONG, OK, REFUSED, KNOWN = "wrong", "ok", "refused", "known"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that is wrong: which check, on which case, where, by how much, why perhaps, and how to see it again.
+
+    `worst` is the index of the worst element; `z` its error over its noise (None for checks without a tolerance);
+    `causes` are guesses, the likeliest first; `command` reproduces it on `smallest`, the smallest case found.
+    """
+
+    check: str
+    case: Case
+    distribution: str
+    seed: int
+    tensor: str
+    worst: tuple[int, ...]
+    z: float | None
+    error_over_budget: float
+    reason: str
+    causes: tuple[str, ...] = ()
+    smallest: Case | None = None
+    command: str = ""
+
+    @property
+    def case_id(self) -> str:
+        return self.case.id
+
+    @property
+    def cause(self) -> str:
+        """The likeliest cause in one line."""
+        return self.causes[0] if self.causes else "no known pattern"
+
+    def __str__(self) -> str:
+        lines = [f"{self.check}: {self.reason}", f"  case   {self.case.id}"]
+        lines[1] += "" if self.distribution == "randn" else f" on {self.distribution}"
+        if self.causes:
+            lines.append("  cause  " + ", or ".join(self.causes[:2]))
+        if self.smallest is not None and self.smallest != self.case:
+            lines.append(f"  small  {self.smallest.id}")
+        if self.command:
+            lines.append(f"  again  {self.command}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check on one case: status ok, wrong, refused or known, with its reason and error over the budget."""
+
+    check: str
+    case_id: str
+    dtype: str
+    distribution: str
+    status: str
+    reason: str = ""
+    error_over_budget: float | None = None
+
+
+@dataclass
+class Report:
+    """All that a check of one backend found. `ok` needs something that passed and nothing that failed."""
+
+    backend: str
+    level: str
+    device: str
+    seed: int
+    contract: str
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and not self.stale_defects and any(o.status == OK for o in self.outcomes)
+
+    @property
+    def refused(self) -> list[Outcome]:
+        return [o for o in self.outcomes if o.status == REFUSED]
+
+    @property
+    def stale_defects(self) -> list[str]:
+        """Notes on known defects that are no longer seen: strict, so the declaration has to go."""
+        return [note for note in self.notes if note.startswith("known defect gone")]
+
+    def frame(self) -> pd.DataFrame:
+        """One row an outcome: check, case_id, dtype, distribution, status, reason, error_over_budget."""
+        import pandas as pd
+
+        columns = ["check", "case_id", "dtype", "distribution", "status", "reason", "error_over_budget"]
+        return pd.DataFrame([vars(o) for o in self.outcomes], columns=columns).assign(backend=self.backend)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        failures = []
+        for f in self.failures:
+            record = {name: value for name, value in vars(f).items() if name not in ("case", "smallest")}
+            record |= {"case": f.case.to_json(), "case_id": f.case.id, "worst": list(f.worst)}
+            record |= {
+                "causes": list(f.causes),
+                "smallest": None if f.smallest is None else f.smallest.to_json(),
+            }
+            failures.append(record)
+        head = {
+            name: getattr(self, name)
+            for name in ("backend", "level", "device", "seed", "contract", "ok", "notes")
+        }
+        return head | {"failures": failures, "outcomes": [vars(o) for o in self.outcomes]}
+
+    def __str__(self) -> str:
+        count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN)}
+        word = "right" if self.ok else "WRONG" if self.failures else "not shown to be right"
+        head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
+        told = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
+        told += f", {count[KNOWN]} known defects" if count[KNOWN] else ""
+        lines = [head, told]
+        if not count[OK] and not self.failures:
+            reasons = sorted({o.reason for o in self.refused})
+            lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
+        lines += self.notes
+        for failure in self.failures[:MOST_SHOWN]:
+            lines += ["", str(failure)]
+        if len(self.failures) > MOST_SHOWN:
+            lines += ["", f"and {len(self.failures) - MOST_SHOWN} more; .failures and .frame() have them all"]
+        return "\n".join(lines)
+
+
+MOST_SHOWN = 8
+
+
+def command_for(
+    backend: str, case: Case, distribution: str, seed: int, contract: str | None, check: str = ""
+) -> str:
+    """The command that runs one case again; paste it into a shell."""
+    plain = {name: value for name, value in case.to_json().items() if value is not None and value != []}
+    defaults = {"batch": 1, "layout": "bhsd", "direction": "fwd", "mask": "full"}
+    plain = {name: value for name, value in plain.items() if defaults.get(name) != value}
+    if plain["kv_heads"] == plain["q_heads"]:
+        del plain["kv_heads"]
+    if plain["v_dim"] == plain["head_dim"]:
+        del plain["v_dim"]
+    words = ["attnbench", "check", backend, "--case", json.dumps(plain)]
+    words += ["--distribution", distribution] if distribution != "randn" else []
+    words += ["--contract", contract] if contract else []
+    return shlex.join([*words, "--seed", str(seed)])

@@ -1,0 +1,356 @@
+"""Is this output right? Errors in units of the noise that the case allows, against the exact answer.
+
+z = |given - exact| / sigma for each element, sigma from `noise`. A tensor is wrong where max z > 8 (DENSE:
+12) or rms z > 3, where it is not finite and the exact answer is, or the other way round, and where dtype,
+shape or device are not as asked. Why these: the noise is a sum of many bounded terms, so near a normal
+distribution; among 10^9 judged elements a right backend's largest |z| is about 6. 8 leaves a third for what
+sixteen runs do not know of sigma; DENSE backends round in orders of their own, some steps twice, and get 12.
+A right backend's rms z is at most 1 where it rounds at every point that is allowed; 3 allows sigma to be
+wrong by that factor everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnbench.backend.interface import Gradients, Output
+from attnbench.errors import AttnbenchError
+from attnbench.judge.noise import Rounding, Uniform, column_answer, full_pass, row_noise
+from attnbench.judge.oracle import Part, Problem, attend, full_precision, take, window
+from attnbench.judge.sampling import Sample, chosen_columns, chosen_rows
+from attnbench.problem.case import Case
+from attnbench.problem.inputs import Inputs, torch_dtype
+from attnbench.problem.scores import Bias
+
+MAX_Z: Mapping[str, float] = {"flash": 8.0, "dense": 12.0}
+RMS_Z = 3.0
+RUNS_AT_ONCE = 1 << 20  # noise runs times scores of a piece
+LARGEST = sys.float_info.max  # stands for an infinite error where JSON needs a number
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The exact values of one tensor at the outer product of `at`, and the noise of each: float64 arrays."""
+
+    value: np.ndarray
+    sigma: np.ndarray
+    at: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is right for one case, seed and contract: expected values by tensor name (out, lse, dq, ...)."""
+
+    case_id: str
+    contract: str
+    expected: dict[str, Expected]
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays for `numpy.savez`; `from_arrays` reads them back."""
+        head = json.dumps({"case_id": self.case_id, "contract": self.contract})
+        arrays = {"about": np.array(head)}
+        for name, e in self.expected.items():
+            arrays |= {f"{name}/value": e.value, f"{name}/sigma": e.sigma}
+            arrays |= {f"{name}/at{dim}": index for dim, index in enumerate(e.at)}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Reference:
+        about = json.loads(str(arrays["about"]))
+        expected = {}
+        for name in sorted({key.split("/")[0] for key in arrays if "/" in key}):
+            dims = sum(1 for key in arrays if key.startswith(f"{name}/at"))
+            at = tuple(arrays[f"{name}/at{dim}"] for dim in range(dims))
+            expected[name] = Expected(arrays[f"{name}/value"], arrays[f"{name}/sigma"], at)
+        return cls(about["case_id"], about["contract"], expected)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Right or wrong, and by how much. `errors` by tensor: over_budget, max_z, rms_z, worst (an index), got,
+    expected.
+
+    `error_over_budget` is the largest over_budget: right up to 1; the largest float where the error is
+    infinite.
+    """
+
+    reason: str
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    @property
+    def error_over_budget(self) -> float:
+        return max((e["over_budget"] for e in self.errors.values()), default=0.0)
+
+
+def make_reference(inputs: Inputs, contract: str = "flash", seed: int = 0) -> Reference:
+    """The exact answer and the noise allowed around it, at rows and columns chosen by the seed."""
+    if contract not in MAX_Z:
+        raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(MAX_Z)}")
+    with full_precision():
+        return _Builder(inputs, contract, seed).build()
+
+
+class _Builder:
+    def __init__(self, inputs: Inputs, contract: str, seed: int) -> None:
+        self.inputs, self.case, self.contract = inputs, inputs.case, contract
+        self.problem = Problem(inputs)
+        self.rounding = Rounding(inputs.case.dtype, contract == "dense")
+        self.rng = random.Random(f"{inputs.case.id}/{seed}")
+        a_row = inputs.case.group * max(inputs.case.k_len, inputs.case.q_len) * 16
+        noise_seed = zlib.crc32(f"{inputs.case.id}/{seed}/noise".encode())
+        largest = 2 * max(RUNS_AT_ONCE, a_row)
+        self.uniform = Uniform(noise_seed, inputs.device, self.rounding.run_dtype, largest)
+
+    def build(self) -> Reference:
+        kind = self.inputs.device.type
+        expected = self._rows(chosen_rows(self.case, kind, self.rng))
+        if self.case.needs_backward:
+            expected |= self._columns(chosen_columns(self.case, kind, self.rng))
+        return Reference(self.case.id, self.contract, expected)
+
+    def _index(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.inputs.device)
+
+    def _rows(self, sample: Sample) -> dict[str, Expected]:
+        problem, case = self.problem, self.case
+        keys = problem.whole().columns
+        part = Part(
+            self._index(sample.batches), self._index(sample.kv_heads), self._index(sample.tokens), keys
+        )
+        heads = problem.heads(part.kv_heads)
+        shape = (len(part.batches), len(heads), len(part.rows))
+        new = lambda *tail: torch.zeros(*shape, *tail, dtype=torch.float64, device=problem.device)  # noqa: E731
+        names = {"out": new(case.v_dim), "lse": new()} | (
+            {"dq": new(case.head_dim)} if case.needs_backward else {}
+        )
+        moments = {name: torch.zeros_like(value) for name, value in names.items()}
+        bias = self._bias_of_rows(part)
+        for piece in problem.pieces(part, max(1, RUNS_AT_ONCE // 16)):
+            at = window(problem, part, piece)
+            rows = attend(problem, piece)
+            noise = row_noise(problem, rows, self.rounding, self.uniform)
+            for name in names:
+                names[name][at] = getattr(rows, name)
+                moments[name][at] = getattr(noise, name)
+            if bias is not None and rows.ds is not None and noise.ds_runs is not None:
+                bias.add(at, rows.ds, noise.ds_runs)
+        where = (part.batches, heads, part.rows)
+        found = {name: self._expected(names[name], moments[name], where) for name in names}
+        # The LSE is float32 under both contracts and has no features to take a mean over.
+        found["lse"] = self._lse(names["lse"], moments["lse"], where)
+        if bias is not None:
+            found["dbias"] = self._expected(bias.value, bias.moment, bias.where())
+        return found
+
+    def _bias_of_rows(self, part: Part) -> _BiasRows | None:
+        bias = self.problem.bias
+        if (
+            not self.case.needs_backward
+            or not isinstance(bias, Bias)
+            or bias.tensor is None
+            or bias.tensor.shape[2] == 1
+        ):
+            return None
+        return _BiasRows(self.problem, part, bias.tensor)
+
+    def _columns(self, sample: Sample) -> dict[str, Expected]:
+        problem = self.problem
+        batches, kv_heads, columns = (
+            self._index(x) for x in (sample.batches, sample.kv_heads, sample.tokens)
+        )
+        full = full_pass(problem, batches, kv_heads, self.rounding)
+        answer = column_answer(problem, columns, full, self.rounding, self.uniform, RUNS_AT_ONCE)
+        where = (batches, kv_heads, columns)
+        found = {
+            "dk": self._expected(answer.dk, answer.var_dk, where),
+            "dv": self._expected(answer.dv, answer.var_dv, where),
+        }
+        if answer.ds is not None and answer.var_ds is not None:
+            b, h = (torch.arange(size, device=problem.device) for size in answer.ds.shape[:2])
+            one = torch.zeros(1, dtype=torch.int64, device=problem.device)
+            found["dbias"] = self._expected(answer.ds, answer.var_ds, (b, h, one, columns))
+        for name, value in full.values.items():
+            everything = tuple(torch.arange(size, device=problem.device) for size in value.shape)
+            variance = full.variances[name] + self.rounding.rounded(value) ** 2 / 3
+            found[name] = self._expected(value, variance, everything, over_row=False)
+        return found
+
+    def _expected(
+        self, value: Tensor, moment: Tensor, at: tuple[Tensor, ...], over_row: bool = True
+    ) -> Expected:
+        if over_row:
+            moment = (moment + moment.mean(-1, keepdim=True)) / 2
+        sigma = moment.sqrt() + self.rounding.u / 2 * value.abs()
+        return Expected(value.cpu().numpy(), sigma.cpu().numpy(), tuple(index.cpu().numpy() for index in at))
+
+    def _lse(self, value: Tensor, moment: Tensor, at: tuple[Tensor, ...]) -> Expected:
+        finite = value.masked_fill(value == -math.inf, 0.0)
+        sigma = ((moment + moment.mean(-1, keepdim=True)) / 2).sqrt() + 2.0**-24 * (finite.abs() + 1)
+        return Expected(value.cpu().numpy(), sigma.cpu().numpy(), tuple(index.cpu().numpy() for index in at))
+
+
+class _BiasRows:
+    """dbias at the chosen rows, summed over the dimensions where the bias is broadcast."""
+
+    def __init__(self, problem: Problem, part: Part, bias: Tensor) -> None:
+        self.problem, self.part, self.sizes = problem, part, bias.shape
+        full = (len(part.batches), len(part.kv_heads) * problem.case.group, len(part.rows), len(part.columns))
+        shape = [1 if size == 1 else whole for size, whole in zip(bias.shape, full, strict=True)]
+        self.value = torch.zeros(shape, dtype=torch.float64, device=problem.device)
+        self.moment = torch.zeros_like(self.value)
+
+    def add(self, at: tuple[slice, slice, slice], ds: Tensor, runs: Tensor) -> None:
+        """Take ds [B, H, R, K] of a piece and its runs' differences [B, H, n, R, K] in."""
+        over = [dim for dim in (0, 1, 3) if self.sizes[dim] == 1]
+        runs = runs.double().movedim(2, -1)  # [B, H, R, K, n]
+        if over:
+            ds, runs = ds.sum(over, keepdim=True), runs.sum(over, keepdim=True)
+        here = tuple(slice(0, 1) if self.sizes[dim] == 1 else window for dim, window in enumerate(at))
+        self.value[here] += ds
+        self.moment[here] += runs.square().mean(-1)
+
+    def where(self) -> tuple[Tensor, ...]:
+        heads = self.problem.heads(self.part.kv_heads)
+        wanted = (self.part.batches, heads, self.part.rows, self.part.columns)
+        zero = torch.zeros(1, dtype=torch.int64, device=self.problem.device)
+        return tuple(zero if size == 1 else index for size, index in zip(self.sizes, wanted, strict=True))
+
+
+def judge(reference: Reference, output: Output, gradients: Gradients | None, inputs: Inputs) -> Verdict:
+    """Hold what a backend gave against the reference: every tensor, its form first, then its values."""
+    case = inputs.case
+    if reference.case_id != case.id:
+        raise AttnbenchError(f"the reference is of {reference.case_id}, not of {case.id}")
+    given: dict[str, Tensor | None] = {"out": output.out}
+    if output.lse is not None:
+        given["lse"] = output.lse
+    if case.needs_backward:
+        if gradients is None:
+            return Verdict("no gradients were given, and the case asks for them")
+        given |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
+        wanted = [s.gradient for s in inputs.scores if s.gradient is not None and s.tensor is not None]
+        given |= {name: gradients.scores.get(name) for name in wanted}
+    shapes = _shapes(case, inputs)
+    errors: dict[str, dict[str, Any]] = {}
+    reasons = []
+    for name, tensor in given.items():
+        dtype = torch.float32 if name == "lse" else torch_dtype(case.dtype)
+        problem = _form(name, tensor, shapes[name], dtype, inputs.device)
+        if problem or tensor is None:
+            errors[name] = {"over_budget": LARGEST, "worst": [], "reason": problem}
+            reasons.append((LARGEST, problem))
+            continue
+        error = _values(name, tensor.detach(), reference.expected[name], reference.contract)
+        errors[name] = error
+        if error["over_budget"] > 1:
+            reasons.append((error["over_budget"], error["reason"]))
+    return Verdict(max(reasons, key=lambda r: r[0])[1] if reasons else "", errors)
+
+
+def _shapes(case: Case, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    named = {
+        "out": (case.batch, case.q_heads, case.q_len, case.v_dim),
+        "lse": (case.batch, case.q_heads, case.q_len),
+        "dq": (case.batch, case.q_heads, case.q_len, case.head_dim),
+        "dk": (case.batch, case.kv_heads, case.k_len, case.head_dim),
+        "dv": (case.batch, case.kv_heads, case.k_len, case.v_dim),
+    }
+    return named | {
+        s.gradient: tuple(s.tensor.shape) for s in inputs.scores if s.gradient and s.tensor is not None
+    }
+
+
+def _form(
+    name: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> str:
+    if x is None:
+        return f"{name} is missing: no gradient came back"
+    if not isinstance(x, Tensor):
+        return f"{name} is a {type(x).__name__}, not a tensor"
+    if tuple(x.shape) != shape:
+        return f"{name} has shape {tuple(x.shape)}, not {shape}"
+    if x.dtype != dtype:
+        return f"{name} is {x.dtype}, not {dtype}"
+    if x.device.type != device.type:
+        return f"{name} lies on {x.device}, the inputs on {device}"
+    return ""
+
+
+def _values(name: str, x: Tensor, expected: Expected, contract: str) -> dict[str, Any]:
+    at = tuple(torch.from_numpy(index).to(x.device) for index in expected.at)
+    value = torch.from_numpy(expected.value).to(x.device)
+    sigma = torch.from_numpy(expected.sigma).to(x.device)
+    largest = torch.finfo(x.dtype).max
+    # An exact value beyond the dtype's largest number rounds to infinity, and is right as infinity.
+    value = torch.where(value.abs() > largest, value.sign() * math.inf, value)
+    stray = _stray(name, x, bool(value.isfinite().all()) or name == "lse")
+    if stray is not None:
+        return stray
+    got = take(x, *at).double()
+    same = got == value  # also where both are the same infinity
+    error = torch.where(same, 0.0, (got - value).abs())
+    z = torch.where(same, 0.0, error / sigma).nan_to_num_(nan=math.inf)
+    z = torch.where(~same & (got.isfinite() != value.isfinite()), math.inf, z)
+    max_z, rms_z = float(z.max()), float(z.square().mean().sqrt())
+    place = np.unravel_index(int(z.argmax()), tuple(z.shape))
+    worst = [int(index[p]) for index, p in zip(expected.at, place, strict=False)] + [
+        int(p) for p in place[len(at) :]
+    ]
+    limit = MAX_Z[contract]
+    over = min(LARGEST, max(max_z / limit, rms_z / RMS_Z))
+    spot = f"{name}{worst}"
+    numbers = f"{float(got[place]):.6g} instead of {float(value[place]):.6g}"
+    if max_z > limit:
+        reason = f"{spot} is {numbers}, {max_z:.3g} times its noise ({limit:g} is allowed)"
+    else:
+        mean = f"{name} is off by {rms_z:.3g} times its noise in the mean ({RMS_Z:g} is allowed)"
+        reason = f"{mean}; worst {spot}: {numbers}"
+    return {
+        "over_budget": over,
+        "max_z": min(LARGEST, max_z),
+        "rms_z": min(LARGEST, rms_z),
+        "worst": worst,
+        "got": _number(float(got[place])),
+        "expected": _number(float(value[place])),
+        "sigma": float(sigma[place]),
+        "share_wrong": float((z > limit).double().mean()),
+        "reason": reason if over > 1 else "",
+    }
+
+
+def _number(x: float) -> float | str:
+    return x if math.isfinite(x) else repr(x)
+
+
+def _stray(name: str, x: Tensor, is_finite: bool) -> dict[str, Any] | None:
+    """A value anywhere in the tensor, judged rows or not, that no exact answer can have."""
+    bad = (x.isnan() | (x == math.inf)) if name == "lse" else ~x.isfinite() if is_finite else x.isnan()
+    if not bool(bad.any()):
+        return None
+    worst = [int(i) for i in bad.nonzero()[0]]
+    got = float(x[tuple(worst)])
+    many = f"{int(bad.sum())} of {x.numel()} elements are like it"
+    return {
+        "over_budget": LARGEST,
+        "max_z": LARGEST,
+        "rms_z": LARGEST,
+        "worst": worst,
+        "got": repr(got),
+        "share_wrong": float(bad.double().mean()),
+        "reason": f"{name}{worst} is {got} where the exact answer is finite; {many}",
+    }

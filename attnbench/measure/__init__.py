@@ -1,0 +1,30 @@
+"""How fast, how big, on what machine: clocks, memory, roofs, fingerprint; nothing of right or wrong."""
+
+from attnbench.measure.clocks import Clock, CpuClock, CudaClock, FakeClock, Timed, clock_for
+from attnbench.measure.fingerprint import commit_label, fingerprint, fingerprint_key, git_state
+from attnbench.measure.memory import allocated_by, measure_memory
+from attnbench.measure.roofs import measure_roofs
+from attnbench.measure.threads import physical_cpus, pin_threads
+from attnbench.measure.timing import BLOCK_MS, Pace, find_pace, time_block
+
+__all__ = [
+    "BLOCK_MS",
+    "Clock",
+    "CpuClock",
+    "CudaClock",
+    "FakeClock",
+    "Pace",
+    "Timed",
+    "allocated_by",
+    "clock_for",
+    "commit_label",
+    "find_pace",
+    "fingerprint",
+    "fingerprint_key",
+    "git_state",
+    "measure_memory",
+    "measure_roofs",
+    "physical_cpus",
+    "pin_threads",
+    "time_block",
+]

@@ -1,0 +1,68 @@
+"""Which kernels really ran on the GPU, and are they the backend's? The profiler's names, held against families.
+
+A family is a set of attention kernels that share an origin. What belongs to no family (copies, fills, reductions,
+casts) proves nothing and may run beside any of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Read off the kernels' mangled or demangled names; the most special first: a name belongs to the first that fits.
+FAMILIES: dict[str, re.Pattern[str]] = {
+    "cudnn": re.compile(r"cudnn.*(sdpa|fmha|flash|mha)", re.IGNORECASE),
+    "flash4": re.compile(r"flash_attncute|FlashAttention(Forward|Backward)\w*Sm\d"),
+    "flash3": re.compile(r"FlashAttn(Fwd|Bwd)|flash::enable_sm(80_to_89|90)"),
+    "flash2": re.compile(r"flash_fwd_(splitkv_)?(combine_)?kernel|flash_bwd_\w*kernel"),
+    "cutlass": re.compile(r"fmha_cutlass|PyTorchMemEffAttention|AttentionKernel|AttentionBackwardKernel"),
+    "flex": re.compile(r"triton_tem\w*flex|flex_attention"),
+    "flashinfer": re.compile(r"flashinfer::|BatchPrefillWith|SinglePrefillWith|BatchDecodeWith"),
+}
+SHOWN = 3
+SHORT = 80
+
+
+def gpu_kernels(call: Callable[[], Any]) -> list[str]:
+    """The names of all GPU kernels of one call, sorted."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return sorted({event.key for event in profiler.key_averages()})
+
+
+def family_of(kernel: str) -> str:
+    """The family of a kernel's name; empty for what is no attention kernel."""
+    return next((name for name, pattern in FAMILIES.items() if pattern.search(kernel)), "")
+
+
+def not_the_one_named(kernels: Sequence[str], family: str) -> str:
+    """Why these kernels are not those of the family that the backend names; empty where they are."""
+    found = {kernel: family_of(kernel) for kernel in kernels}
+    others = [f"{short(kernel)} ({name})" for kernel, name in found.items() if name not in ("", family)]
+    if others:
+        return f"pinned to {family}, but these ran: {', '.join(others[:SHOWN])}"
+    if family not in found.values():
+        ran = ", ".join(short(kernel) for kernel in kernels[:SHOWN]) or "no kernel at all"
+        return f"no kernel of {family} ran, but {ran}"
+    return ""
+
+
+def attention_kernels(kernels: Sequence[str]) -> list[str]:
+    """The attention kernels among them, their names cut short; all of them where none is known."""
+    known = [kernel for kernel in kernels if family_of(kernel)]
+    return [short(kernel) for kernel in (known or kernels)]
+
+
+def short(kernel: str) -> str:
+    """A kernel's name without its arguments and template parameters."""
+    name = re.sub(r"^(void|static)\s+", "", kernel).split("(")[0]
+    while "<" in name and (inner := re.sub(r"<[^<>]*>", "", name)) != name:
+        name = inner
+    name = name.split("<")[0] or kernel
+    return name if len(name) <= SHORT else name[: SHORT - 3] + "..."

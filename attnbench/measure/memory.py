@@ -1,0 +1,129 @@
+"""How big is it? Peak bytes above the inputs of forward and backward, and what is kept between the two."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnbench.backend.interface import Prepared
+
+# Resident memory counts whole pages, thread stacks and holes in the heap: within this it contradicts nothing.
+RESIDENT_SLACK_BYTES = 16 << 20
+RESIDENT_SLACK_FACTOR = 2
+_STATUS = Path("/proc/self/status")
+
+
+def measure_memory(prepared: Prepared, dout: Tensor | None, device: str) -> dict[str, int]:
+    """Peak bytes above the inputs: `fwd_peak`; with `dout` also `saved` and `bwd_peak`.
+
+    `saved` is what is held between forward and backward, the output included; `bwd_peak` counts on top of
+    it. On a CPU the events of torch's allocator are counted, and `fwd_resident` / `bwd_resident` (the rise of
+    the resident set's high-water mark, where the system gives it) take their place where they exceed them by
+    more than the slack: then memory was taken outside torch. Runs the forward and the backward once, unless the
+    prepared case accounts for its memory itself.
+    """
+    prepared.drop_graph()
+    of_its_own = prepared.memory()
+    if of_its_own is not None:
+        return of_its_own
+    if device.split(":")[0] == "cuda":
+        import torch
+
+        return _cuda_memory(prepared, dout, torch.cuda)
+    return _cpu_memory(prepared, dout)
+
+
+def _cuda_memory(prepared: Prepared, dout: Tensor | None, cuda: Any) -> dict[str, int]:
+    cuda.synchronize()
+    baseline = cuda.memory_allocated()
+    cuda.reset_peak_memory_stats()
+    output = prepared.forward()
+    cuda.synchronize()
+    found = {"fwd_peak": cuda.max_memory_allocated() - baseline}
+    if dout is not None:
+        found["saved"] = cuda.memory_allocated() - baseline
+        cuda.reset_peak_memory_stats()
+        prepared.backward(dout)
+        cuda.synchronize()
+        found["bwd_peak"] = cuda.max_memory_allocated() - baseline
+    found["reserved"] = cuda.max_memory_reserved()
+    del output
+    return found
+
+
+def _cpu_memory(prepared: Prepared, dout: Tensor | None) -> dict[str, int]:
+    resident = _ResidentRise()
+    output, peak, held = allocated_by(prepared.forward)
+    found = {"fwd_peak": peak}
+    _add_resident(found, "fwd", resident.peak_bytes())
+    if dout is not None:
+        found["saved"] = held
+        resident.restart_peak()
+        _, rise, _ = allocated_by(lambda: prepared.backward(dout))
+        found["bwd_peak"] = held + rise
+        _add_resident(found, "bwd", resident.peak_bytes())
+    del output
+    return found
+
+
+def _add_resident(found: dict[str, int], which: str, resident_bytes: int | None) -> None:
+    if resident_bytes is None:
+        return
+    found[f"{which}_resident"] = resident_bytes
+    counted = found[f"{which}_peak"]
+    if resident_bytes > counted * RESIDENT_SLACK_FACTOR + RESIDENT_SLACK_BYTES:
+        found[f"{which}_peak"] = resident_bytes
+
+
+def allocated_by(call: Callable[[], Any]) -> tuple[Any, int, int]:
+    """What the call returned, the peak of bytes torch allocated during it, and the bytes still held after."""
+    # Kineto announces each start and stop on stderr unless told not to.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from torch.autograd.profiler import profile
+
+    with profile(profile_memory=True) as profiler:
+        returned = call()
+    if profiler.kineto_results is None:
+        raise RuntimeError("torch's profiler gave no events; is another profiler running?")
+    events = [(e.start_ns(), e.nbytes()) for e in profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        held += size
+        peak = max(peak, held)
+    return returned, peak, held
+
+
+class _ResidentRise:
+    """How far the resident set rose above where it stood when this was made."""
+
+    def __init__(self) -> None:
+        gc.collect(0)
+        self._works = self.restart_peak()
+        self._baseline = _status_bytes("VmRSS") if self._works else 0
+
+    def restart_peak(self) -> bool:
+        # Memory freed earlier but kept by the allocator would be taken again without a rise.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        if trim is not None:
+            trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+    def peak_bytes(self) -> int | None:
+        return max(0, _status_bytes("VmHWM") - self._baseline) if self._works else None
+
+
+def _status_bytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0

@@ -1,0 +1,84 @@
+"""How many calls make a measurement? Warm-up until stable, calls of a sample, samples of a block."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from attnbench.measure.clocks import Call, Clock, Timed
+
+SAMPLE_MS = (
+    1.0  # a sample is at most this long where calls are shorter: the minimum of short ones dodges noise
+)
+BLOCK_MS = 12.0
+LONGEST_BLOCK = 64  # samples: below this many calls a block, its stored form stays small
+SETTLED_WITHIN = 0.1  # the last three repetitions agree within this share
+WARM_UP_MS = 150.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a warm call is, so how many make a sample; `settled` where the warm-up became stable."""
+
+    call_ms: float
+    calls_per_sample: int
+    warm_up_calls: int
+    settled: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The pace as JSON values."""
+        return asdict(self)
+
+    def samples_in(self, block_ms: float) -> int:
+        """How many samples fit a block of this length; at least one."""
+        sample_ms = max(self.call_ms * self.calls_per_sample, 1e-6)
+        return max(1, min(LONGEST_BLOCK, int(block_ms / sample_ms)))
+
+    def block_ms(self, block_ms: float) -> float:
+        """How long such a block takes, its warming call included."""
+        calls = self.samples_in(block_ms) * self.calls_per_sample
+        return self.call_ms * (calls + self.warming_calls(block_ms))
+
+    def warming_calls(self, block_ms: float) -> int:
+        # Other arms ran since the last block; a call much longer than caches take to fill needs none.
+        return 1 if self.call_ms <= block_ms else 0
+
+
+def find_pace(
+    clock: Clock, call: Call, *, sample_ms: float = SAMPLE_MS, limit_ms: float = WARM_UP_MS
+) -> Pace:
+    """Warm up until three repetitions agree, or for `limit_ms`, and choose the calls of a sample.
+
+    Short calls are repeated in doubling batches first, so that the clock's own cost does not count.
+    """
+    calls, done, spent_ms = 1, 0, 0.0
+    recent: list[float] = []
+    while True:
+        call_ms = _timed(clock, call, 1, calls).samples_ms[0]
+        done += calls
+        spent_ms += call_ms * calls
+        if clock.averages and call_ms * calls < sample_ms / 2 and calls < 1 << 16:
+            calls, recent = 2 * calls, []
+        else:
+            recent = [*recent[-2:], call_ms]
+        settled = len(recent) == 3 and max(recent) <= (1 + SETTLED_WITHIN) * min(recent)
+        if settled or spent_ms >= limit_ms or done >= 1 << 20:
+            break
+    best_ms = min(recent, default=call_ms)
+    per_sample = max(1, int(sample_ms / best_ms)) if clock.averages and best_ms > 0 else 1
+    return Pace(best_ms, per_sample, done, settled)
+
+
+def time_block(clock: Clock, call: Call, pace: Pace, block_ms: float = BLOCK_MS) -> Timed:
+    """One block of samples, after one call that is not counted and refills the caches."""
+    for _ in range(pace.warming_calls(block_ms)):
+        call()
+    return _timed(clock, call, pace.samples_in(block_ms), pace.calls_per_sample)
+
+
+def _timed(clock: Clock, call: Call, samples: int, calls_per_sample: int) -> Timed:
+    # A call that runs in another process is timed there: sending its output home is no part of it.
+    of_its_own = getattr(call, "timed", None)
+    if of_its_own is None:
+        return clock.time(call, samples, calls_per_sample)
+    return Timed(*of_its_own(samples, calls_per_sample))

@@ -1,0 +1,67 @@
+"""What does a report leave on the disk? Markdown, CSV, Parquet and PNG charts in one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from attnbench.report.frame import LISTS
+from attnbench.report.markdown import markdown
+from attnbench.report.text import csv_cell
+
+
+def write_report(table: pd.DataFrame, folder: Path, *, charts: bool = True) -> Iterator[Path]:
+    """Write everything into `folder` (made where it is not there); gives each path as soon as it is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    yield write_csv(table, folder / "results.csv")
+    yield write_parquet(table, folder / "results.parquet")
+    drawn = list(write_charts(table, folder)) if charts else []
+    report = folder / "report.md"
+    report.write_text(markdown(table, [path.name for path in drawn]), encoding="utf-8")
+    yield report
+    yield from drawn
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """One row per (case, backend), without the raw samples (they are in the Parquet file); no cell starts a formula."""
+    cells = table.drop(columns=["fwd_samples_ms", "bwd_samples_ms"]).copy()
+    cells["notes"] = cells["notes"].map(json.dumps)
+    for name in cells.columns:
+        if not pd.api.types.is_numeric_dtype(cells[name]):
+            cells[name] = cells[name].map(csv_cell, na_action="ignore")
+    cells.to_csv(path, index=False)
+    return path
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> Path:
+    """The whole frame; raw samples are columns of lists of lists."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.Table.from_pandas(table.drop(columns=[*LISTS]).iloc[:0], preserve_index=False).schema
+    for name in LISTS:
+        kind = pa.list_(pa.list_(pa.float64())) if name.endswith("samples_ms") else pa.list_(pa.string())
+        schema = schema.append(pa.field(name, pa.string() if name in ("prepare_ms", "errors") else kind))
+    pq.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False), path)
+    return path
+
+
+def write_charts(table: pd.DataFrame, folder: Path) -> Iterator[Path]:
+    """Every chart that the results give, as PNG."""
+    import matplotlib as mpl
+
+    from attnbench.report.charts import speed_and_memory
+    from attnbench.report.matrices import matrices
+    from attnbench.report.palette import STYLE
+
+    if table.empty:
+        return
+    for draw in (speed_and_memory, matrices):
+        for name, figure in draw(table):
+            path = folder / f"{name}.png"
+            with mpl.rc_context(STYLE):
+                figure.savefig(path)
+            yield path

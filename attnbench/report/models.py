@@ -1,0 +1,173 @@
+"""What did a model suite find? Its records on the disk, one table, and the charts of its curves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnbench.errors import StoreError
+from attnbench.report.palette import COLOURS, DASHES, INK, QUIET, STATUS_COLOURS, STYLE
+from attnbench.report.text import NOTHING, clean, factor, three_digits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+FILE = "models.jsonl"
+Record = dict[str, Any]
+
+
+def append_record(folder: Path, record: Record) -> None:
+    """Write one record at the end of the folder's models.jsonl, and see it on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder, none where there is no file; a last line that was cut off by a kill is dropped.
+
+    It is dropped on the disk too, so that what is appended begins a line of its own.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    found = []
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as problem:
+            raise StoreError(
+                f"{path}, line {number} is no record: {problem}; mend or remove the line"
+            ) from problem
+    return found
+
+
+def model_table(records: Sequence[Record]) -> Table:
+    """One line per (task, dtype, backend): what it reached, how far it is off, and what it took."""
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = [_line(r) for r in sorted(_shown(records), key=lambda r: (r["task"], r["dtype"], r["backend"]))]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    columns = [name for name in COLUMNS if name in FIXED or any(line[name] != NOTHING for line in lines)]
+    for name in columns:
+        right = name not in ("task", "dtype", "backend", "status", LAST)
+        table.add_column(name, justify="right" if right else "left", no_wrap=name in FIXED)
+    for line in lines:
+        colour = STATUS_COLOURS.get(line["status"], INK)
+        table.add_row(*(Text(line[n], style=colour if n == "status" else "") for n in columns))
+    return table
+
+
+LAST = "reached, or why"
+FIXED = ("task", "dtype", "backend", "status")
+COLUMNS = (*FIXED, "loss", "over budget", "of seeds", "spikes", "not finite", "ms", LAST)
+
+
+def _line(record: Record) -> dict[str, str]:
+    """The cells of one record by column."""
+    loss = next((x for x in reversed(record["curves"].get("loss", [])) if x is not None), None)
+    counts, figures = record["counts"], record["figures"]
+    return {
+        "task": record["task"],
+        "dtype": record["dtype"],
+        "backend": clean(record["backend"], 40),
+        "status": record["status"],
+        "loss": three_digits(loss),
+        "over budget": factor(record["over_budget"]),
+        "of seeds": three_digits(record["deviation"].get("of_seed_spread")),
+        "spikes": str(counts.get("spikes", NOTHING)),
+        "not finite": str(counts.get("non_finite", NOTHING)),
+        "ms": three_digits(figures.get("step_ms", figures.get("token_ms"))),
+        LAST: clean(record["reason"] or _reached(record), 160),
+    }
+
+
+def _shown(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r["role"] == "backend" or r["status"] == "unavailable"]
+
+
+def _reached(record: Record) -> str:
+    words = (("held_out_loss", "held out"), ("accuracy", "accuracy"), ("f1", "F1"), ("roc_auc", "AUC"))
+    figures = record["figures"]
+    return ", ".join(f"{word} {figures[name]:.2f}" for name, word in words if name in figures)
+
+
+def draw_models(records: Sequence[Record], path: Path) -> Path:
+    """The charts of a suite as one picture: a column for each task, rows of curves and of how far they are off."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ran = [r for r in records if r["role"] == "backend" and r["curves"]]
+    tasks = list(dict.fromkeys(r["task"] for r in ran))
+    dtypes = list(dict.fromkeys(r["dtype"] for r in ran))
+    names = sorted({r["backend"] for r in ran})
+    kinds = ("loss", "budget") if any("loss" in r["curves"] for r in ran) else ("budget",)
+    rows = [(dtype, kind) for dtype in dtypes for kind in kinds]
+    with mpl.rc_context(STYLE):
+        columns = max(1, len(tasks))
+        figure = Figure(figsize=(3.1 * columns + 1.8, 2.3 * max(1, len(rows)) + 0.4), layout="constrained")
+        axes = figure.subplots(max(1, len(rows)), columns, squeeze=False)
+        for line, (dtype, kind) in zip(axes, rows, strict=False):
+            line[0].set_ylabel(f"{dtype}: {'loss' if kind == 'loss' else 'off / allowed'}")
+            for axis, task in zip(line, tasks, strict=True):
+                here = [r for r in ran if (r["task"], r["dtype"]) == (task, dtype)]
+                if kind == "loss":
+                    about = [r for r in records if r["task"] == task and r["role"] in ("exact", "seed")]
+                    _draw_losses(axis, here, about, names)
+                else:
+                    _draw_budget(axis, here, names)
+        for axis, task in zip(axes[0], tasks, strict=False):
+            axis.set_title(task)
+        if ran:
+            shown = {h.get_label(): h for line in axes for a in line for h in a.get_lines()}
+            shown = {n: h for n, h in shown.items() if not str(n).startswith("_")}
+            figure.legend(shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=8)
+        figure.savefig(path)
+    return path
+
+
+def _look(name: str, names: Sequence[str]) -> dict[str, Any]:
+    place = names.index(name)
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
+
+
+def _draw_losses(axes: Axes, runs: Sequence[Record], about: Sequence[Record], names: Sequence[str]) -> None:
+    seeds = [r["curves"]["loss"] for r in about if r["role"] in ("exact", "seed") and r["curves"]]
+    if seeds:
+        low, high = ([f(step) for step in zip(*seeds, strict=False)] for f in (min, max))
+        axes.fill_between(range(len(low)), low, high, color="#DDE3EA", linewidth=0, label="_seeds")
+    for r in about:
+        if r["role"] == "exact" and r["curves"]:
+            axes.plot(r["curves"]["loss"], color=INK, linewidth=2.4, label="float64")
+    for r in runs:
+        axes.plot(r["curves"]["loss"], linewidth=1.0, label=r["backend"], **_look(r["backend"], names))
+
+
+def _draw_budget(axes: Axes, runs: Sequence[Record], names: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    least = 1e-3
+    for r in runs:
+        curve = r["curves"].get("loss_over_budget", r["curves"].get("over_budget", []))
+        values = [float("nan") if x is None else max(x, least) for x in curve]
+        axes.plot(values, linewidth=1.2, label=r["backend"], **_look(r["backend"], names))
+    axes.axhline(1.0, color=STATUS_COLOURS["wrong"], linewidth=1.0, label="_allowed")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("step" if any("loss" in r["curves"] for r in runs) else "position")
+    axes.annotate(
+        "allowed", (0.02, 1.0), xycoords=("axes fraction", "data"), fontsize=7, color=QUIET, va="bottom"
+    )

@@ -1,0 +1,85 @@
+"""How does the self-test of the judge read? One table of rates, what was missed, and which input kills what alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attnbench.judge.mutants import MUTANTS
+from attnbench.judge.mutants.right import RIGHT
+from attnbench.judge.selftest import Part, only_killers, survivors, table
+from attnbench.judge.trials import TRIALS
+from attnbench.report.markdown import grid
+from attnbench.report.text import markdown_cell
+
+HEAD = ("criterion", "dtype", "direction", "kills", "95 %", "false alarms", "95 %")
+DIRECTION = {"fwd": "forward", "fwd_bwd": "forward and backward"}
+
+
+def rate(row: dict[str, Any], what: str) -> tuple[str, str]:
+    """`150 of 150`, `97.6 to 100 %`; a dash where nothing was asked."""
+    if what not in row:
+        return "-", "-"
+    low, high = (100 * row[f"{what}_{side}"] for side in ("low", "high"))
+    return f"{row[what]} of {row[f'{what}_of']}", f"{low:.3g} to {high:.3g} %"
+
+
+def cells(part: Part) -> list[list[str]]:
+    """The table as texts, in the order of HEAD."""
+    return [
+        [
+            row["criterion"],
+            row["dtype"],
+            DIRECTION[row["direction"]],
+            *rate(row, "kills"),
+            *rate(row, "false_alarms"),
+        ]
+        for row in table(part)
+    ]
+
+
+def as_json(part: Part) -> str:
+    """The whole result, for machines: the table, survivors, false alarms with their reasons, who kills whom."""
+    record = {
+        "table": table(part),
+        "survivors": survivors(part),
+        "only_killed_by": {dtype: only_killers(part, dtype) for dtype in part.killers},
+        "killers": part.killers,
+        "reasons": part.reasons,
+        "mutants": len(MUTANTS),
+        "right": [right.name for right in RIGHT],
+        "trials": [trial.name for trial in TRIALS],
+    }
+    return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def _lines(named: dict[str, list[str]]) -> list[str]:
+    return [
+        f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in sorted(named.items())
+    ]
+
+
+def document(part: Part) -> str:
+    """docs/selftest.md."""
+    alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
+    exempt = [f"- {right.name}: {right.but_for}" for right in RIGHT if right.but_for]
+    blocks = [
+        "# Does the judge catch liars, and leave the right ones alone?",
+        "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",
+        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/judge/mutants/`, each with where it "
+        f"happened) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials (`attnbench/judge/trials.py`). A "
+        "mutant is killed in a direction by its first alarm there; *forward* looks at out and LSE, and knows only "
+        "mutants that show there. *No LSE* is the same judge of backends that return none. The classic criteria see "
+        "the same numbers; they look at out and gradients. Intervals are Clopper and Pearson's.",
+        grid(list(HEAD), cells(part), texts=3),
+        "## Mutants that are not found",
+        "\n".join(_lines(survivors(part))) or "None.",
+        "## False alarms",
+        "\n".join(_lines({key: [why] for key, why in alarms.items()})) or "None.",
+        "Not counted, because the library is wrong there:",
+        "\n".join(exempt) or "Nothing.",
+        "## Which input only kills which mutant",
+        "Trials that are the only ones to kill a mutant, in bf16 (all mutants meet all trials there).",
+        "\n".join(_lines(only_killers(part, "bf16"))) or "None.",
+    ]
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,293 @@
+"""What is done with one case on one backend? Admit, judge, time in blocks, check again.
+
+A Bench holds one backend and at most one case. Its steps take and give JSON values, so that a worker can be
+asked for them; they raise, and whoever called makes a fault of it (`worker.answer`).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnbench.backend import Backend, Gradients, Output, Prepared, function_backend, resolve
+from attnbench.judge import judge, make_reference
+from attnbench.measure import (
+    Clock,
+    Pace,
+    allocated_by,
+    clock_for,
+    find_pace,
+    fingerprint,
+    fingerprint_key,
+    measure_memory,
+    measure_roofs,
+    pin_threads,
+    time_block,
+)
+from attnbench.measure.kernels import attention_kernels, gpu_kernels, not_the_one_named
+from attnbench.problem import Case, Inputs, make_inputs
+from attnbench.sweep import references
+from attnbench.sweep.faults import Fault, one_line
+from attnbench.sweep.limits import limit_memory
+
+Phase = Callable[[str], None]
+CACHE_SHARE = 32  # a resting arm may keep this fraction of the GPU's memory in its allocator
+
+
+@dataclass
+class _Open:
+    """The case that is being worked on."""
+
+    case: Case
+    inputs: Inputs
+    prepared: Prepared
+    checksum: str
+    reference: Any
+    output: Output | None = None
+    gradients: Gradients | None = None
+    paces: dict[str, Pace] | None = None
+
+
+class Bench:
+    """The steps; `phase` is told what is being done, so that a hang or a crash can be placed."""
+
+    def __init__(self, device: str, phase: Phase = lambda name: None, clock: Clock | None = None) -> None:
+        self._device = device
+        self._phase = phase
+        self._clock = clock
+        self._backend: Backend | None = None
+        self._on: _Open | None = None
+
+    def pin(self) -> dict[str, Any]:
+        """Pin this process to its cores and count torch's threads."""
+        return {"threads": pin_threads()}
+
+    def open(
+        self,
+        backend: str | Callable[..., Any] | Backend,
+        folder: str | None = None,
+        contract: str | None = None,
+    ) -> dict[str, Any]:
+        """Load the backend and make the clock; what the backend says of itself."""
+        self._phase("loading the backend")
+        if isinstance(backend, str):
+            loaded = resolve(backend, Path(folder) if folder else None, contract)
+        else:
+            loaded = backend if isinstance(backend, Backend) else function_backend(backend, contract=contract)
+        self._backend = loaded
+        self._clock = self._clock or clock_for(self._device)
+        return {
+            "name": loaded.name,
+            "version": loaded.version(),
+            "contract": contract or loaded.capabilities.contract,
+            "timed": loaded.capabilities.timed,
+            "clock": self._clock.name,
+        }
+
+    def settle(self, memory_limit_bytes: int | None) -> dict[str, Any]:
+        """Everything is loaded: from here on memory is limited, and collections look at what is new only."""
+        _wake_torch(self._device)
+        limit_memory(memory_limit_bytes, self._device)
+        if self._backend is not None:  # the process that computes references has none
+            self._backend.limit_memory(memory_limit_bytes, self._device)
+        gc.collect()
+        gc.freeze()
+        return {}
+
+    def environment(self, folder: str = ".") -> dict[str, Any]:
+        """The fingerprint and its key."""
+        found = fingerprint(self._device, folder)
+        return {"key": fingerprint_key(found), "fingerprint": found}
+
+    def roofs(self) -> dict[str, Any]:
+        """What this machine can do at best."""
+        self._phase("measuring the machine's roofs")
+        return measure_roofs(self._device)
+
+    def reference(
+        self, case: dict[str, Any], seed: int, distribution: str, contract: str, path: str
+    ) -> dict[str, Any]:
+        """Compute the right answer of a case in float64 and keep it at `path`."""
+        self._phase("computing the reference in float64")
+        start = time.perf_counter()
+        inputs = make_inputs(Case.from_json(case), seed, self._device, distribution)
+        references.save(Path(path), make_reference(inputs, contract, seed))
+        return {"seconds": time.perf_counter() - start}
+
+    def admit(self, case: dict[str, Any]) -> dict[str, Any]:
+        """Whether the backend takes the case; the reason where it does not."""
+        self._phase("asking whether it takes the case")
+        refusal = self._opened.refuses(Case.from_json(case), self._device)
+        return {"refusal": None if refusal is None else refusal.reason}
+
+    def judge(self, case: dict[str, Any], seed: int, distribution: str, reference: str) -> dict[str, Any]:
+        """Prepare the case, run it, hold the answer against the reference; where it is right, measure memory.
+
+        The pace that the blocks need comes from a warm-up until stable.
+        """
+        self.release()
+        self._phase("making the inputs")
+        asked = Case.from_json(case)
+        inputs = make_inputs(asked, seed, self._device, distribution)
+        checksum = inputs.checksum()
+        self._phase("prepare")
+        start = time.perf_counter()
+        prepared = self._opened.prepare(asked, inputs)
+        prepare_ms = dict(prepared.prepare_ms)
+        prepare_ms["other"] = max(0.0, (time.perf_counter() - start) * 1e3 - sum(prepare_ms.values()))
+        self._on = on = _Open(asked, inputs, prepared, checksum, references.load(Path(reference)))
+        self._phase("the first forward")
+        on.output, prepare_ms["first_call"] = _timed(prepared.forward)
+        if inputs.dout is not None:
+            self._phase("the first backward")
+            on.gradients, prepare_ms["first_backward"] = _timed(partial(prepared.backward, inputs.dout))
+        found = self._verdict()
+        found |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
+        if found["ok"]:
+            found["kernel"] = self._proven_kernel()
+            self._phase("measuring memory")
+            found["memory_bytes"] = measure_memory(prepared, inputs.dout, self._device)
+            found["clock"] = prepared.clock  # empty: the clock of this process
+            if self._opened.capabilities.timed:
+                found["paces"] = self._warm_up()
+        self._rest()
+        return found
+
+    def block(self, block_ms: float) -> dict[str, Any]:
+        """One block of samples a direction, in milliseconds a call; how often the system switched us out."""
+        on, clock = self._case, self._clock
+        assert clock is not None
+        assert on.paces is not None
+        samples, switches = {}, 0
+        for direction, pace in on.paces.items():
+            self._phase(f"timing {direction}")
+            timed = time_block(clock, self._call(direction), pace, block_ms)
+            samples[direction] = [round(ms, 6) for ms in timed.samples_ms]
+            switches += timed.involuntary_switches
+            if direction == "fwd":
+                on.output = timed.last
+            else:
+                on.gradients = timed.last
+            del timed
+        self._rest()
+        return {"samples_ms": samples, "involuntary_switches": switches}
+
+    def recheck(self) -> dict[str, Any]:
+        """Judge what the last timed calls returned."""
+        self._phase("checking again after the timed loop")
+        return self._verdict()
+
+    def release(self) -> dict[str, Any]:
+        """Let go of the case and its memory."""
+        if self._on is not None:
+            self._on.prepared.drop_graph()
+            self._on = None
+            gc.collect()
+            if self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
+        return {}
+
+    @property
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            raise Fault("error", "no backend is open")
+        return self._backend
+
+    @property
+    def _case(self) -> _Open:
+        if self._on is None:
+            raise Fault("error", "no case is open")
+        return self._on
+
+    def _call(self, direction: str) -> Callable[[], Any]:
+        return self._case.prepared.call(direction, self._case.inputs.dout)
+
+    def _proven_kernel(self) -> str:
+        """The kernel's name, with what the profiler saw of it on a GPU; a Fault where that is another's."""
+        on = self._case
+        if not self._device.startswith("cuda"):
+            return on.prepared.kernel
+        self._phase("looking at the kernels that run")
+        names = on.prepared.kernels()
+        if names is None:
+            names = gpu_kernels(partial(_once, on.prepared, on.inputs.dout))
+        family = self._opened.kernel_family
+        wrong = not_the_one_named(names, family) if family else ""
+        if wrong:
+            raise Fault("error", wrong)
+        return ": ".join(part for part in (on.prepared.kernel, ", ".join(attention_kernels(names))) if part)
+
+    def _warm_up(self) -> dict[str, Any]:
+        assert self._clock is not None
+        paces = {}
+        for direction in ("fwd", "bwd") if self._case.inputs.dout is not None else ("fwd",):
+            self._phase(f"warming up {direction}")
+            paces[direction] = find_pace(self._clock, self._call(direction))
+        self._case.paces = paces
+        return {name: pace.to_json() for name, pace in paces.items()}
+
+    def _verdict(self) -> dict[str, Any]:
+        on = self._case
+        self._synchronise()
+        self._phase("judging")
+        output, gradients = on.output, on.gradients
+        if not isinstance(output, Output) or not isinstance(output.out, torch.Tensor):
+            raise Fault("error", f"forward gave {type(output).__name__}, not an Output holding a tensor")
+        if on.inputs.checksum() != on.checksum:
+            return {
+                "ok": False,
+                "reason": "changes its inputs in place",
+                "errors": {},
+                "error_over_budget": None,
+            }
+        verdict = judge(on.reference, output, gradients, on.inputs)
+        on.output = on.gradients = None
+        return {
+            "ok": verdict.ok,
+            "reason": one_line(verdict.reason),
+            "errors": verdict.errors,
+            "error_over_budget": verdict.error_over_budget,
+        }
+
+    def _rest(self) -> None:
+        """Leave as little behind as possible while the other arms run."""
+        self._case.prepared.drop_graph()
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+            _, total = torch.cuda.mem_get_info(self._device)
+            # A small cache may stay: without it each block would start with allocations.
+            if torch.cuda.memory_reserved(self._device) > total // CACHE_SHARE:
+                torch.cuda.empty_cache()
+
+    def _synchronise(self) -> None:
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def _wake_torch(device: str) -> None:
+    """What torch starts once a process (autograd's engine, thread pools, the profiler) is no case's cost."""
+    x = torch.randn(64, 64, device=device, requires_grad=True)
+    torch.autograd.grad((x @ x).softmax(-1).sum(), x)
+    if not device.startswith("cuda"):
+        allocated_by(lambda: x @ x)
+
+
+def _once(prepared: Prepared, dout: torch.Tensor | None) -> None:
+    prepared.forward()
+    if dout is not None:
+        prepared.backward(dout)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    returned = call()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return returned, (time.perf_counter() - start) * 1e3

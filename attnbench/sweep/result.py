@@ -1,0 +1,82 @@
+"""What came out of one case on one backend? One flat record; raw samples first, derived figures never."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One (case, backend): JSON values only.
+
+    case            the case as `Case.to_json` gives it; `case_id` its id
+    backend         the name as given; `backend_version` of the library; `kernel` what really ran
+    status          one of STATUSES; `reason` says why where it is not ok
+    errors          per tensor (out, lse, dq, dk, dv, dbias, ...): {"over_budget": .., "worst": [index], ...};
+                    `error_over_budget` is the largest over_budget, null where nothing was judged
+    samples_ms      per direction ("fwd", "bwd"): list of rounds, each a list of milliseconds a call; empty
+                    where nothing was timed; `calls_per_sample` says how many calls each sample averages
+    rounds          per round what it was measured under: seconds since the case was begun, place in the
+                    round's order, context switches forced on the worker; `clock` names what timed the calls
+    memory_bytes    "fwd_peak", "saved", "bwd_peak": bytes above the inputs; missing where not measured
+    prepare_ms      milliseconds by step of preparation (mask, layout, compile, first_call)
+    notes           remarks for the reader: flags of samples, why nothing was timed
+    environment     the key of the fingerprint in environment.json
+    """
+
+    case: dict[str, Any]
+    case_id: str
+    backend: str
+    status: str
+    reason: str = ""
+    suite: str = ""
+    group: str = ""
+    backend_version: str = ""
+    kernel: str = ""
+    contract: str = ""
+    seed: int = 0
+    distribution: str = "randn"
+    error_over_budget: float | None = None
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+    calls_per_sample: dict[str, int] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    clock: str = ""
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    least_peak_bytes: int | None = None
+    prepare_ms: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    least_bytes: dict[str, int] = field(default_factory=dict)
+    pairs: int | None = None
+    notes: list[str] = field(default_factory=list)
+    device: str = ""
+    machine: str = ""
+    environment: str = ""
+    commit: str = ""
+    started_at: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"no status {self.status!r}; take one of {', '.join(STATUSES)}")
+        if self.status != "ok" and any(self.samples_ms.values()):
+            raise ValueError(f"a result that is {self.status} carries no samples")
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What makes a result the answer to one question: resumed runs skip keys that are there."""
+        return (self.case_id, self.backend, self.seed, self.distribution)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Result:
+        """Read a record; fields of later versions are left aside, missing ones take their defaults."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})

@@ -1,0 +1,136 @@
+"""How is torch's scaled_dot_product_attention pinned to one kernel, and what does each kernel take?
+
+A pinned kernel that does not take a case raises inside torch; that becomes a refusal with torch's own words, never
+another kernel.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared, Refusal
+from attnbench.errors import AttnbenchError
+from attnbench.problem import Case, Causal, Inputs, Score
+
+from ._dense import DenseScores, allowed
+
+SOURCE = (
+    "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
+)
+
+
+class Sdpa(Backend):
+    """One kernel of SDPA. `dense_mask`: devices on which it takes a mask or bias tensor."""
+
+    def __init__(self, kernel: SDPBackend, capabilities: Capabilities, dense_mask: frozenset[str]) -> None:
+        self.kernel = kernel
+        self.kernel_family = {
+            SDPBackend.FLASH_ATTENTION: "flash2",
+            SDPBackend.EFFICIENT_ATTENTION: "cutlass",
+            SDPBackend.CUDNN_ATTENTION: "cudnn",
+        }.get(kernel, "")
+        self.capabilities = capabilities
+        self.dense_mask = dense_mask
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
+        refusal = super().refuses(case, device)
+        if refusal is not None:
+            return refusal
+        dense = self._causal_form(case, device) is None or bool(case.scores)
+        if dense and device.split(":")[0] not in self.dense_mask:
+            return Refusal(f"takes no mask or bias tensor on {device}, only full and causal")
+        if case.needs_backward and self.kernel != SDPBackend.MATH and any(s.gradient for s in case.scores):
+            return Refusal("gives no gradient for a bias (sdpa_math does)")
+        if device.startswith("cuda") and self.kernel == SDPBackend.FLASH_ATTENTION and case.dtype == "fp32":
+            return Refusal("takes bf16 and fp16 on a GPU, not fp32")
+        return None
+
+    def _causal_form(self, case: Case, device: str) -> str | None:
+        """ "full", "is_causal" (torch's is top-left), "lower_right", or None where only a dense mask will do."""
+        mask = case.mask.simplified()
+        if mask.kinds == {"full"} and not mask.is_combined:
+            return "full"
+        if isinstance(mask, Causal):
+            if mask.align == "top_left" or case.q_len == case.k_len:
+                return "is_causal"
+            pinned = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+            if device.startswith("cuda") and self.kernel in pinned and case.group == 1:
+                return "lower_right"
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        form = self._causal_form(case, inputs.device.type)
+
+        def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
+            mask = fixed_mask
+            bias = dense.bias(scores)
+            if bias is not None:
+                # One tensor carries both: -inf where masked, the bias elsewhere.
+                mask = bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
+            with sdpa_kernel([self.kernel]):
+                return F.scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    is_causal=form == "is_causal" and bias is None,
+                    scale=case.softmax_scale,
+                    enable_gqa=case.group != 1,
+                )
+
+        prepared = AutogradPrepared(case, inputs, compute, reusable=True)
+        with prepared.step("mask"):
+            dense = DenseScores(case, inputs.device, inputs.q.dtype)
+            has_bias = dense.bias(inputs.scores) is not None
+            permitted = allowed(case, inputs.device) if form is None or has_bias else None
+            fixed_mask = causal_lower_right(case.q_len, case.k_len) if form == "lower_right" else permitted
+        with prepared.step("first_call"):
+            prepared.kernel = _what_ran(self.kernel, prepared)
+        return prepared
+
+
+FAMILY = {
+    SDPBackend.MATH: ("composed operators",),
+    SDPBackend.FLASH_ATTENTION: ("_scaled_dot_product_flash_attention", "_flash_attention"),
+    SDPBackend.EFFICIENT_ATTENTION: ("_scaled_dot_product_efficient_attention", "_efficient_attention"),
+    SDPBackend.CUDNN_ATTENTION: ("_scaled_dot_product_cudnn_attention", "_cudnn_attention"),
+}
+
+
+class _Operators(TorchDispatchMode):
+    """The names of all operators that reach a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket._qualified_op_name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def _what_ran(kernel: SDPBackend, prepared: Prepared) -> str:
+    """The attention operator of one call; torch's own words why none ran become NotImplementedError."""
+    with warnings.catch_warnings(record=True) as said, _Operators() as operators:
+        warnings.simplefilter("always")
+        try:
+            prepared.forward()
+        except RuntimeError as problem:
+            if "No available kernel" in str(problem) or "No viable backend" in str(problem):
+                reasons = [str(w.message).split(" (Triggered")[0] for w in said]
+                raise NotImplementedError("; ".join(reasons) or str(problem)) from problem
+            raise
+    ran = sorted(name for name in operators.names if "_attention" in name) or ["composed operators"]
+    if not all(name.startswith(FAMILY[kernel]) for name in ran):
+        raise AttnbenchError(f"pinned to {kernel.name}, but torch ran {', '.join(ran)}")
+    return ", ".join(ran)

@@ -1,0 +1,89 @@
+"""What does local attention cost when written in blocks? Each block of queries sees only the keys it can reach.
+
+Work and memory follow the reach of the mask: for a window of W tokens a block of queries computes about
+BLOCK + W columns. For a mask without a reach it is attention in blocks of queries, which saves memory only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared
+from attnbench.problem import Case, Inputs, Score
+
+from ._dense import repeat_heads, sink_of, softcap_of
+from .naive import softmax_with_sink
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Region:
+    """A block of queries, the keys that any of them may attend, and which pairs of these: bool [B|1, H|1, R, C]."""
+
+    rows: slice
+    keys: slice
+    permitted: Tensor
+
+
+def regions(case: Case, device: torch.device) -> list[Region]:
+    """The blocks of a case, from the spans of its mask."""
+    batches = range(case.batch) if case.mask.varies_over_batch else range(1)
+    heads = range(case.q_heads) if case.mask.varies_over_heads else range(1)
+    predicate = case.mask.predicate(case.extent, device)
+    b = torch.arange(len(batches), device=device)[:, None, None, None]
+    h = torch.arange(len(heads), device=device)[None, :, None, None]
+    found = []
+    for start in range(0, case.q_len, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, case.q_len))
+        first, last = case.k_len, 0
+        for batch in batches:
+            for head in heads:
+                starts, ends = case.mask.spans(case.extent, batch, head, rows)
+                some = ends > starts
+                if some.any():
+                    first, last = min(first, int(starts[some].min())), max(last, int(ends[some].max()))
+        if last <= first:
+            first, last = 0, 1  # one forbidden key: rows without a key give zeros like any other
+        q = torch.from_numpy(rows).to(device)[None, None, :, None]
+        k = torch.arange(first, last, device=device)[None, None, None, :]
+        shape = (len(batches), len(heads), len(rows), last - first)
+        found.append(
+            Region(slice(start, start + len(rows)), slice(first, last), predicate(b, h, q, k).expand(shape))
+        )
+    return found
+
+
+class LocalBlocks(Backend):
+    capabilities = Capabilities(
+        scores=frozenset({"softcap", "sink"}),
+        contract="dense",
+        source="Image Transformer, section 3.3, local self-attention in blocks (arXiv 1802.05751)",
+    )
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        def compute(q: Tensor, k: Tensor, v: Tensor, changes: tuple[Score, ...]) -> Tensor:
+            k, v = repeat_heads(k, case.group), repeat_heads(v, case.group)
+            cap, sink = softcap_of(changes), sink_of(changes)
+            outs = []
+            for region in made:
+                scores = q[:, :, region.rows] @ k[:, :, region.keys].transpose(-2, -1) * case.softmax_scale
+                if cap is not None:
+                    scores = cap * torch.tanh(scores / cap)
+                outs.append(softmax_with_sink(scores, region.permitted, sink) @ v[:, :, region.keys])
+            return torch.cat(outs, dim=2)  # [B, H, Q, Dv]
+
+        prepared = AutogradPrepared(case, inputs, compute, kernel=f"blocks of {BLOCK} queries", reusable=True)
+        with prepared.step("mask"):
+            made = regions(case, inputs.device)
+        return prepared
+
+
+backend = LocalBlocks()

@@ -1,0 +1,84 @@
+"""What does torch.nn.MultiheadAttention cost on its own path? A whole layer, with identity projections.
+
+Layer level: the projections are identity matrices (their products are exact), so the numbers can be compared, but
+its time holds four products of [B * S, H * D] by [H * D, H * D] that the bare kernels do not have.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared, Refusal
+from attnbench.problem import Case, Inputs, Score
+
+from ._dense import DenseScores, allowed
+
+
+def identity_layer(case: Case, inputs: Inputs) -> torch.nn.MultiheadAttention:
+    """A MultiheadAttention whose four projections are the identity, without biases, frozen."""
+    width = case.q_heads * case.head_dim
+    layer = torch.nn.MultiheadAttention(
+        width, case.q_heads, bias=False, batch_first=True, device=inputs.device, dtype=inputs.q.dtype
+    )
+    eye = torch.eye(width, device=inputs.device, dtype=inputs.q.dtype)
+    with torch.no_grad():
+        layer.in_proj_weight.copy_(eye.repeat(3, 1))
+        layer.out_proj.weight.copy_(eye)
+    # In training mode without dropout: the same mathematics, on the path that has gradients.
+    return layer.requires_grad_(False)
+
+
+class TorchMha(Backend):
+    capabilities = Capabilities(
+        scores=frozenset({"alibi", "bias", "relative"}),
+        gqa=False,
+        unequal_v_dim=False,
+        contract="dense",
+        layer_level=True,
+        source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
+    )
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
+        if case.scale is not None and case.scale != case.head_dim**-0.5:
+            return Refusal("has no scale of the caller's, only 1 / sqrt(head_dim)")
+        return super().refuses(case, device)
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        layer = identity_layer(case, inputs)
+
+        def merged(x: Tensor) -> Tensor:
+            return x.transpose(1, 2).flatten(2)  # [B, H, S, D] -> [B, S, H * D]
+
+        def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
+            mask = fixed_mask
+            bias = dense.bias(scores)
+            if bias is not None:
+                whole = bias if permitted is None else bias.masked_fill(~permitted, -torch.inf)
+                mask = whole.expand(case.batch, case.q_heads, case.q_len, case.k_len).flatten(0, 1)
+            out, _ = layer(merged(q), merged(k), merged(v), attn_mask=mask, need_weights=False)
+            return out.unflatten(2, (case.q_heads, case.v_dim)).transpose(1, 2)  # [B, H, Q, Dv]
+
+        prepared = AutogradPrepared(
+            case,
+            inputs,
+            compute,
+            kernel="torch.nn.MultiheadAttention, identity projections",
+            reusable=True,
+        )
+        with prepared.step("mask"):
+            dense = DenseScores(case, inputs.device, inputs.q.dtype)
+            permitted = allowed(case, inputs.device)
+            fixed_mask = None
+            if permitted is not None and permitted.shape[:2] == (1, 1):
+                fixed_mask = ~permitted[0, 0]  # [Q, K]; True means *not* allowed there
+            elif permitted is not None:
+                whole = permitted.expand(case.batch, case.q_heads, case.q_len, case.k_len)
+                fixed_mask = ~whole.flatten(0, 1)  # [B * H, Q, K]
+        return prepared
+
+
+backend = TorchMha()

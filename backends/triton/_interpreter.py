@@ -1,0 +1,20 @@
+"""How is Triton interpreted when another library imported it first, compiled?"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def interpret_triton() -> None:
+    """Put Triton's own library (tl.max, tl.zeros, ...) on the interpreter, as TRITON_INTERPRET does at import."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "triton" or module is None:
+            continue
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, JITFunction):
+                setattr(module, attribute, InterpretedFunction(value.fn))

@@ -1,0 +1,96 @@
+"""How is the output computed? FlashAttention-2's forward (Dao 2023, arXiv 2307.08691, Algorithm 1).
+
+One program computes one block of queries. It walks over the key blocks that its row of the block map lists: full
+blocks without a look at the mask, then partial blocks with the predicate. Empty blocks are never loaded. The softmax
+is online (section 3.1 of the paper): the row maximum m and the row sum l are corrected as blocks come in, and
+only the log-sum-exp is kept for the backward. Rows with no key give 0 and an LSE of -inf (or the sink's logit).
+"""
+
+import triton
+import triton.language as tl
+
+from .logits import LN_2, LOG2_E, logits
+from .tiles import add_product, inner_product, load_tile, scale_rows, store_tile, zero_tile
+from .walking import block_of_program, listed, may_attend, start_of_list
+
+
+@triton.jit
+def attend_block(
+    acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    BLOCK_K: tl.constexpr, PARTIAL: tl.constexpr,
+):  # fmt: skip
+    """Take key block n into (acc, l, m): lines 6 to 10 of Algorithm 1."""
+    j = n * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = load_tile(K, b, kv_h, n * BLOCK_K, k_len, k_strides, D, D0, D1, BLOCK_K, PARTIAL)
+    s = inner_product(q, k, D1)  # [BLOCK_Q, BLOCK_K]
+    if SCALE_IN_EXP:
+        factor = scale * LOG2_E
+    else:
+        s, _ = logits(s, b, h, i[:, None], j[None, :], q_len, k_len, scale, changes)
+        factor = 1.0
+    if PARTIAL:
+        s = tl.where(may_attend(MASK, table, b, h, i[:, None], j[None, :], q_len, k_len), s, float("-inf"))
+    m_new = tl.maximum(m, tl.max(s, 1) * factor)
+    # A row that has seen no key yet has the maximum -inf, and -inf - -inf is no number.
+    m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(s * factor - m_finite[:, None])
+    alpha = tl.exp2(m - m_finite)
+    l = l * alpha + tl.sum(p, 1)
+    v = load_tile(V, b, kv_h, n * BLOCK_K, k_len, v_strides, DV, DV0, DV1, BLOCK_K, PARTIAL)
+    acc = add_product(scale_rows(acc, alpha, DV1), p, v, DV1)
+    return acc, l, m_new
+
+
+@triton.jit
+def start_rows(sink, h, BLOCK_Q: tl.constexpr):
+    """(l, m) before any key. A sink is a key that was seen already and has no value: its weight is exp2(m - m) = 1."""
+    if sink is None:
+        return tl.zeros([BLOCK_Q], tl.float32), tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    else:
+        m = tl.zeros([BLOCK_Q], tl.float32) + tl.load(sink + h).to(tl.float32) * LOG2_E
+        return tl.full([BLOCK_Q], 1.0, tl.float32), m
+
+
+@triton.jit
+def finish_rows(l, m):
+    """(1 / l, LSE) after the last key, lines 12 and 13: 0 and -inf for rows that saw nothing."""
+    seen = l > 0.0
+    l = tl.where(seen, l, 1.0)
+    return 1.0 / l, tl.where(seen, (m + tl.log2(l)) * LN_2, float("-inf"))
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, O, LSE, q_strides, k_strides, v_strides, o_strides,
+    heads, group, q_len, k_len, scale, changes, sink, table, walk,
+    MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """O [B, H, Q, Dv] and LSE [B, H, Q] (natural logarithm) of one query block a program."""
+    block, b, h, row = block_of_program(walk, tl.cdiv(q_len, BLOCK_Q), heads, 1)
+    kv_h = h // group
+    start = block * BLOCK_Q
+    i = start + tl.arange(0, BLOCK_Q)
+    q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
+    acc = zero_tile(BLOCK_Q, DV0, DV1)
+    l, m = start_rows(sink, h, BLOCK_Q)
+    first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
+    for t in range(0, count):  # noqa: PIE808 - Triton's range takes a start
+        n = listed(FULL_LISTS, walk.full_indices, first, t)
+        acc, l, m = attend_block(
+            acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
+        )  # fmt: skip
+    first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
+    for t in range(0, count):  # noqa: PIE808
+        n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
+        acc, l, m = attend_block(
+            acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
+        )  # fmt: skip
+    one_over_l, lse = finish_rows(l, m)
+    tl.store(LSE + (tl.cast(b, tl.int64) * heads + h) * q_len + i, lse, mask=i < q_len)
+    store_tile(acc, one_over_l[:, None], O, b, h, start, q_len, o_strides, DV, DV0, DV1, BLOCK_Q)

@@ -1,0 +1,51 @@
+"""How do tensors lie in memory, and how are their tiles fetched?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .configurations import Configuration
+from .tiles import chunks
+
+LONGEST_TILE = 256  # rows
+
+
+def fetched(x: Tensor, rows: int, tile: Configuration) -> Tensor | TensorDescriptor:
+    """The operand as kernels take it: a descriptor of tiles of `rows` where asked for and possible, or the tensor.
+
+    The copy engine wants 16-byte alignment, a contiguous last dimension, and one chunk of columns.
+    """
+    d0, d1 = chunks(x.shape[3])
+    aligned = x.stride(3) == 1 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
+    if not tile.descriptors or d1 or not aligned or (x.device.type != "meta" and x.data_ptr() % 16):
+        return x
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, d0])
+
+
+def within_reach(x: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy where its rows lie so far apart that 32 bits do not span a tile.
+
+    That takes rows of 2^23 elements and more, as [S, B, H, D] with 8300 batch rows has them; wider offsets in
+    every load would cost all others registers.
+    """
+    spans = (x.stride(2) * LONGEST_TILE, x.stride(3) * x.shape[3])
+    return x if max(spans) < 1 << 31 else x.contiguous()
+
+
+def blocks_of(length: int, block: int) -> int:
+    return -(-length // block)
+
+
+def empty_like_with(x: Tensor, columns: int) -> Tensor:
+    """An empty tensor [B, heads, S, columns], with the dimensions in the order in which x has them in memory.
+
+    Written by the kernel to the last element. An expanded or overlapping x gives a contiguous one.
+    """
+    shape = (*x.shape[:3], columns)
+    if all(s > 0 for s in x.stride()) and x.stride(3) == 1:
+        order = sorted(range(3), key=x.stride, reverse=True)
+        made = torch.empty([shape[axis] for axis in (*order, 3)], dtype=x.dtype, device=x.device)
+        return made.permute([order.index(axis) for axis in range(3)] + [3])
+    return torch.empty(shape, dtype=x.dtype, device=x.device)

@@ -1,0 +1,177 @@
+"""How does torch see the kernel? As one operator with a shape rule and a gradient: torch.compile and CUDA graphs work.
+
+`attend(q, k, v, ...)` is what a user calls. Behind it is `attnbench::attend`, whose mask and score changes
+travel as texts, so that a compiled graph holds them as constants; what they are lowered to is made once for each
+shape and kept. A call makes no host synchronisation; the first call for a shape lowers the mask, so make it
+before a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attnbench.errors import ScoreError
+from attnbench.problem import Case, Full, Mask, Score, Sink, parse_mask, parse_score
+
+from .changes import Changes
+from .launch import Plan
+from .layout import empty_like_with
+from .score_gradients import score_gradients
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+SEPARATOR = ";"  # between the texts of score changes; an operator of torch takes no list of texts
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask | str = Full(),
+    scores: Sequence[Score] = (),
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out [B, H, Q, Dv], lse float32 [B, H, Q]) of q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv].
+
+    Differentiable in q, k, v and the tensors that score changes carry, through out and through lse. Raises
+    ScoreError where a score change describes a tensor and carries none.
+    """
+    scores = [_with_tensor(score, q) for score in scores]
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    tensors = [score.tensor for score in scores if score.tensor is not None]
+    return _attend(q, k, v, tensors, str(mask), SEPARATOR.join(map(str, scores)), scale)
+
+
+def _with_tensor(score: Score, q: Tensor) -> Score:
+    if isinstance(score, Sink) and score.tensor is None and score.value is not None:
+        return Sink(torch.full((q.shape[1],), score.value, dtype=q.dtype, device=q.device))
+    if score.gradient is not None and score.tensor is None:
+        raise ScoreError(f"{score} describes a tensor; give the tensor itself, e.g. Bias(tensor)")
+    return score
+
+
+def _case(q: Tensor, k: Tensor, v: Tensor, mask: str, scores: str, scale: float) -> Case:
+    return _kept_case(tuple(q.shape), tuple(k.shape), v.shape[3], q.dtype, mask, scores, scale)
+
+
+@lru_cache(maxsize=256)
+def _kept_case(
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    v_dim: int,
+    dtype: torch.dtype,
+    mask: str,
+    scores: str,
+    scale: float,
+) -> Case:
+    changes = tuple(parse_score(text) for text in scores.split(SEPARATOR) if text)
+    return Case(
+        batch=q[0],
+        q_heads=q[1],
+        q_len=q[2],
+        head_dim=q[3],
+        kv_heads=k[1],
+        k_len=k[2],
+        v_dim=v_dim,
+        dtype=DTYPES[dtype],  # type: ignore[arg-type]
+        mask=parse_mask(mask),
+        scores=changes,
+        scale=scale,
+        direction="fwd_bwd",
+    )
+
+
+@lru_cache(maxsize=256)
+def _plan(case: Case, device: torch.device) -> Plan:
+    made = Plan(case, device)
+    made.build()
+    return made
+
+
+def _computed(x: Tensor) -> Tensor:
+    """float32 where the kernel is interpreted, whose half precision is wrong."""
+    return x if x.is_cuda else x.float()
+
+
+def _bound(plan: Plan, tensors: Sequence[Tensor]) -> Changes:
+    case = plan.case
+    given = iter(tensors)
+    shapes = [score.tensor_shape(case.extent) for score in case.scores]
+    bound = [
+        s if shape is None else s.bound(_computed(next(given)))
+        for s, shape in zip(case.scores, shapes, strict=True)
+    ]
+    return plan.bind(tuple(bound))
+
+
+@torch.library.custom_op("attnbench::attend", mutates_args=())
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], mask: str, scores: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    case = _case(q, k, v, mask, scores, scale)
+    with _on(q.device):
+        plan = _plan(case, q.device)
+        changes = _bound(plan, tensors)
+        out, lse = plan.forward(_computed(q), _computed(k), _computed(v), changes)
+    return out.to(q.dtype), lse
+
+
+@_attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], mask: str, scores: str, scale: float
+) -> tuple[Tensor, Tensor]:
+    return empty_like_with(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("attnbench::attend_backward", mutates_args=())
+def _attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], out: Tensor, lse: Tensor, dout: Tensor,
+    dlse: Tensor | None, mask: str, scores: str, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    case = _case(q, k, v, mask, scores, scale)
+    plan = _plan(case, q.device)
+    changes = _bound(plan, tensors)
+    inputs = _computed(q), _computed(k), _computed(v)
+    dout = _computed(dout)
+    with _on(q.device):
+        dq, dk, dv, delta = plan.backward(*inputs, changes, _computed(out), lse, dout, dlse)
+        named = score_gradients(plan, *inputs, changes, lse, delta, dout)
+    wanted = [score.gradient for score in case.scores if score.tensor_shape(case.extent) is not None]
+    ordered = [dq, dk, dv, *(named[name] for name in wanted if name is not None)]
+    return [x.to(like.dtype) for x, like in zip(ordered, (q, k, v, *tensors), strict=True)]
+
+
+@_attend_backward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], out: Tensor, lse: Tensor, dout: Tensor,
+    dlse: Tensor | None, mask: str, scores: str, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    made = [empty_like_with(x, x.shape[3]) for x in (q, k, v)]
+    return [*made, *(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors)]
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, tensors, ctx.mask, ctx.scores, ctx.scale = inputs
+    out, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, *tensors)
+
+
+def _differentiate(ctx, dout, dlse):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, *tensors = ctx.saved_tensors
+    dout = torch.zeros_like(out) if dout is None else dout
+    given = (q, k, v, tensors, out, lse, dout, dlse, ctx.mask, ctx.scores, ctx.scale)
+    dq, dk, dv, *rest = torch.ops.attnbench.attend_backward(*given)
+    return dq, dk, dv, rest, None, None, None
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

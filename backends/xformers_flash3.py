@@ -1,0 +1,33 @@
+"""What does xFormers give with its FlashAttention-3 operator? Hopper, from the wheels that bring it."""
+
+from __future__ import annotations
+
+from attnbench.backend import Capabilities
+
+from ._library import LibraryBackend
+from ._lowering_xformers import SOURCE, lowered, task_of
+
+REQUIRES = {"xformers": "attnbench env create xformers"}
+ENVIRONMENT = "xformers"
+
+backend = LibraryBackend(
+    Capabilities(
+        devices=frozenset({"cuda"}),
+        architectures=(9, 0),
+        dtypes=frozenset({"bf16", "fp16"}),
+        head_dims=(64, 256, 8),
+        masks=frozenset({"full", "causal", "causal(top_left)", "window", "padding", "documents"}),
+        scores=frozenset(),
+        unequal_v_dim=False,
+        varlen=True,
+        deterministic=False,
+        empty_rows="undefined",
+        source=SOURCE,
+    ),
+    ENVIRONMENT,
+    "_there_torch.py",
+    lambda case: task_of(case, lowered(case, "flash3"), "flash3"),
+    ("xformers",),
+    ("xformers", "torch"),
+    "flash3",
+)

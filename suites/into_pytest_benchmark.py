@@ -1,0 +1,62 @@
+"""How do samples of ours get into pytest-benchmark's table, JSON and comparison? The only file that knows its inside.
+
+The plug-in has no public way to take measured times, so this uses what its own `benchmark(...)` uses: `_make_stats`,
+`update`, `_mode`. A test holds it against version 5.3.1; where a name is gone, the error says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+TRIED_WITH = "5.3.1"
+
+
+class WrongPluginError(RuntimeError):
+    """This version of pytest-benchmark is built differently from the one that this file knows."""
+
+
+def put_in(
+    benchmark: Any, seconds: Sequence[float], *, group: str, clock: str, extra_info: dict[str, Any]
+) -> None:
+    """Make `seconds` (one a sample, each the time of one call) the statistics of this test's benchmark.
+
+    `group` is what the table compares within; `clock` is written in place of the plug-in's timer.
+    """
+    _claim(benchmark)
+    benchmark.group = group
+    benchmark.extra_info.update(extra_info)
+    stats = benchmark._make_stats(1)
+    stats.options = {"timer": clock}
+    for value in seconds:
+        stats.update(value)
+
+
+def without_times(benchmark: Any) -> None:
+    """Say that this test has no times, and that this is no oversight."""
+    _claim(benchmark)
+
+
+def seconds_a_case(benchmark: Any) -> float:
+    """The plug-in's --benchmark-max-time: how long one direction of one case may be timed."""
+    return float(_known(benchmark, "_max_time"))
+
+
+def is_off(benchmark: Any) -> bool:
+    """Whether nothing is to be timed (--benchmark-disable, or xdist)."""
+    return bool(_known(benchmark, "disabled"))
+
+
+def _claim(benchmark: Any) -> None:
+    for name in ("_make_stats", "_mode", "group", "extra_info"):
+        _known(benchmark, name)
+    benchmark._mode = "attnbench"  # else the plug-in warns that the fixture was not used
+
+
+def _known(benchmark: Any, name: str) -> Any:
+    if not hasattr(benchmark, name):
+        raise WrongPluginError(
+            f"pytest-benchmark's fixture has no {name!r}; attnbench knows version {TRIED_WITH}: "
+            f"pip install pytest-benchmark=={TRIED_WITH}"
+        )
+    return getattr(benchmark, name)

@@ -1,0 +1,9 @@
+"""Is every backend right on the suite `masks`, and how fast is what is right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def test_masks(timed_if_right: Callable[[], None]) -> None:
+    timed_if_right()

@@ -1,0 +1,193 @@
+"""Does every command explain itself, and does every mistake end in one line and its exit code?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from attnbench.cli.app import Program
+from attnbench.errors import AttnbenchError, BackendUnavailable, NotComparable, StoreError, SuiteError
+
+COMMANDS = ("list", "check", "run", "report", "compare", "gate", "doctor")
+FOR_MACHINES = COMMANDS
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from attnbench.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_an_example_that_names_it(command: str, attnbench: Any) -> None:
+    done = attnbench(command, "--help")
+    assert done.exit_code == 0
+    assert "Example:" in done.stdout
+    assert f"attnbench {command}" in done.stdout.split("Example:")[1]
+
+
+@pytest.mark.parametrize("command", FOR_MACHINES)
+def test_a_command_that_a_machine_reads_has_json(command: str, attnbench: Any) -> None:
+    assert "--json" in attnbench(command, "--help").stdout
+
+
+def test_without_a_command_the_help_lists_all(attnbench: Any) -> None:
+    shown = attnbench().output
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom attnbench.cli import main\nsys.argv = ['attnbench', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "pandas", "numpy", "matplotlib", "scipy", "pyarrow", "triton"}
+
+
+def test_the_version_is_said(attnbench: Any) -> None:
+    from attnbench import __version__
+
+    assert attnbench("--version").stdout == f"attnbench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (AttnbenchError("no such thing; try another"), 2),
+        (SuiteError("no suite"), 2),
+        (StoreError("corrupt"), 2),
+        (NotComparable("unlike"), 3),
+        (BackendUnavailable("not installed"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_a_problem_is_one_line_and_its_exit_code(problem: BaseException, code: int) -> None:
+    app = typer.Typer(cls=Program)
+
+    @app.command()
+    def one() -> None:
+        raise problem
+
+    @app.command()
+    def two() -> None: ...
+
+    done = CliRunner().invoke(app, ["one"])
+    assert done.exit_code == code
+    assert done.stderr.startswith("attnbench: ")
+    assert done.stderr.count("\n") == 1
+    assert str(problem) in done.stderr
+
+
+def test_a_mistake_of_our_own_is_not_hidden() -> None:
+    app = typer.Typer(cls=Program)
+
+    @app.command()
+    def one() -> None:
+        raise ZeroDivisionError
+
+    @app.command()
+    def two() -> None: ...
+
+    assert isinstance(CliRunner().invoke(app, ["one"]).exception, ZeroDivisionError)
+
+
+def test_hostile_words_in_a_problem_are_inert(attnbench: Any) -> None:
+    done = attnbench("report", "/no/\x1b]0;title\x07[bold]folder[/bold]")
+    assert done.exit_code == 2
+    assert "\x1b" not in done.stderr
+    assert "[bold]folder[/bold]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("gate",),
+        ("gate", "--base", "a", "--head", "b", "--margin", "lots"),
+        ("run",),
+        ("run", "quik"),
+        ("run", "quick", "--mask", "causal"),
+        ("run", "--mask", "causl", "--seq", "64"),
+        ("run", "--seq", "many"),
+        ("run", "--seq", "64", "--case", "no such id"),
+        ("run", "--seq", "64", "--memory-limit", "much"),
+        ("run", "--seq", "64", "--device", "tpu"),
+        ("run", "--seq", "64", "--resume"),
+        ("run", "--seq", "64", "--backend", ","),
+        ("run", "--seq", "64", "--dtype", "fp8"),
+        ("check", "sdap_math"),
+        ("report", "/no/such/folder"),
+        ("compare", "/no/such/folder", "/none/either"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_use_exits_2_and_says_so_on_stderr(
+    arguments: tuple[str, ...], attnbench: Callable[..., Any]
+) -> None:
+    done = attnbench(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert len(done.stderr) > 20
+
+
+def test_a_near_miss_is_suggested(attnbench: Any) -> None:
+    assert "did you mean 'quick'?" in attnbench("run", "quik").stderr
+    assert "did you mean 'causal'?" in attnbench("run", "--mask", "causl", "--seq", "64").stderr
+
+
+def test_the_entry_point_ends_with_the_exit_code() -> None:
+    done = call("report", "/no/such/folder")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("attnbench: no results at")
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_says_what_to_do_about_a_missing_compiler(
+    attnbench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = {one["name"]: one for one in json.loads(attnbench("doctor", "--json").stdout)}
+    assert found["c++ compiler"]["state"] == "warning"
+    assert "FlexAttention" in found["c++ compiler"]["found"]
+    assert "g++" in found["c++ compiler"]["do"]
+    assert found["torch"]["state"] == "fine"
+
+
+def test_doctor_names_every_unavailable_backend_with_its_install_command(attnbench: Any) -> None:
+    listed = json.loads(attnbench("list", "--json").stdout)
+    shown = attnbench("doctor").stdout
+    missing = [one for one in listed if not one["available"]]
+    assert missing
+    for one in missing:
+        assert f"backend {one['name']}" in shown
+        assert one["reason"][:40] in " ".join(shown.split())
+
+
+def test_list_says_what_each_backend_can_do(attnbench: Any) -> None:
+    listed = {one["name"]: one for one in json.loads(attnbench("list", "--json").stdout)}
+    assert listed["naive"]["available"] is True
+    assert "cpu" in listed["naive"]["capabilities"]["devices"]
+    shown = attnbench("list").stdout
+    assert all(name in shown for name in listed)
+
+
+@pytest.mark.parametrize(("what", "name"), [("suites", "quick"), ("masks", "causal or causal(top_left)")])
+def test_suites_and_masks_are_listed(what: str, name: str, attnbench: Any) -> None:
+    assert name in attnbench("list", what).stdout
+    assert name in [one["name"] for one in json.loads(attnbench("list", what, "--json").stdout)]

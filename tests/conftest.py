@@ -1,0 +1,38 @@
+"""What do all tests share? A small case of which a test states only what differs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from attnbench.problem import Case
+
+
+def _a_case(**changes: Any) -> Case:
+    small: dict[str, Any] = {"q_len": 16, "k_len": 16, "q_heads": 2, "head_dim": 8, "dtype": "fp32"}
+    return Case(**(small | changes))
+
+
+@pytest.fixture
+def a_case() -> Callable[..., Case]:
+    """`a_case(mask=Causal())`: B 1, H 2, Q = K = 16, D 8, fp32, full, forward, unless told otherwise."""
+    return _a_case
+
+
+def _ours() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("ATTNBENCH")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_in_the_environment() -> Iterator[None]:
+    """A variable of ours that outlives its test changes the tests after it, in one order of them only."""
+    before = _ours()
+    yield
+    after = _ours()
+    for name in after:
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before, f"the test leaves {after} in the environment, where {before} was"

@@ -1,0 +1,53 @@
+"""Does a comparison sort by effect, and say what cannot be compared?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attnbench.gate import compare
+
+
+def test_the_largest_effect_comes_first_whichever_its_direction(
+    result: Any, result_set: Any, rounds: Any
+) -> None:
+    base = result_set(*(result(name) for name in ("same", "slower", "faster")))
+    head = result_set(
+        result("same"),
+        result("slower", samples_ms={"fwd": rounds(1.5)}),
+        result("faster", samples_ms={"fwd": rounds(0.25)}),
+    )
+    found = compare(base, head)
+    assert [change.case for change in found.changes] == ["faster", "slower", "same"]
+    assert [change.sure for change in found.changes] == [True, True, False]
+    assert found.changes[0].ratio.point == pytest.approx(0.25)
+
+
+def test_means_are_geometric_and_by_backend_and_pass(result: Any, result_set: Any, rounds: Any) -> None:
+    base = result_set(result("a"), result("b"), result("a", "flex"))
+    head = result_set(
+        result("a", samples_ms={"fwd": rounds(2.0)}),
+        result("b", samples_ms={"fwd": rounds(0.5)}),
+        result("a", "flex"),
+    )
+    means = compare(base, head).means
+    assert means["naive", "fwd"].mean == pytest.approx(1.0)
+    assert means["naive", "fwd"].spread == pytest.approx(2 ** (2**0.5))
+    assert means["flex", "fwd"].count == 1
+
+
+def test_changed_statuses_and_lone_cases_are_said(result: Any, result_set: Any) -> None:
+    base = result_set(result("a"), result("gone"))
+    head = result_set(result("a", status="wrong", reason="off"), result("new"))
+    found = compare(base, head)
+    assert [(s.base, s.head, s.reason) for s in found.statuses] == [("ok", "wrong", "off")]
+    assert [r.case_id for r in found.pairs.only_base] == ["gone"]
+    assert [r.case_id for r in found.pairs.only_head] == ["new"]
+    assert found.changes == ()
+
+
+def test_unlike_machines_may_be_compared_and_it_is_said(result: Any, result_set: Any) -> None:
+    found = compare(result_set(result()), result_set(result(environment="there")))
+    assert found.unlike == ("threads: 2 and 64",)
+    assert len(found.changes) == 1

@@ -1,0 +1,125 @@
+"""Is memory counted? Against sizes that follow from the tensors, and against a second way of counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from attnbench.backend import Gradients, Output, Prepared, resolve
+from attnbench.measure import measure_memory
+from attnbench.measure.memory import RESIDENT_SLACK_BYTES, _cuda_memory
+from attnbench.problem import Case, make_inputs
+
+MIB = 1 << 20
+
+
+def memory_of(name: str, case: Case) -> dict[str, int]:
+    inputs = make_inputs(case)
+    prepared = resolve(name).prepare(case, inputs)
+    prepared.forward()
+    return measure_memory(prepared, inputs.dout, "cpu")
+
+
+def test_naive_holds_the_scores_and_little_more(a_case: Callable[..., Case]) -> None:
+    case = a_case(q_heads=8, q_len=512, k_len=512, head_dim=64)
+    scores, out = 8 * 512 * 512 * 4, 8 * 512 * 64 * 4
+    peak = memory_of("naive", case)["fwd_peak"]
+    # Scores and probabilities live together with nothing else of that size; a mask matrix is a quarter of one.
+    assert 2 * scores <= peak <= 2 * scores + scores // 4 + 2 * out
+
+
+def test_the_backward_of_naive_keeps_the_probabilities(a_case: Callable[..., Case]) -> None:
+    case = a_case(q_heads=8, q_len=512, k_len=512, head_dim=64, direction="fwd_bwd")
+    scores, out = 8 * 512 * 512 * 4, 8 * 512 * 64 * 4
+    found = memory_of("naive", case)
+    assert scores + out <= found["saved"] < found["fwd_peak"]
+    # dP and dS beside what was saved.
+    assert found["bwd_peak"] >= found["saved"] + 2 * scores
+
+
+def test_flash_needs_no_matrix_of_scores(a_case: Callable[..., Case]) -> None:
+    case = a_case(q_heads=8, q_len=1024, k_len=1024, head_dim=64, direction="fwd_bwd")
+    found = memory_of("sdpa_flash", case)
+    assert case.out_elements * 4 + case.rows * 4 <= found["fwd_peak"] < 8 * 1024 * 1024 * 4
+    assert found["bwd_peak"] >= case.least_peak_bytes - case.rows * 4  # its delta is a temporary of its own
+
+
+def test_the_resident_set_agrees_with_the_allocator_for_large_tensors(a_case: Callable[..., Case]) -> None:
+    # 64 MiB of scores: beyond the largest size that glibc serves from its heap.
+    found = memory_of("naive", a_case(q_heads=4, q_len=2048, k_len=2048, head_dim=16))
+    if "fwd_resident" not in found:
+        pytest.skip("this system gives no high-water mark of the resident set")
+    assert found["fwd_peak"] >= 2 * 64 * MIB
+    assert abs(found["fwd_resident"] - found["fwd_peak"]) < RESIDENT_SLACK_BYTES
+
+
+class OutsideTorch(Prepared):
+    """Takes 64 MiB that torch's allocator knows nothing of."""
+
+    def forward(self) -> Output:
+        block = bytearray(64 * MIB)
+        block[::4096] = b"x" * len(block[::4096])
+        return Output(torch.zeros(1, 1, 1, 1))
+
+    def backward(self, dout: torch.Tensor) -> Gradients:
+        raise AssertionError("not asked for")
+
+
+def test_memory_taken_outside_torch_is_counted_by_the_resident_set() -> None:
+    found = measure_memory(OutsideTorch(), None, "cpu")
+    if "fwd_resident" not in found:
+        pytest.skip("this system gives no high-water mark of the resident set")
+    # The kernel counts resident pages in batches a CPU: a figure is good to a fraction of a MiB.
+    assert found["fwd_peak"] >= 63 * MIB
+
+
+class ScriptedCuda:
+    """torch.cuda's figures of allocated bytes, moved by the calls under test."""
+
+    def __init__(self) -> None:
+        self.allocated = self.peak = 1000  # the inputs
+        self.synchronised = True
+
+    def takes(self, size: int, keeps: int) -> None:
+        self.peak = max(self.peak, self.allocated + size)
+        self.allocated += keeps
+        self.synchronised = False
+
+    def synchronize(self) -> None:
+        self.synchronised = True
+
+    def memory_allocated(self) -> int:
+        assert self.synchronised
+        return self.allocated
+
+    def max_memory_allocated(self) -> int:
+        assert self.synchronised
+        return self.peak
+
+    def max_memory_reserved(self) -> int:
+        return 4096
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.allocated
+
+
+class ScriptedPrepared(Prepared):
+    def __init__(self, cuda: ScriptedCuda) -> None:
+        super().__init__()
+        self.cuda = cuda
+
+    def forward(self) -> Output:
+        self.cuda.takes(300, keeps=120)
+        return Output(torch.zeros(1, 1, 1, 1))
+
+    def backward(self, dout: torch.Tensor) -> Gradients:
+        self.cuda.takes(200, keeps=0)
+        return Gradients(dout, dout, dout)
+
+
+def test_on_cuda_peaks_count_from_what_the_inputs_hold() -> None:
+    cuda = ScriptedCuda()
+    found = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda)
+    assert found == {"fwd_peak": 300, "saved": 120, "bwd_peak": 320, "reserved": 4096}

@@ -1,0 +1,120 @@
+"""Which masks and problems do the tests of masks draw? Small extents, and expressions that fit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from attnbench.problem.lengths import Documents, Padding
+from attnbench.problem.masks import And, Extent, Mask, Not, Or
+from attnbench.problem.primitives import Causal, Dilated, Full, GlobalTokens, PrefixLM, SlidingWindow
+from attnbench.problem.tables import BlockSparse, Explicit
+
+LONGEST = 24
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A mask and a problem that it fits."""
+
+    mask: Mask
+    extent: Extent
+
+
+@st.composite
+def extents(draw: st.DrawFn) -> Extent:
+    q_len = draw(st.integers(1, LONGEST))
+    k_len = draw(st.one_of(st.just(q_len), st.integers(1, LONGEST)))
+    return Extent(draw(st.integers(1, 3)), draw(st.integers(1, 3)), q_len, k_len)
+
+
+def reaches() -> st.SearchStrategy[int | None]:
+    return st.one_of(st.none(), st.integers(0, LONGEST + 4))
+
+
+@st.composite
+def document_lengths(draw: st.DrawFn, tokens: int) -> list[int]:
+    lengths = [draw(st.integers(0, tokens))]
+    while sum(lengths) < tokens and draw(st.booleans()):
+        lengths.append(draw(st.integers(0, tokens - sum(lengths))))
+    return lengths
+
+
+@st.composite
+def documents(draw: st.DrawFn, extent: Extent) -> Mask:
+    if draw(st.booleans()):
+        return Documents(draw(document_lengths(extent.q_len)))
+    return Documents([draw(document_lengths(extent.q_len)) for _ in range(extent.batch)])
+
+
+@st.composite
+def layouts(draw: st.DrawFn, extent: Extent) -> Mask:
+    block = draw(st.integers(1, LONGEST))
+    spare = draw(st.integers(0, 1))
+    shape = (-(-extent.q_len // block) + spare, -(-extent.k_len // block) + spare)
+    heads = draw(st.sampled_from([(), (extent.heads,)]))
+    return BlockSparse(draw(bit_arrays((*heads, *shape))), block)
+
+
+@st.composite
+def bit_arrays(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
+    density = draw(st.sampled_from([0.1, 0.5, 0.9]))
+    return np.random.default_rng(draw(st.integers(0, 1 << 16))).random(shape) < density
+
+
+@st.composite
+def explicits(draw: st.DrawFn, extent: Extent) -> Mask:
+    batch, heads = draw(st.sampled_from([1, extent.batch])), draw(st.sampled_from([1, extent.heads]))
+    return Explicit(draw(bit_arrays((batch, heads, extent.q_len, extent.k_len))))
+
+
+@st.composite
+def leaves(draw: st.DrawFn, extent: Extent) -> Mask:
+    lengths = st.lists(st.integers(0, extent.k_len), min_size=extent.batch, max_size=extent.batch)
+    kinds = [
+        st.just(Full()),
+        st.sampled_from([Causal(), Causal("top_left")]),
+        st.builds(SlidingWindow, reaches(), reaches()),
+        st.builds(Padding, lengths, st.sampled_from(["right", "left"])),
+        st.builds(PrefixLM, st.integers(0, LONGEST + 2)),
+        st.builds(GlobalTokens, st.integers(0, LONGEST + 2)),
+        st.builds(Dilated, st.integers(1, 9)),
+        layouts(extent),
+        explicits(extent),
+    ]
+    kinds += [documents(extent)] if extent.q_len == extent.k_len else []
+    return draw(st.one_of(kinds))
+
+
+def expressions(extent: Extent) -> st.SearchStrategy[Mask]:
+    def combined(inner: st.SearchStrategy[Mask]) -> st.SearchStrategy[Mask]:
+        return st.one_of(st.builds(And, inner, inner), st.builds(Or, inner, inner), st.builds(Not, inner))
+
+    return st.recursive(leaves(extent), combined, max_leaves=5)
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> Asked:
+    extent = draw(extents())
+    return Asked(draw(expressions(extent)), extent)
+
+
+def dense_from_predicate(mask: Mask, extent: Extent) -> np.ndarray:
+    """The mask as its predicate gives it: bool [B, H, Q, K]."""
+    table = mask.materialize(extent.batch, extent.heads, extent.q_len, extent.k_len)
+    return table.expand(extent.batch, extent.heads, extent.q_len, extent.k_len).numpy()
+
+
+def dense_from_spans(mask: Mask, extent: Extent) -> np.ndarray:
+    """The mask as its spans give it, painted one range at a time: bool [B, H, Q, K]."""
+    table = np.zeros((extent.batch, extent.heads, extent.q_len, extent.k_len), dtype=bool)
+    rows = np.arange(extent.q_len, dtype=np.int64)
+    for b in range(extent.batch):
+        for h in range(extent.heads):
+            starts, ends = mask.spans(extent, b, h, rows)
+            for i, j in zip(*np.nonzero(ends > starts), strict=True):
+                table[b, h, i, starts[i, j] : ends[i, j]] = True
+    return table

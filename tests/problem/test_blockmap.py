@@ -1,0 +1,116 @@
+"""Does the block map say of every tile what the dense mask says?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnbench.errors import MaskError
+from attnbench.problem import blockmap
+from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap
+from attnbench.problem.grammar import parse_mask
+from attnbench.problem.masks import Extent
+from tests.problem.mask_strategies import LONGEST, Asked, asked, dense_from_predicate
+
+blocks = st.integers(1, LONGEST + 3)
+
+
+def brute_force(case: Asked, block_q: int, block_k: int) -> np.ndarray:
+    table = dense_from_predicate(case.mask, case.extent)
+    rows, columns = -(-case.extent.q_len // block_q), -(-case.extent.k_len // block_k)
+    kinds = np.zeros((case.extent.batch, case.extent.heads, rows, columns), dtype=np.int8)
+    for b, h, i, j in np.ndindex(kinds.shape):
+        tile = table[b, h, i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+        kinds[b, h, i, j] = FULL if tile.all() else PARTIAL if tile.any() else EMPTY
+    return kinds
+
+
+def listed(lists: BlockLists, row: int) -> list[int]:
+    return lists.indices[lists.offsets[row] : lists.offsets[row + 1]].tolist()
+
+
+@given(asked(), blocks, blocks)
+@settings(max_examples=200, deadline=None)
+def test_tiles_are_what_the_dense_mask_says(case: Asked, block_q: int, block_k: int) -> None:
+    found = case.mask.block_map(case.extent, block_q, block_k)
+    expected = brute_force(case, block_q, block_k)
+    assert found.kinds.dtype == np.int8
+    np.testing.assert_array_equal(np.broadcast_to(found.kinds, expected.shape), expected)
+    assert found.batch == 1 or case.mask.varies_over_batch
+    assert found.heads == 1 or case.mask.varies_over_heads
+
+
+@given(asked(), blocks, blocks)
+@settings(max_examples=100, deadline=None)
+def test_lists_hold_the_same_tiles_both_ways(case: Asked, block_q: int, block_k: int) -> None:
+    found = case.mask.block_map(case.extent, block_q, block_k)
+    lists = {
+        PARTIAL: (found.partial_by_query, found.partial_by_key),
+        FULL: (found.full_by_query, found.full_by_key),
+    }
+    planes = found.kinds.reshape(-1, found.query_blocks, found.key_blocks)
+    for kind, (by_query, by_key) in lists.items():
+        assert by_query.offsets.dtype == by_query.indices.dtype == np.int32
+        assert by_key.offsets.dtype == by_key.indices.dtype == np.int32
+        assert by_query.offsets.size == len(planes) * found.query_blocks + 1
+        assert by_key.offsets.size == len(planes) * found.key_blocks + 1
+        for z, plane in enumerate(planes):
+            for i, row in enumerate(plane):
+                assert listed(by_query, z * found.query_blocks + i) == np.flatnonzero(row == kind).tolist()
+            for j, column in enumerate(plane.T):
+                assert listed(by_key, z * found.key_blocks + j) == np.flatnonzero(column == kind).tolist()
+
+
+@given(asked(), blocks, blocks)
+@settings(max_examples=50, deadline=None)
+def test_the_map_does_not_depend_on_the_chunks_or_the_sums(case: Asked, block_q: int, block_k: int) -> None:
+    whole = case.mask.block_map(case.extent, block_q, block_k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockmap, "row_chunks", one_block_at_a_time)
+        patch.setattr(blockmap, "DENSE_CELLS_PER_EVENT", 0)
+        np.testing.assert_array_equal(case.mask.block_map(case.extent, block_q, block_k).kinds, whole.kinds)
+
+
+def one_block_at_a_time(extent: Extent, most_spans: int, multiple_of: int):
+    for start in range(0, extent.q_len, multiple_of):
+        yield np.arange(start, min(start + multiple_of, extent.q_len), dtype=np.int64)
+
+
+def test_a_touching_pair_of_ranges_fills_a_tile() -> None:
+    halves = parse_mask("window(inf, 0) | ~window(inf, 0)")
+    assert (halves.block_map(Extent(1, 1, 8, 8), 4, 4).kinds == FULL).all()
+
+
+def test_a_long_causal_map_has_a_diagonal_of_partial_tiles() -> None:
+    found: BlockMap = parse_mask("causal").block_map(Extent(2, 4, 32_768, 32_768), 128, 128)
+    assert found.kinds.shape == (1, 1, 256, 256)
+    np.testing.assert_array_equal(found.kinds[0, 0], np.tri(256, 256, -1) * FULL + np.eye(256) * PARTIAL)
+
+
+def test_single_token_tiles_of_a_long_window_are_listed_without_a_dense_matrix() -> None:
+    n, reach = 100_000, 3
+    found = parse_mask(f"causal & window({reach}, 0)").block_map(Extent(1, 1, n, n), 1, 1)
+    assert found.partial_by_query.indices.size == 0
+    assert found.full_by_query.indices.size == n * (reach + 1) - reach * (reach + 1) // 2
+
+
+def test_a_dilated_map_of_a_long_problem_counts_tiles_without_listing_keys() -> None:
+    found = parse_mask("causal & dilated(200)").block_map(Extent(1, 1, 20_000, 20_000), 128, 100)
+    pairs = (
+        128 + 100 - 1
+    )  # p - j takes so many consecutive values in a tile: one of them is a multiple of 200
+    assert pairs >= 200
+    touched = found.kinds[0, 0] == PARTIAL
+    diagonal = np.add.outer(np.arange(157) * 128, np.zeros(200)) >= np.add.outer(
+        np.zeros(157), np.arange(200) * 100
+    )
+    assert (touched[:-1] == (found.kinds[0, 0][:-1] != EMPTY)).all()
+    assert touched[:-1][diagonal[:-1]].all()
+
+
+@pytest.mark.parametrize(("block_q", "block_k"), [(0, 4), (4, -1)])
+def test_a_block_has_at_least_one_token(block_q: int, block_k: int) -> None:
+    with pytest.raises(MaskError, match="at least 1 token"):
+        parse_mask("full").block_map(Extent(1, 1, 8, 8), block_q, block_k)

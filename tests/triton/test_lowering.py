@@ -1,0 +1,90 @@
+"""Does a program visit each tile that has a pair exactly once, and no other?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from attnbench.backend import Backend
+from attnbench.problem import Extent, parse_mask
+
+MASKS = [
+    "full",
+    "causal",
+    "causal & window(20, 0)",
+    "documents(30, 0, 5, 50)",
+    "global(9) | window(3, 3)",
+    "dilated(40)",
+    "~full",
+]
+TILES = [(16, 16), (32, 16), (16, 64)]
+
+
+def _walks(text: str, extent: Extent, block_q: int, block_k: int) -> Any:
+    from attnbench_backends.triton.lowering import walk_over_keys, walk_over_queries
+
+    blocks = parse_mask(text).block_map(extent, block_q, block_k)
+    cpu = torch.device("cpu")
+    return walk_over_keys(blocks, extent, cpu), walk_over_queries(blocks, extent, cpu)
+
+
+def _visited(walk: Any, which: str, row: int) -> list[int]:
+    """The blocks of a row, read as the kernel reads them."""
+    offsets, indices = getattr(walk, f"{which}_offsets"), getattr(walk, f"{which}_indices")
+    begin, end = int(offsets[row]), int(offsets[row + 1])
+    if getattr(walk, f"{which}_lists"):
+        return indices[begin:end].tolist()
+    return [int(indices[begin]) + t for t in range(end - begin)] if end > begin else []
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("text", MASKS)
+def test_every_tile_with_a_pair_is_visited_once(
+    triton_backend: Backend, text: str, tile: tuple[int, int]
+) -> None:
+    extent = Extent(1, 1, 85, 85)
+    allowed = parse_mask(text).materialize(1, 1, 85, 85)[0, 0]
+    over_keys, over_queries = _walks(text, extent, *tile)
+    padded = torch.zeros(-(-85 // tile[0]) * tile[0], -(-85 // tile[1]) * tile[1], dtype=torch.bool)
+    padded[:85, :85] = allowed
+    tiles = padded.view(padded.shape[0] // tile[0], tile[0], padded.shape[1] // tile[1], tile[1])
+    some, every = tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
+    for walk, has, whole in ((over_keys, some, every), (over_queries, some.T, every.T)):
+        for row in range(has.shape[0]):
+            partial, full = _visited(walk, "partial", row), _visited(walk, "full", row)
+            assert sorted(partial + full) == has[row].nonzero().flatten().tolist()
+            # The tails of the walked side are looked at; the other side's rows are the program's own.
+            for block in full:
+                assert block < has.shape[1] - 1 or whole[row, block] or row == has.shape[0] - 1
+            assert all(whole[row, block] or row == has.shape[0] - 1 for block in full)
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_the_order_is_of_all_blocks_and_of_falling_work(triton_backend: Backend, text: str) -> None:
+    for walk in _walks(text, Extent(1, 1, 85, 85), 16, 16):
+        order = walk.order.tolist()
+        assert sorted(order) == list(range(6))
+        work = [len(_visited(walk, "partial", row)) + len(_visited(walk, "full", row)) for row in order]
+        assert work == sorted(work, reverse=True)
+
+
+def test_full_blocks_of_a_causal_mask_are_counted_and_not_listed(triton_backend: Backend) -> None:
+    over_keys, over_queries = _walks("causal", Extent(1, 1, 128, 128), 16, 16)
+    assert not over_keys.full_lists
+    assert not over_queries.full_lists
+    sparse, _ = _walks("block_sparse([[1, 0, 1], [1, 1, 0], [1, 0, 1]], 32)", Extent(1, 1, 96, 96), 16, 16)
+    assert sparse.full_lists
+
+
+def test_work_follows_the_mask_and_not_the_square(triton_backend: Backend) -> None:
+    extent = Extent(1, 1, 1 << 14, 1 << 14)
+    window, _ = _walks("causal & window(255, 0)", extent, 128, 128)
+    full, _ = _walks("full", extent, 128, 128)
+    assert window.tiles < full.tiles / 32
+
+
+def test_rows_of_the_map_are_shared_by_what_does_not_vary(triton_backend: Backend) -> None:
+    over_keys, _ = _walks("padding(20, 64) & causal", Extent(2, 3, 64, 64), 16, 16)
+    assert (over_keys.batch_rows, over_keys.head_rows) == (4, 0)
