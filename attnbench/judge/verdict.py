@@ -26,8 +26,12 @@ from torch import Tensor
 
 from attnbench.backend.interface import Gradients, Output
 from attnbench.errors import AttnbenchError
-from attnbench.judge.noise import Rounding, Uniform, column_answer, full_pass, row_noise
-from attnbench.judge.oracle import Part, Problem, attend, full_precision, take, window
+from attnbench.judge.blocks import Part, Problem, full_precision, take
+from attnbench.judge.noise import Rounding, Uniform
+from attnbench.judge.noise_of_columns import column_answer
+from attnbench.judge.noise_of_rows import row_noise
+from attnbench.judge.noise_of_sums import full_pass
+from attnbench.judge.oracle import attend, window
 from attnbench.judge.sampling import Sample, chosen_columns, chosen_rows
 from attnbench.problem.case import Case
 from attnbench.problem.inputs import Inputs, torch_dtype

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from attnbench.backend.registry import resolve
 from attnbench.errors import AttnbenchError
 from attnbench.judge import Verdict, judge, make_reference
-from attnbench.judge.oracle import Part, Problem, attend, full_precision
+from attnbench.judge.blocks import Part, Problem, full_precision
+from attnbench.judge.oracle import attend
 from attnbench.judge.verdict import MAX_Z, Reference
 from attnbench.problem import Case, make_inputs
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench.judge import oracle
-from attnbench.judge.oracle import Exact, exact_attention, relative_index
+from attnbench.judge import blocks, oracle
+from attnbench.judge.blocks import relative_index
+from attnbench.judge.oracle import Exact, exact_attention
 from attnbench.problem import (
     ALiBi,
     Bias,
@@ -325,7 +326,7 @@ def test_its_index_rule_is_that_of_the_problem(rule: str) -> None:
     assert torch.equal(own, score.index(case.extent))
 
 
-def _shifted_allowed(self: oracle.Problem, part: oracle.Part) -> Tensor:
+def _shifted_allowed(self: blocks.Problem, part: blocks.Part) -> Tensor:
     return _allowed(self, replace(part, columns=(part.columns + 1).clamp_max(self.case.k_len - 1)))
 
 
@@ -341,21 +342,21 @@ def _without_sink(s: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     return _log_sum_exp(s, None)
 
 
-def _no_delta(problem: oracle.Problem, part: oracle.Part, with_dq: bool = True) -> oracle.Rows:
+def _no_delta(problem: blocks.Problem, part: blocks.Part, with_dq: bool = True) -> oracle.Rows:
     rows = _attend(problem, part, with_dq)
     return rows if rows.delta is None else replace(rows, delta=torch.zeros_like(rows.delta))
 
 
-def _dq_unscaled(problem: oracle.Problem, part: oracle.Part, with_dq: bool = True) -> oracle.Rows:
+def _dq_unscaled(problem: blocks.Problem, part: blocks.Part, with_dq: bool = True) -> oracle.Rows:
     rows = _attend(problem, part, with_dq)
     return rows if rows.dq is None else replace(rows, dq=rows.dq / problem.scale)
 
 
-def _no_slope(self: oracle.Problem, part: oracle.Part) -> oracle.Block:
+def _no_slope(self: blocks.Problem, part: blocks.Part) -> blocks.Block:
     return replace(_block(self, part), slope=None)
 
 
-def _heads_tiled(self: oracle.Problem, kv_heads: Tensor) -> Tensor:
+def _heads_tiled(self: blocks.Problem, kv_heads: Tensor) -> Tensor:
     step = self.case.kv_heads
     return (kv_heads[:, None] + torch.arange(self.case.group) * step).flatten()
 
@@ -368,20 +369,20 @@ def _table_transposed(rule: str, rows: Tensor, columns: Tensor, q_len: int, k_le
     return _relative_index(rule, columns, rows, k_len, q_len).T
 
 
-_allowed, _block = oracle.Problem.allowed, oracle.Problem.block
+_allowed, _block = blocks.Problem.allowed, blocks.Problem.block
 _probabilities, _log_sum_exp, _attend = oracle.probabilities, oracle.log_sum_exp, oracle.attend
-_slopes, _relative_index = oracle._slopes, oracle.relative_index
+_slopes, _relative_index = blocks._slopes, blocks.relative_index
 PLANTED: dict[str, tuple[object, str, Callable]] = {
-    "mask off by one": (oracle.Problem, "allowed", _shifted_allowed),
+    "mask off by one": (blocks.Problem, "allowed", _shifted_allowed),
     "P in base two": (oracle, "probabilities", _probabilities_in_base_two),
     "softmax in float32": (oracle, "probabilities", _float32_softmax),
     "sink left out of the LSE": (oracle, "log_sum_exp", _without_sink),
     "delta left out": (oracle, "attend", _no_delta),
     "dq without the scale": (oracle, "attend", _dq_unscaled),
-    "softcap's derivative left out": (oracle.Problem, "block", _no_slope),
-    "key heads tiled instead of interleaved": (oracle.Problem, "heads", _heads_tiled),
-    "slopes doubled": (oracle, "_slopes", _alibi_doubled),
-    "relative index transposed": (oracle, "relative_index", _table_transposed),
+    "softcap's derivative left out": (blocks.Problem, "block", _no_slope),
+    "key heads tiled instead of interleaved": (blocks.Problem, "heads", _heads_tiled),
+    "slopes doubled": (blocks, "_slopes", _alibi_doubled),
+    "relative index transposed": (blocks, "relative_index", _table_transposed),
 }
 
 
