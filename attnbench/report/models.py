@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
+MODEL_SUITES = ("training", "generation")
 FILE = "models.jsonl"
 Record = dict[str, Any]
 

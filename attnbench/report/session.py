@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from attnbench.errors import AttnbenchError
 from attnbench.report.frame import frame
+from attnbench.report.models import MODEL_SUITES
 
 
 def run(
@@ -25,8 +27,13 @@ def run(
 
     `backends` are names, `path/to/file.py:function`, or callables (which run in this process); None takes every
     one there is. `out` is the folder of the results; None keeps them in memory. `options` go to
-    `attnbench.sweep.run_sweep` (seed, timeout_s, resume, ...). Raises AttnbenchError.
+    `attnbench.sweep.run_sweep` (seed, timeout_s, resume, ...). The suites "training" and "generation" give one row a
+    run of a model (the fields of `attnbench.layer.runs.ModelRun`); their options are those of `run_models`. Raises
+    AttnbenchError.
     """
+    if suite in MODEL_SUITES:
+        folder = None if out is None else Path(out)
+        return pd.DataFrame(run_models(str(suite), backends=backends, device=device, out=folder, **options))
     from attnbench.backend.registry import entries
     from attnbench.sweep.runner import run_sweep
     from attnbench.sweep.suite import load_suite
@@ -37,6 +44,60 @@ def run(
     folder = None if out is None else Path(out)
     results = run_sweep(found.cases(where), chosen, device=where, out=folder, suite=found.name, **options)
     return frame(results) if folder is None else frame(folder)
+
+
+def run_models(
+    suite: str,
+    *,
+    backends: Sequence[str | Callable[..., Any]] | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    resume: bool = False,
+    dtypes: Sequence[str] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    tasks: Sequence[str] | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> list[dict[str, Any]]:
+    """Run a model suite; the records of its runs, those that were in `out` before included.
+
+    With `out`, each is on the disk as soon as it is known (`resume` runs only what is missing there), and the
+    curves are drawn to `out`/SUITE.png. `tell` is given each new record. Raises AttnbenchError.
+    """
+    import torch
+
+    from attnbench.report.models import append_record, draw_models, read_records
+
+    found = importlib.import_module(f"attnbench_suites.models.{suite}")
+    where = resolve_device(device)
+    if resume and out is None:
+        raise AttnbenchError("to resume needs the folder (out) whose missing runs are to be done")
+    before = [] if out is None else read_records(out)
+    if before and not resume:
+        raise AttnbenchError(
+            f"{out} has {len(before)} runs already; resume (--resume), or give another folder"
+        )
+    unknown = sorted(set(dtypes or ()) - set(found.DTYPES))
+    if unknown:
+        raise AttnbenchError(f"{suite} takes dtype {' or '.join(found.DTYPES)}, not {unknown[0]}")
+    records = list(before)
+    threads = torch.get_num_threads()
+    # The model is small: more threads wait for each other longer than they compute.
+    torch.set_num_threads(1)
+    try:
+        options: dict[str, Any] = {"device": where, "seed": seed, "steps": steps, "tasks": tasks}
+        options |= {"done": [found.ModelRun.from_json(record) for record in before]}
+        chosen = None if backends is None else list(backends)
+        for run in found.run(chosen, dtypes=tuple(dtypes or found.DTYPES), **options):
+            records.append(run.to_json())
+            if out is not None:
+                append_record(out, records[-1])
+            tell(records[-1])
+    finally:
+        torch.set_num_threads(threads)
+    if out is not None:
+        draw_models(records, out / f"{suite}.png")
+    return records
 
 
 def backends() -> pd.DataFrame:

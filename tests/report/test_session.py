@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import attnbench as ab
+from attnbench.cli import models
 from attnbench.errors import AttnbenchError
+from attnbench.report.models import MODEL_SUITES
 from attnbench.report.session import resolve_device
 
 SUITE = """
@@ -55,6 +57,27 @@ def test_backends_lists_those_that_are_not_available_with_the_reason() -> None:
     assert table.loc["naive", "version"]
     missing = table[~table["available"].astype(bool)]
     assert (missing["reason"].str.len() > 0).all()
+
+
+def test_the_command_line_and_python_know_the_same_suites_of_models() -> None:
+    assert models.MODEL_SUITES == MODEL_SUITES
+
+
+def sharper(q: Any, k: Any, v: Any, *, mask: Any, scores: Any, scale: float) -> Any:
+    return ab.attention(q, k, v, mask=mask, scale=1.02 * scale)
+
+
+def test_run_takes_the_suites_of_models_and_resumes_them(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"device": "cpu", "tasks": ["causal"], "steps": 2, "out": tmp_path}
+    table = ab.run("generation", backends=["naive", sharper], **about).set_index("backend")
+    assert dict(table["status"]) == {"naive": "ok", "sharper": "wrong"}
+    assert (tmp_path / "generation.png").stat().st_size > 0
+    with pytest.raises(AttnbenchError, match="has 2 runs already"):
+        ab.run("generation", backends=["naive"], **about)
+    more = ab.run("generation", backends=["naive", "sdpa_math"], resume=True, **about)
+    assert list(more["backend"]) == ["naive", "sharper", "sdpa_math"]
+    with pytest.raises(AttnbenchError, match="fp32, not bf16"):
+        ab.run("generation", backends=["naive"], dtypes=["bf16"], device="cpu")
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", ""])
