@@ -2,7 +2,8 @@
 
 from torch.nn.attention import SDPBackend
 
-from attnbench.backend import Capabilities
+from attnbench.backend import Capabilities, KnownDefect
+from attnbench.problem import Case
 
 from ._sdpa import SOURCE, Sdpa
 
@@ -17,3 +18,18 @@ backend = Sdpa(
     ),
     dense_mask=frozenset({"cpu"}),
 )
+
+
+def _adds_up_many_blocks(case: Case) -> bool:
+    return case.needs_backward and case.dtype != "fp32" and case.k_len > 1024
+
+
+backend.known_defects = {
+    "oracle:cancelling_dq": KnownDefect(
+        reason="torch's CPU kernel adds dq up over blocks of 512 keys in the inputs' dtype",
+        link="https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/FlashAttentionKernel.cpp",
+        versions="==2.13.*",
+        shows=_adds_up_many_blocks,
+        devices=frozenset({"cpu"}),
+    )
+}

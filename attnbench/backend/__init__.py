@@ -1,6 +1,7 @@
 """Who answers: the interface of a backend and the registry of all of them."""
 
 from attnbench.backend.attention import attention
+from attnbench.backend.defects import KnownDefect
 from attnbench.backend.interface import (
     AutogradPrepared,
     Backend,
@@ -21,6 +22,7 @@ __all__ = [
     "Entry",
     "FunctionBackend",
     "Gradients",
+    "KnownDefect",
     "Output",
     "Prepared",
     "Refusal",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from attnbench.backend.defects import KnownDefect
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Inputs, Score
 
@@ -151,11 +153,13 @@ class Backend(ABC):
     """One contestant. `name` is set by the registry: the file's name, or the entry point's.
 
     `kernel_family` (a name of `measure.kernels.FAMILIES`) says which GPU kernels must run, and that no others may.
+    `known_defects`: what the library is known to get wrong, by the check that finds it (see `KnownDefect`).
     """
 
     name: str = ""
     kernel_family: str = ""
     capabilities: Capabilities = Capabilities()
+    known_defects: Mapping[str, KnownDefect] = MappingProxyType({})
 
     def version(self) -> str:
         """The version of the library that computes."""

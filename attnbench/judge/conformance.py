@@ -13,9 +13,10 @@ from attnbench.backend.registry import function_backend, resolve
 from attnbench.errors import AttnbenchError
 from attnbench.judge.battery import LEVELS, battery
 from attnbench.judge.diagnosis import causes_of
+from attnbench.judge.known import settle_known_defects
 from attnbench.judge.properties import PROPERTIES, Finding
 from attnbench.judge.protocol import protocol_faults
-from attnbench.judge.report import KNOWN, OK, REFUSED, WRONG, Failure, Outcome, Report, command_for
+from attnbench.judge.report import OK, REFUSED, WRONG, Failure, Outcome, Report, command_for
 from attnbench.judge.shrink import smallest_failing
 from attnbench.judge.subject import Failed, Refused, Subject
 from attnbench.judge.verdict import LARGEST, judge
@@ -59,7 +60,7 @@ def check(
         run = _Run(plan, report, dtype)
         for name, part in run.parts().items():
             part(name)
-    _settle_known_defects(plan.backend, report)
+    settle_known_defects(plan.backend, report)
     return report
 
 
@@ -264,8 +265,7 @@ class _Run:
         reason: str = "",
         error: float | None = None,
     ) -> None:
-        case_id = "" if case is None else case.id
-        self.report.outcomes.append(Outcome(name, case_id, self.dtype, distribution, status, reason, error))
+        self.report.outcomes.append(Outcome(name, case, self.dtype, distribution, status, reason, error))
 
     def _fail(self, failure: Failure, listed: bool = True) -> None:
         if listed:
@@ -293,24 +293,6 @@ class _Run:
         # The case as it failed shows a pattern that the smallest, of one query or key, cannot.
         causes = causes_of(self.subject, failure, failure.case, failure.distribution)
         return causes or causes_of(self.subject, failure, smallest, distribution)
-
-
-def _settle_known_defects(backend: Backend, report: Report) -> None:
-    """Failures of checks that the backend declares as a library's known defect; strict where one is no longer seen."""
-    known: dict[str, str] = getattr(backend, "known_defects", {})
-    for name, reason in known.items():
-        of_check = [f for f in report.failures if f.check == name]
-        if of_check:
-            report.failures = [f for f in report.failures if f.check != name]
-            report.outcomes = [
-                replace(o, status=KNOWN) if o.check == name and o.status == WRONG else o
-                for o in report.outcomes
-            ]
-            report.notes.append(f"known defect, {name}: {reason}")
-        elif any(o.check == name for o in report.outcomes):
-            report.notes.append(
-                f"known defect gone, {name}: passes now; take it out of known_defects ({reason})"
-            )
 
 
 def parametrize_with_backends(
@@ -367,8 +349,8 @@ class _OneCheck:
         if self.dtype in plan.dtypes:
             run = _Run(plan, report, self.dtype)
             run.parts()[self.name](self.name)
-            _settle_known_defects(plan.backend, report)
-        if report.failures or report.stale_defects:
+            settle_known_defects(plan.backend, report)
+        if report.failures or report.gone:
             raise AssertionError(str(report))
         if not any(o.status == OK for o in report.outcomes):
             pytest.skip(f"{plan.backend.name} takes no {self.dtype} case of {self.name}")

@@ -59,20 +59,36 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check on one case: status ok, wrong, refused or known, with its reason and error over the budget."""
+    """One check on one case (None: on cases of its own): status ok, wrong, refused or known, and its reason."""
 
     check: str
-    case_id: str
+    case: Case | None
     dtype: str
     distribution: str
     status: str
     reason: str = ""
     error_over_budget: float | None = None
 
+    @property
+    def case_id(self) -> str:
+        return "" if self.case is None else self.case.id
+
+    def record(self) -> dict[str, Any]:
+        """The outcome as JSON values, the case as its id."""
+        return {name: getattr(self, name) for name in OUTCOME}
+
+
+OUTCOME = ("check", "case_id", "dtype", "distribution", "status", "reason", "error_over_budget")
+
 
 @dataclass
 class Report:
-    """All that a check of one backend found. `ok` needs something that passed and nothing that failed."""
+    """All that a check of one backend found. `ok` needs something that passed and nothing that failed.
+
+    `known` and `gone`: the declared defects of its library that were seen, and those that were not where they
+    should have been, by their keys with reason, link and versions. One that is gone is not `ok`: its declaration
+    has to go.
+    """
 
     backend: str
     level: str
@@ -81,27 +97,23 @@ class Report:
     contract: str
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        return not self.failures and not self.stale_defects and any(o.status == OK for o in self.outcomes)
+        return not self.failures and not self.gone and any(o.status == OK for o in self.outcomes)
 
     @property
     def refused(self) -> list[Outcome]:
         return [o for o in self.outcomes if o.status == REFUSED]
 
-    @property
-    def stale_defects(self) -> list[str]:
-        """Notes on known defects that are no longer seen: strict, so the declaration has to go."""
-        return [note for note in self.notes if note.startswith("known defect gone")]
-
     def frame(self) -> pd.DataFrame:
         """One row an outcome: check, case_id, dtype, distribution, status, reason, error_over_budget."""
         import pandas as pd
 
-        columns = ["check", "case_id", "dtype", "distribution", "status", "reason", "error_over_budget"]
-        return pd.DataFrame([vars(o) for o in self.outcomes], columns=columns).assign(backend=self.backend)
+        records = [o.record() for o in self.outcomes]
+        return pd.DataFrame(records, columns=list(OUTCOME)).assign(backend=self.backend)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -116,21 +128,26 @@ class Report:
             failures.append(record)
         head = {
             name: getattr(self, name)
-            for name in ("backend", "level", "device", "seed", "contract", "ok", "notes")
+            for name in ("backend", "level", "device", "seed", "contract", "ok", "known", "gone")
         }
-        return head | {"failures": failures, "outcomes": [vars(o) for o in self.outcomes]}
+        return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
 
     def __str__(self) -> str:
         count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN)}
-        word = "right" if self.ok else "WRONG" if self.failures else "not shown to be right"
+        word = "right" if self.ok else "WRONG" if self.failures or self.gone else "not shown to be right"
+        word += f", with {_many(len(self.known), 'known defect')}" if self.known else ""
         head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
         told = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
-        told += f", {count[KNOWN]} known defects" if count[KNOWN] else ""
+        told += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
         lines = [head, told]
         if not count[OK] and not self.failures:
             reasons = sorted({o.reason for o in self.refused})
             lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
-        lines += self.notes
+        lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
+        lines += [
+            f"known defect gone, {key}: it passes now; take it out of known_defects, or narrow its versions: {words}"
+            for key, words in self.gone.items()
+        ]
         for failure in self.failures[:MOST_SHOWN]:
             lines += ["", str(failure)]
         if len(self.failures) > MOST_SHOWN:
@@ -139,6 +156,10 @@ class Report:
 
 
 MOST_SHOWN = 8
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def command_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import attnbench as ab
-from attnbench.backend import Backend, Capabilities, FunctionBackend
+from attnbench.backend import Backend, Capabilities, FunctionBackend, KnownDefect
 from attnbench.errors import AttnbenchError
 from attnbench.judge.battery import MASKS, battery
 from attnbench.judge.conformance import check, parametrize_with_backends
@@ -219,15 +220,22 @@ def test_cases_are_chosen_from_what_a_backend_declares() -> None:
     assert not report.refused
 
 
+STRICT = KnownDefect(reason="masks strictly", link="https://example.org/1", versions="<2")
+
+
 class Known(Careful):
     fault = {"strict": True}
-    known_defects = dict.fromkeys(("oracle", "protocol"), "masks strictly; example.org/1; versions < 2")
+    known_defects = dict.fromkeys(("oracle", "protocol"), STRICT)
+
+    def version(self) -> str:
+        return "careful 1.2.0+cpu"
 
 
 def test_a_known_defect_does_not_fail_the_check_and_is_told() -> None:
     report = check(Known(), level="smoke")
     assert not report.failures
-    assert any("known defect, oracle: masks strictly" in note for note in report.notes)
+    assert "with 2 known defects" in str(report)
+    assert "known defect, oracle: masks strictly (https://example.org/1; versions <2)" in str(report)
     assert {o.status for o in report.outcomes if o.check == "oracle"} >= {"known"}
 
 
@@ -236,7 +244,42 @@ def test_a_known_defect_that_is_gone_fails_the_check() -> None:
     backend.fault = {}
     report = check(backend, level="smoke")
     assert not report.ok
-    assert any("known defect gone" in note for note in report.notes)
+    assert set(report.gone) == {"oracle", "protocol"}
+    assert "known defect gone, oracle: it passes now" in str(report)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"versions": ">=2"},
+        {"devices": frozenset({"cuda"})},
+        {"shows": lambda case: case.batch > 1 << 20},
+    ],
+    ids=["version", "device", "case"],
+)
+def test_a_known_defect_excuses_nothing_where_it_is_not_known(elsewhere: dict[str, Any]) -> None:
+    backend = Known()
+    backend.known_defects = {"oracle": replace(STRICT, **elsewhere)}
+    report = check(backend, level="smoke")
+    assert any(f.check == "oracle" for f in report.failures)
+    assert not report.known
+    assert not report.gone
+
+
+def test_a_known_defect_of_one_distribution_excuses_no_other() -> None:
+    backend = Known()
+    backend.known_defects = {"oracle:negative_lse": STRICT}
+    report = check(backend, level="smoke")
+    assert report.known
+    failed = {f.distribution for f in report.failures if f.check == "oracle"}
+    assert failed
+    assert "negative_lse" not in failed
+
+
+def test_a_version_that_nobody_can_read_is_taken_for_a_defective_one() -> None:
+    assert STRICT.is_in("unknown")
+    assert STRICT.is_in("torch 1.13.1+cpu")
+    assert not STRICT.is_in("torch 2.0.0")
 
 
 def test_the_frame_has_a_row_for_each_outcome() -> None:
