@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +42,7 @@ class Attempt:
     seconds_a_round: float = 0.0
     _found: dict[str, Any] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
+    _paces: dict[str, Pace] = field(default_factory=dict)
     _samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
     _rounds: list[dict[str, Any]] = field(default_factory=list)
     _spent_s: float = 0.0
@@ -83,15 +85,23 @@ class Attempt:
         )
 
     def _set_pace(self, paces: dict[str, Pace], clock: str) -> None:
-        self._found |= {
-            "calls_per_sample": {name: p.calls_per_sample for name, p in paces.items()},
-            "clock": clock,
-        }
+        self._found["clock"] = clock
         for name, pace in paces.items():
             if not pace.settled and pace.warm_up_calls > 1:
                 self._notes.append(
                     f"{name}: the warm-up of {pace.warm_up_calls} calls did not settle within 10 %"
                 )
+        self.keep_pace(paces)
+
+    @property
+    def paces(self) -> dict[str, Pace]:
+        """How fast each pass is here, so how many calls make a sample; empty before it is judged."""
+        return self._paces
+
+    def keep_pace(self, paces: dict[str, Pace]) -> None:
+        """Time by these paces; given another arm's, both average as many calls a sample and take as many."""
+        self._paces = paces
+        self._found["calls_per_sample"] = {name: p.calls_per_sample for name, p in paces.items()}
         round_ms = sum(pace.block_ms(self.protocol.block_ms) for pace in paces.values())
         round_ms += paces["fwd"].call_ms if "bwd" in paces else 0.0
         self.seconds_a_round = round_ms / 1e3
@@ -104,7 +114,8 @@ class Attempt:
         start = time.monotonic()
         at_s = start - self.began
         try:
-            block = self._call("block", block_ms=self.protocol.block_ms)
+            paces = {name: pace.to_json() for name, pace in self._paces.items()}
+            block = self._call("block", block_ms=self.protocol.block_ms, paces=paces)
         except Fault as fault:
             self._fail(fault)
             return
@@ -143,6 +154,12 @@ class Attempt:
         self._found |= {"samples_ms": self._samples_ms, "rounds": self._rounds}
         self._end("ok")
 
+    def leave_untimed(self, why: str) -> None:
+        """Be done without timing: right as far as it was judged."""
+        if self.result is None:
+            self._notes.append(f"not timed: {why}")
+            self._end("ok")
+
     def release(self) -> None:
         """Have the worker let go of the case; a fault in that is the next case's to find."""
         try:
@@ -171,6 +188,21 @@ class Attempt:
     def _end(self, status: str, reason: str = "") -> None:
         found = self._found if status == "ok" else {k: v for k, v in self._found.items() if k not in _TIMED}
         self.result = replace(self.blank, status=status, reason=reason, notes=self._notes, **found)
+
+
+def time_together(attempts: Sequence[Attempt], order: random.Random) -> Iterator[Result]:
+    """Time what is right in interleaved rounds, check it again; each result as its attempt is finished."""
+    for index in range(max((attempt.rounds for attempt in attempts), default=0)):
+        # A new order each round: a fixed one gives the later arm the warmer or the slower machine.
+        running = [a for a in attempts if a.result is None and index < a.rounds]
+        order.shuffle(running)
+        for position, attempt in enumerate(running):
+            attempt.time_round(position)
+    for attempt in attempts:
+        attempt.finish()
+        assert attempt.result is not None
+        yield attempt.result
+        attempt.release()
 
 
 _TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock")

@@ -32,6 +32,7 @@ from attnbench.measure import (
     time_block,
 )
 from attnbench.measure.kernels import attention_kernels, gpu_kernels, not_the_one_named
+from attnbench.measure.slowdown import slowed
 from attnbench.problem import Case, Inputs, make_inputs
 from attnbench.sweep import references
 from attnbench.sweep.faults import Fault, one_line
@@ -63,6 +64,7 @@ class Bench:
         self._phase = phase
         self._clock = clock
         self._backend: Backend | None = None
+        self._slower_by = 0.0
         self._on: _Open | None = None
 
     def pin(self) -> dict[str, Any]:
@@ -74,14 +76,18 @@ class Bench:
         backend: str | Callable[..., Any] | Backend,
         folder: str | None = None,
         contract: str | None = None,
+        slower_by: float = 0.0,
     ) -> dict[str, Any]:
-        """Load the backend and make the clock; what the backend says of itself."""
+        """Load the backend and make the clock; what the backend says of itself.
+
+        `slower_by` makes each timed call slower by this share, for who wants to know what a gate finds.
+        """
         self._phase("loading the backend")
         if isinstance(backend, str):
             loaded = resolve(backend, Path(folder) if folder else None, contract)
         else:
             loaded = backend if isinstance(backend, Backend) else function_backend(backend, contract=contract)
-        self._backend = loaded
+        self._backend, self._slower_by = loaded, slower_by
         self._clock = self._clock or clock_for(self._device)
         return {
             "name": loaded.name,
@@ -160,10 +166,15 @@ class Bench:
         self._rest()
         return found
 
-    def block(self, block_ms: float) -> dict[str, Any]:
-        """One block of samples a direction, in milliseconds a call; how often the system switched us out."""
+    def block(self, block_ms: float, paces: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+        """One block of samples a direction, in milliseconds a call; how often the system switched us out.
+
+        `paces` are another arm's, so that both average as many calls a sample.
+        """
         on, clock = self._case, self._clock
         assert clock is not None
+        if paces:
+            on.paces = {name: Pace(**pace) for name, pace in paces.items()}
         assert on.paces is not None
         samples, switches = {}, 0
         for direction, pace in on.paces.items():
@@ -207,7 +218,8 @@ class Bench:
         return self._on
 
     def _call(self, direction: str) -> Callable[[], Any]:
-        return self._case.prepared.call(direction, self._case.inputs.dout)
+        call = self._case.prepared.call(direction, self._case.inputs.dout)
+        return slowed(call, self._slower_by, self._device) if self._slower_by else call
 
     def _proven_kernel(self) -> str:
         """The kernel's name, with what the profiler saw of it on a GPU; a Fault where that is another's."""

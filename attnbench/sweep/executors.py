@@ -79,8 +79,9 @@ class _Process:
 class WorkerProcess:
     """Steps in a process of its own, spoken to over a socketpair, killed with its children where need be."""
 
-    def __init__(self, device: str, python: str = sys.executable) -> None:
+    def __init__(self, device: str, python: str = sys.executable, threads: int | None = None) -> None:
         self._device = device
+        self._threads = threads
         self._python = python
         self._process: _Process | None = None
 
@@ -111,7 +112,7 @@ class WorkerProcess:
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(), read_end),
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(self._threads),
             )
         except OSError as problem:
             ours.close()
@@ -218,9 +219,11 @@ class _Tail:
             self._stream.close()
 
 
-def _environment() -> dict[str, str]:
-    """The caller's environment, with attnbench found where the caller found it."""
+def _environment(threads: int | None) -> dict[str, str]:
+    """The caller's environment, with attnbench found where the caller found it; `threads` of torch where given."""
     environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     home = str(Path(__file__).resolve().parents[2])
     if "site-packages" not in home:  # a checkout: the worker may use another Python than the caller
         before = environment.get("PYTHONPATH")

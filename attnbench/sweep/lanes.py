@@ -27,12 +27,18 @@ class Lane:
         folder: Path | None = None,
         contract: str | None = None,
         memory_limit_bytes: int | None = None,
+        slower_by: float = 0.0,
     ) -> None:
         self.name = name
         self.given_up: Fault | None = None
         self._executor = executor
         self._backend = backend
-        self._asked = {"folder": None if folder is None else str(folder), "contract": contract}
+        self._asked: dict[str, Any] = {
+            "folder": None if folder is None else str(folder),
+            "contract": contract,
+        }
+        if slower_by:
+            self._asked["slower_by"] = slower_by
         self._memory_limit_bytes = memory_limit_bytes
         self._about: dict[str, Any] | None = None
 

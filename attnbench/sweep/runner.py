@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError, UnknownBackend
 from attnbench.measure import BLOCK_MS, commit_label
 from attnbench.problem import Case
 from attnbench.sweep import events, references
-from attnbench.sweep.attempt import Attempt, Protocol
+from attnbench.sweep.attempt import Attempt, Protocol, time_together
 from attnbench.sweep.executors import InProcess, WorkerProcess
 from attnbench.sweep.faults import UNKNOWN, Fault
 from attnbench.sweep.lanes import Lane, make_lanes
@@ -194,25 +194,12 @@ class _Sweep:
             waiting.append(attempt)
             ahead_s = sum(a.rounds * a.seconds_a_round for a in waiting)
             if time.monotonic() - began + ahead_s > UNWRITTEN_S:
-                yield from self._time_together(waiting)
+                yield from time_together(waiting, self._order)
                 waiting, began = [], time.monotonic()
-        yield from self._time_together(waiting)
+        yield from time_together(waiting, self._order)
         for contract in ("flash", "dense"):
             path = references.path_of(self._scratch, case, blank.seed, blank.distribution, contract)
             path.unlink(missing_ok=True)
-
-    def _time_together(self, attempts: list[Attempt]) -> Iterator[Result]:
-        for index in range(max((attempt.rounds for attempt in attempts), default=0)):
-            # A new order each round: a fixed one gives the later arm the warmer or the slower machine.
-            running = [a for a in attempts if a.result is None and index < a.rounds]
-            self._order.shuffle(running)
-            for position, attempt in enumerate(running):
-                attempt.time_round(position)
-        for attempt in attempts:
-            attempt.finish()
-            assert attempt.result is not None
-            yield attempt.result
-            attempt.release()
 
     def _references(self, case: Case, blank: Result) -> Callable[[str], str]:
         """The file with the right answer by contract, computed when first asked for."""
