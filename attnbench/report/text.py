@@ -13,6 +13,16 @@ LONGEST = 300  # characters of a foreign text that are shown
 NOTHING = "-"
 STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 MARKDOWN_MEANS = re.compile(r"([\\`*_{}\[\]<>()#+!|~&@$])")
+# What GitHub reads after the Markdown, where no backslash is left: mentions, references, addresses. A zero-width
+# space, or a sign written as an entity, takes their meaning away and not their look.
+READ_LATER = {
+    "\\<": "&lt;",
+    "\\>": "&gt;",
+    "\\@": "&#64;&#8203;",
+    "\\#": "&#35;&#8203;",
+    "://": "&#58;//",
+    "www.": "www&#46;",
+}
 
 
 def clean(text: Any, longest: int = LONGEST) -> str:
@@ -41,13 +51,11 @@ def csv_cell(text: Any) -> str:
 
 
 def markdown_cell(text: Any) -> str:
-    """A text as itself in a Markdown table: no markup, no HTML, no mention, no new column."""
-    return (
-        MARKDOWN_MEANS.sub(r"\\\1", clean(text))
-        .replace("\\<", "&lt;")
-        .replace("\\>", "&gt;")
-        .replace("\\@", "&#64;")
-    )
+    """A text as itself in a Markdown table: no markup, no HTML, no mention, no link, no new column."""
+    cell = MARKDOWN_MEANS.sub(r"\\\1", clean(text))
+    for sign, harmless in READ_LATER.items():
+        cell = cell.replace(sign, harmless)
+    return cell
 
 
 def is_missing(value: Any) -> bool:

@@ -171,6 +171,9 @@ def test_a_long_text_is_cut_and_its_length_said() -> None:
     assert csv_cell("=1") == "'=1"
     assert csv_cell("fine") == "fine"
     assert markdown_cell("a|b <i>") == "a\\|b &lt;i&gt;"
+    assert (
+        markdown_cell("@all #1 www.x.y http://z") == "&#64;&#8203;all &#35;&#8203;1 www&#46;x.y http&#58;//z"
+    )
 
 
 @pytest.mark.parametrize(

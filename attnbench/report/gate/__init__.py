@@ -1,0 +1,7 @@
+"""How does a gate's verdict reach a pull request? As Markdown, as JUnit XML and as GitHub annotations."""
+
+from attnbench.report.gate.annotations import gate_annotations
+from attnbench.report.gate.junit import gate_junit
+from attnbench.report.gate.markdown import COMMENT_BYTES, SUMMARY_BYTES, gate_markdown
+
+__all__ = ["COMMENT_BYTES", "SUMMARY_BYTES", "gate_annotations", "gate_junit", "gate_markdown"]

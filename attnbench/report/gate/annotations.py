@@ -1,0 +1,56 @@
+"""How does a gate's verdict show in GitHub's own list of errors and warnings? Workflow commands on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnbench.gate import Finding, Gate
+from attnbench.report.gate.order import Level, level_of, worst_first
+from attnbench.report.text import clean
+
+MOST = 10  # GitHub shows ten annotations of a level from one step, and drops the rest
+COMMANDS: dict[Level, str] = {"failure": "error", "warning": "warning", "remark": "notice"}
+LONGEST_TITLE, LONGEST_MESSAGE = 160, 600
+
+
+def gate_annotations(found: Gate, *, strict: bool = False) -> list[str]:
+    """`::error title=...::message`, a line a finding, the worst first; at most MOST of a level, then the tenth counts.
+
+    Failures are errors, inconclusive ones warnings (strict: errors), what is new, faster or accepted a notice.
+    Print each on a line of its own to stdout.
+    """
+    told: dict[str, list[Finding]] = {command: [] for command in COMMANDS.values()}
+    for finding in worst_first(found.findings):
+        command = COMMANDS.get(level_of(finding))
+        if strict and finding.kind == "inconclusive":
+            command = "error"
+        if command is not None:
+            told[command].append(finding)
+    return [line for command, findings in told.items() for line in _lines(command, findings)]
+
+
+def _lines(command: str, findings: Sequence[Finding]) -> list[str]:
+    shown = findings if len(findings) <= MOST else findings[: MOST - 1]
+    lines = [_line(command, _title(finding), finding.message) for finding in shown]
+    if len(shown) < len(findings):
+        rest = f"and {len(findings) - len(shown):,} more; the summary and the JSON of the gate have them"
+        lines.append(_line(command, "attnbench gate", rest))
+    return lines
+
+
+def _title(finding: Finding) -> str:
+    names = (finding.kind, clean(finding.backend, 60), finding.case, finding.which)
+    return " ".join(name for name in names if name)
+
+
+def _line(command: str, title: str, message: str) -> str:
+    return f"::{command} title={_property(title)}::{_value(clean(message, LONGEST_MESSAGE))}"
+
+
+def _value(text: str) -> str:
+    """A command's text: a percent sign first, or the signs that stand for the others would be read twice."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _value(clean(text, LONGEST_TITLE)).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,77 @@
+"""How does a gate's verdict look to a CI server that reads test reports? JUnit XML, a test a comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from attnbench.gate import Finding, Gate
+from attnbench.report.gate.order import Level, level_of, worst_first
+from attnbench.report.text import clean
+
+# What XML 1.0 has no way to write, not even as a reference.
+UNWRITABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+LONGEST = 2_000  # characters of a foreign text
+NAME = "attnbench gate"
+
+
+def gate_junit(found: Gate, *, strict: bool = False) -> str:
+    """A JUnit report of UTF-8: a suite a backend, a test a (case, pass), its time that of one call of head.
+
+    A test fails where the gate fails, and is skipped where it is inconclusive (strict: fails there too).
+    """
+    by_backend: dict[str, dict[tuple[str, str], list[Finding]]] = {}
+    for finding in worst_first(found.findings):
+        tests = by_backend.setdefault(finding.backend, {})
+        tests.setdefault((finding.case, finding.which), []).append(finding)
+    root = ElementTree.Element("testsuites", name=NAME)
+    totals = {"tests": 0, "failures": 0, "errors": 0}
+    for backend, tests in sorted(by_backend.items()):
+        suite = ElementTree.SubElement(root, "testsuite", name=_text(backend))
+        outcomes = [
+            _test(suite, backend, case, which, findings, strict)
+            for (case, which), findings in sorted(tests.items())
+        ]
+        counts = {"tests": len(outcomes), "failures": outcomes.count("failure"), "errors": 0}
+        _set(suite, counts | {"skipped": outcomes.count("warning")})
+        totals = {name: totals[name] + counts[name] for name in totals}
+    _set(root, totals)
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _test(
+    suite: Any, backend: str, case: str, which: str, findings: Sequence[Finding], strict: bool
+) -> Level:
+    """Append the test of one (case, pass) to its suite; the worst of its findings decides, all are said."""
+    worst = findings[0]
+    outcome = level_of(worst)
+    if strict and worst.kind == "inconclusive":
+        outcome = "failure"
+    test = ElementTree.SubElement(
+        suite, "testcase", classname=_text(backend), name=_text(f"{case} {which}".strip())
+    )
+    timed = next((finding.ratio for finding in findings if finding.ratio is not None), None)
+    test.set("time", "0" if timed is None else f"{timed.head_ms / 1e3:.9f}")
+    said = "\n".join(f"{finding.kind}: {_text(finding.message)}" for finding in findings)
+    if outcome in ("failure", "warning"):
+        tag = "failure" if outcome == "failure" else "skipped"
+        told = ElementTree.SubElement(
+            test, tag, type=_text(worst.kind), message=_text(f"{worst.kind}: {worst.message}")
+        )
+        told.text = f"{_text(backend)} on {_text(case)}\n{said}"
+    elif outcome == "remark":
+        ElementTree.SubElement(test, "system-out").text = said
+    return outcome
+
+
+def _text(text: str) -> str:
+    return UNWRITABLE.sub("", clean(text, LONGEST))
+
+
+def _set(element: Any, counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        element.set(name, str(count))
