@@ -107,6 +107,7 @@ class Track:
                 folder=arm.folder,
                 memory_limit_bytes=self._limit,
                 slower_by=arm.slower_by,
+                process_time=self._threads == 1,
             )
             for arm in arms
         ]

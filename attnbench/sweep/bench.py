@@ -77,10 +77,12 @@ class Bench:
         folder: str | None = None,
         contract: str | None = None,
         slower_by: float = 0.0,
+        process_time: bool = False,
     ) -> dict[str, Any]:
         """Load the backend and make the clock; what the backend says of itself.
 
-        `slower_by` makes each timed call slower by this share, for who wants to know what a gate finds.
+        `slower_by` makes each timed call slower by this share, for who wants to know what a gate finds;
+        `process_time` counts this process's processor time in place of the time that passes.
         """
         self._phase("loading the backend")
         if isinstance(backend, str):
@@ -88,7 +90,7 @@ class Bench:
         else:
             loaded = backend if isinstance(backend, Backend) else function_backend(backend, contract=contract)
         self._backend, self._slower_by = loaded, slower_by
-        self._clock = self._clock or clock_for(self._device)
+        self._clock = self._clock or clock_for(self._device, process_time)
         return {
             "name": loaded.name,
             "version": loaded.version(),
@@ -219,7 +221,7 @@ class Bench:
 
     def _call(self, direction: str) -> Callable[[], Any]:
         call = self._case.prepared.call(direction, self._case.inputs.dout)
-        return slowed(call, self._slower_by, self._device) if self._slower_by else call
+        return slowed(call, self._slower_by, self._clock) if self._slower_by else call
 
     def _proven_kernel(self) -> str:
         """The kernel's name, with what the profiler saw of it on a GPU; a Fault where that is another's."""

@@ -16,7 +16,10 @@ START_TIMEOUT_S = 180.0
 
 
 class Lane:
-    """One backend of a sweep. `ready` loads it where need be; `call` does a step of a case."""
+    """One backend of a sweep. `ready` loads it where need be; `call` does a step of a case.
+
+    `opening` are further fields of the bench's step `open`.
+    """
 
     def __init__(
         self,
@@ -27,18 +30,13 @@ class Lane:
         folder: Path | None = None,
         contract: str | None = None,
         memory_limit_bytes: int | None = None,
-        slower_by: float = 0.0,
+        **opening: Any,
     ) -> None:
         self.name = name
         self.given_up: Fault | None = None
         self._executor = executor
         self._backend = backend
-        self._asked: dict[str, Any] = {
-            "folder": None if folder is None else str(folder),
-            "contract": contract,
-        }
-        if slower_by:
-            self._asked["slower_by"] = slower_by
+        self._asked = {"folder": None if folder is None else str(folder), "contract": contract} | opening
         self._memory_limit_bytes = memory_limit_bytes
         self._about: dict[str, Any] | None = None
 
