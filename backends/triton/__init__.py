@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -96,6 +97,13 @@ class TritonPrepared(Prepared):
 
     def drop_graph(self) -> None:
         self._saved = None
+
+    def on(self, q: Tensor, k: Tensor, v: Tensor) -> TritonPrepared | None:
+        if self.case.scores:  # they carry tensors of the call that they were made for
+            return None
+        other = copy(self)
+        other._inputs, other._saved = replace(self._inputs, q=q, k=k, v=v, dout=None), None
+        return other
 
 
 class TritonBackend(Backend):

@@ -1,9 +1,9 @@
 """How does torch see the kernel? As one operator with a shape rule and a gradient: torch.compile and CUDA graphs work.
 
-`attend(q, k, v, ...)` is what a user calls. Behind it is `attnbench::attend`, whose mask and score changes
-travel as texts, so that a compiled graph holds them as constants; what they are lowered to is made once for each
-shape and kept. A call makes no host synchronisation; the first call for a shape lowers the mask, so make it
-before a CUDA graph is captured.
+`attend(q, k, v, ...)` is what a user calls, `varlen` for packed documents. Behind it is `attnbench::attend`, whose mask
+and score changes travel as texts, so that a compiled graph holds them as constants; what they are lowered to is made
+once for each shape and kept. A call makes no host synchronisation; the first call for a shape lowers the mask, so make
+it before a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -11,12 +11,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from attnbench.errors import ScoreError
-from attnbench.problem import Case, Full, Mask, Score, Sink, parse_mask, parse_score
+from attnbench.errors import MaskError, ScoreError
+from attnbench.problem import (
+    Case,
+    Causal,
+    Documents,
+    Full,
+    Mask,
+    Score,
+    Sink,
+    SlidingWindow,
+    parse_mask,
+    parse_score,
+)
 
 from .changes import Changes
 from .launch import Plan
@@ -45,6 +57,37 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = [score.tensor for score in scores if score.tensor is not None]
     return _attend(q, k, v, tensors, str(mask), SEPARATOR.join(map(str, scores)), scale)
+
+
+def varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | Sequence[int],
+    *,
+    causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out [T, H, Dv], lse float32 [H, T]) of packed documents: q [T, H, D], k [T, Hkv, D], v [T, Hkv, Dv].
+
+    Document n is the tokens cu_seqlens[n] to cu_seqlens[n + 1], as in flash_attn_varlen_func; none may be left over.
+    `window` is (left, right), None unlimited. Differentiable as `attend`. A tensor of cu_seqlens is read on the host
+    (which waits for a GPU: give numbers, or a tensor of the CPU), and new lengths are lowered anew. Raises MaskError
+    where cu_seqlens is no such list.
+    """
+    ends = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+    tokens = q.shape[0]
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != tokens or any(a > b for a, b in pairwise(ends)):
+        raise MaskError(f"cu_seqlens rises from 0 to the number of tokens, {tokens}, not {ends}")
+    mask: Mask = Documents([b - a for a, b in pairwise(ends)])
+    if causal:
+        mask = mask & Causal()
+    if window != (None, None):
+        mask = mask & SlidingWindow(*window)
+    # [T, H, D] -> [1, H, T, D], views
+    out, lse = attend(*(x.unsqueeze(0).transpose(1, 2) for x in (q, k, v)), mask=mask, scale=scale)
+    return out.transpose(1, 2).squeeze(0), lse.squeeze(0)
 
 
 def _with_tensor(score: Score, q: Tensor) -> Score:

@@ -76,3 +76,19 @@ def test_naming_the_backend_imports_no_triton() -> None:
 def test_the_whole_conformance_battery_passes(device: str, dtype: str) -> None:
     report = check("triton", level="standard", device=device, dtypes=[dtype])
     assert report.ok, [str(failure) for failure in report.failures]
+
+
+def test_a_layer_prepares_a_case_once_and_its_calls_keep_gradients_of_their_own(
+    triton_backend: Backend, device: str
+) -> None:
+    from attnbench.layer.attend import Attend
+
+    mask = parse_mask("causal & window(7, 0)")
+    one, other, k, v = (torch.randn(1, 2, 24, 16, device=device).requires_grad_() for _ in range(4))
+    alone = [torch.autograd.grad(Attend("triton")(q, k, v, mask=mask).sum(), (q, v)) for q in (one, other)]
+    attend = Attend("triton")
+    first, second = (attend(q, k, v, mask=mask) for q in (one, other))  # both graphs alive
+    assert attend.prepared == 1
+    for out, q, gradients in ((second, other, alone[1]), (first, one, alone[0])):
+        for mine, right in zip(torch.autograd.grad(out.sum(), (q, v)), gradients, strict=True):
+            assert torch.equal(mine, right)

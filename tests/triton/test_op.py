@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnbench.backend import Backend
-from attnbench.errors import ScoreError
+from attnbench.errors import MaskError, ScoreError
 from attnbench.problem import ALiBi, Bias, Causal, Sink, Softcap, parse_mask
 
 
@@ -103,3 +103,43 @@ def test_two_runs_give_the_same_bits(triton_backend: Backend, device: str) -> No
         out, _ = attend(q, k, v, mask=Causal())
         runs.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(False, (None, None)), (True, (None, None)), (True, (3, 0)), (False, (2, 4))]
+)
+def test_packed_documents_give_what_each_gives_alone(
+    triton_backend: Backend, device: str, causal: bool, window: tuple[int | None, int | None]
+) -> None:
+    from attnbench_backends.triton.op import varlen
+
+    lengths = (5, 0, 18, 1, 16)
+    packed = (x[0].transpose(0, 1).contiguous() for x in _tensors(device, length=sum(lengths)))
+    q, k, v = (x.detach().requires_grad_() for x in packed)
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)
+    out, lse = varlen(q, k, v, cu_seqlens, causal=causal, window=window)
+    assert out.is_contiguous()
+    weight = torch.randn_like(out)
+    got = torch.autograd.grad((out * weight).sum(), (q, k, v))
+
+    bounds = ["inf" if x is None else x for x in window]
+    mask = parse_mask(f"window({bounds[0]}, {bounds[1]})" + (" & causal" if causal else ""))
+    leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    parts = zip(*(x.split(lengths) for x in leaves), strict=True)
+    alone = [_exact(*(x.transpose(0, 1)[None] for x in part), mask) for part in parts if part[0].shape[0]]
+    exact = torch.cat([o[0].transpose(0, 1) for o, _ in alone])  # [T, H, Dv]
+    exact_lse = torch.cat([x[0] for _, x in alone], dim=-1)  # [H, T]
+    wanted = torch.autograd.grad((exact * weight).sum(), leaves)
+    for mine, right in zip((out, lse, *got), (exact, exact_lse, *wanted), strict=True):
+        assert (mine - right).abs().max() < 256 * 2**-24 * right.abs().max()
+
+
+@pytest.mark.parametrize("ends", [[0, 5], [1, 24], [0, 20, 10, 24], [0]])
+def test_cu_seqlens_that_do_not_cover_the_tokens_are_refused(
+    triton_backend: Backend, device: str, ends: list[int]
+) -> None:
+    from attnbench_backends.triton.op import varlen
+
+    q, k, v = (x[0].transpose(0, 1) for x in _tensors(device))
+    with pytest.raises(MaskError, match="rises from 0 to the number of tokens, 24"):
+        varlen(q, k, v, ends)
