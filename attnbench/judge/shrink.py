@@ -15,11 +15,16 @@ COSTLIEST = 1 << 26  # scores of a case that is still worth running several time
 
 
 def smallest_failing(subject: Subject, case: Case, distribution: str) -> tuple[Case, str]:
-    """The smallest case found that is still wrong, and its distribution; the case itself where nothing smaller is."""
+    """The smallest case found that fails in the same way, and its distribution; the case itself where none does.
+
+    The same way: with the same kind of exception, a result of the wrong form, a wrong forward, or a wrong backward
+    after a right forward. A smaller case that fails otherwise shows another fault.
+    """
     runs = 0
     if case.rows * case.k_len > COSTLIEST:
         return case, distribution
     tried = {(case, distribution)}
+    way = way_of_failing(subject, case, distribution)
     shrunk = True
     while shrunk and runs < MOST_RUNS:
         shrunk = False
@@ -28,20 +33,25 @@ def smallest_failing(subject: Subject, case: Case, distribution: str) -> tuple[C
                 continue
             tried.add(smaller)
             runs += 1
-            if _fails(subject, *smaller):
+            if way and way_of_failing(subject, *smaller) == way:
                 case, distribution = smaller
                 shrunk = True
                 break
     return case, distribution
 
 
-def _fails(subject: Subject, case: Case, distribution: str) -> bool:
+def way_of_failing(subject: Subject, case: Case, distribution: str) -> str:
+    """How a case fails, in a word or two; empty where it is right or refused."""
     try:
-        return not subject.verdict(subject.inputs(case, distribution)).ok
+        errors = subject.verdict(subject.inputs(case, distribution)).errors
     except Refused:
-        return False
-    except Failed:
-        return True
+        return ""
+    except Failed as failure:
+        return " ".join(str(failure).split()[:2])  # `raises RuntimeError:`, `gives a ...`
+    wrong = {name: error for name, error in errors.items() if error["over_budget"] > 1}
+    if any("max_z" not in error for error in wrong.values()):
+        return "form"
+    return "forward" if wrong.keys() & {"out", "lse"} else "backward" if wrong else ""
 
 
 def _smaller(case: Case, distribution: str, other_masks: bool) -> Iterator[tuple[Case, str]]:

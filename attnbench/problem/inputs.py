@@ -108,10 +108,9 @@ def _generator(case: Case, seed: int, name: str) -> torch.Generator:
 
 def make_inputs(case: Case, seed: int = 0, device: str = "cpu", distribution: str = "randn") -> Inputs:
     """Draw the tensors of a case; raises CaseError for a distribution that does not exist."""
-
     if distribution not in DISTRIBUTIONS:
         known = sorted(DISTRIBUTIONS)
-        raise CaseError(f"no distribution called {distribution!r}{did_you_mean(distribution, known)}")
+        raise CaseError(f"no distribution called {distribution!r}{did_you_mean(str(distribution), known)}")
     dtype = torch_dtype(case.dtype)
     drawn = DISTRIBUTIONS[distribution](case, lambda name: _generator(case, seed, name))
     q, k, v, dout = (x.to(dtype).to(device) for x in drawn)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import attnbench as ab
 from attnbench.backend import Backend, Capabilities, FunctionBackend, KnownDefect
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, CaseError
 from attnbench.judge.battery import MASKS, battery
 from attnbench.judge.conformance import check, parametrize_with_backends
 from attnbench.judge.properties import PROPERTIES
 from attnbench.judge.report import command_for
-from attnbench.judge.shrink import fitted, smallest_failing
+from attnbench.judge.shrink import fitted, smallest_failing, way_of_failing
 from attnbench.judge.subject import Subject
 from attnbench.problem import (
     BlockSparse,
@@ -415,6 +415,26 @@ def test_the_smallest_case_still_fails() -> None:
     assert smallest.group > 1
     assert smallest.kv_heads > 1
     assert (smallest.batch, smallest.q_len) == (1, 1)
+
+
+def test_a_failure_that_raises_is_not_shrunk_to_another_fault() -> None:
+    def two_faults(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        if q.shape[1] != k.shape[1]:
+            raise RuntimeError("cannot group heads")
+        return attention(q, k, v, mask, scores, scale, strict=True)
+
+    subject = Subject(FunctionBackend(two_faults, "two faults"))
+    case = Case(batch=2, q_len=65, k_len=65, q_heads=6, kv_heads=2, head_dim=32, dtype="fp32", mask=Causal())
+    smallest, _ = smallest_failing(subject, case, "randn")
+    assert way_of_failing(subject, smallest, "randn") == "raises RuntimeError:"
+    assert smallest.group > 1
+    assert (smallest.batch, smallest.q_len, smallest.kv_heads) == (1, 1, 1)
+
+
+def test_a_distribution_that_is_none_is_an_error_with_a_name() -> None:
+    case = Case(q_len=2, k_len=2, q_heads=1, head_dim=8, dtype="fp32")
+    with pytest.raises(CaseError, match="no distribution called None"):
+        make_inputs(case, distribution=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
