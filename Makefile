@@ -17,10 +17,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
-bench: $(READY)  ## run the quick suite on every backend, print the table, draw the charts
+bench: $(READY)  ## run the quick suite on every backend, print the table, draw the charts, make the page
 	rm -rf $(OUT)
 	$(BIN)/attnbench run quick --out $(OUT)
-	$(BIN)/attnbench report $(OUT)
+	$(BIN)/attnbench report $(OUT) --out $(OUT)/report --html $(OUT)/report.html
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest tests -m "not slow and not interpret"

@@ -134,13 +134,13 @@ def draw_error(found: Matrix, subtitle: str) -> Figure:
                 box = {"xy": (x + 0.02, y + 0.04), "width": 0.96, "height": 0.92}
                 if np.isnan(value):
                     axes.add_patch(Rectangle(**box, facecolor="#F4F5F6", edgecolor="none"))  # type: ignore[arg-type]
-                    text, colour = _why_unjudged(found.counts.get((backend, mask), Counter())), "#A3AAB2"
+                    text, colour = why_unjudged(found.counts.get((backend, mask), Counter())), "#A3AAB2"
                     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=6.5, color=colour)
                     continue
                 is_wrong = value > 1
                 face = wrong(above(value)) if is_wrong else right(below(value))
                 axes.add_patch(Rectangle(**box, facecolor=face, edgecolor="none"))  # type: ignore[arg-type]
-                text = f"✗ {_error_text(value)}" if is_wrong else _error_text(value)
+                text = f"✗ {error_text(value)}" if is_wrong else error_text(value)
                 ink = "white" if is_wrong and value > 5 else INK
                 weight = "bold" if is_wrong else "normal"
                 axes.text(
@@ -157,7 +157,7 @@ def draw_error(found: Matrix, subtitle: str) -> Figure:
     return figure
 
 
-def _error_text(value: float) -> str:
+def error_text(value: float) -> str:
     return (
         "> 1e9"
         if value > 1e9
@@ -167,7 +167,7 @@ def _error_text(value: float) -> str:
     )
 
 
-def _why_unjudged(counts: Counter[str]) -> str:
+def why_unjudged(counts: Counter[str]) -> str:
     return min(counts, key=STATUS_ORDER.index) if counts else "not asked"
 
 

@@ -72,14 +72,32 @@ class Look:
     dash: Any
 
 
-def ink(colour: str) -> str:
-    """The colour dark enough for text on white."""
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colours, 1 to 21."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
     parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    # WCAG's 4.5:1 on white is a luminance of 0.183.
-    share = min(1.0, (0.183 / luminance) ** (1 / 2.2))
-    return "#" + "".join(f"{round(int(colour[place : place + 2], 16) * share):02X}" for place in (1, 3, 5))
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrasted(colour: str, background: str, least: float) -> str:
+    """The colour, moved towards black or white only as far as it takes to stand out from a background."""
+    towards = 0 if _luminance(background) > 0.18 else 255
+    parts = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    for step in range(51):
+        mixed = "#" + "".join(f"{round(part + (towards - part) * step / 50):02X}" for part in parts)
+        if contrast(mixed, background) >= least:
+            return mixed
+    return mixed
+
+
+def ink(colour: str) -> str:
+    """The colour dark enough for text on white."""
+    return contrasted(colour, "#FFFFFF", 4.5)
 
 
 def looks(backends: Iterable[str]) -> dict[str, Look]:

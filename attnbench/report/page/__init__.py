@@ -1,0 +1,6 @@
+"""How do people read results? One self-contained HTML file: who is right, who is fastest, and whether to believe it."""
+
+from attnbench.report.page.render import page, write_page
+from attnbench.report.page.trust import furthest_off
+
+__all__ = ["furthest_off", "page", "write_page"]

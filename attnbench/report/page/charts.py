@@ -1,0 +1,127 @@
+"""How are the page's charts drawn? Vega-Lite specifications; the data, colours and marks come in by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+MILLISECONDS = (
+    "datum.value >= 1000 ? format(datum.value / 1000, '~r') + ' s' : "
+    "datum.value >= 1 ? format(datum.value, '~r') + ' ms' : format(datum.value * 1000, '~r') + ' us'"
+)
+BYTES = (
+    "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~g') + ' GiB' : datum.value >= 1048576 ? "
+    "format(datum.value / 1048576, '~g') + ' MiB' : datum.value >= 1024 ? format(datum.value / 1024, '~g') + ' KiB' : "
+    "datum.value + ' B'"
+)
+TOKENS = (
+    "datum.value >= 16384 && datum.value % 1024 == 0 ? (datum.value / 1024) + 'k' : format(datum.value, 'd')"
+)
+PLAIN, SHARE = "format(datum.value, '~g')", "format(datum.value, '~%')"
+RATE = "format(datum.value, '~s')"
+TIMES = "format(datum.value, '.3~r') + 'x'"
+
+# quantity: title, label of a tick
+QUANTITIES = {
+    "time": ("Time", MILLISECONDS),
+    "tflops": ("TFLOP/s of useful work", PLAIN),
+    "share": ("Share of the measured roof", SHARE),
+    "memory": ("Peak memory above the inputs", BYTES),
+}
+
+
+def specifications() -> dict[str, dict[str, Any]]:
+    """Every chart by name. Colours, shapes and dashes are values of the data: no name becomes part of an expression."""
+    found = {name: curves(title, label) for name, (title, label) in QUANTITIES.items()}
+    found |= {"roofline": roofline(), "noise": noise(), "compare": forest()}
+    return {name: chart.to_dict() for name, chart in found.items()}
+
+
+def _marks() -> dict[str, Any]:
+    return {
+        "color": alt.Color("colour:N", scale=None),
+        "detail": alt.Detail("backend:N"),
+        "tooltip": alt.Tooltip("said:N"),
+    }
+
+
+def _log(**more: Any) -> alt.Scale:
+    return alt.Scale(type="log", nice=False, padding=10, **more)
+
+
+def curves(title: str, label: str) -> alt.LayerChart:
+    """A quantity over the length: a line a backend, bars from the 10 % to the 90 % quantile of the samples."""
+    lengths = alt.param("lengths", value=[])
+    axis = alt.Axis(values={"expr": "lengths"}, labelExpr=TOKENS, grid=False, labelOverlap="greedy")
+    x = alt.X("length:Q", title="sequence length (tokens)", scale=_log(base=2), axis=axis)
+    y_axis = alt.Axis(labelExpr=label, tickCount=5, labelOverlap="greedy")
+    y = alt.Y("value:Q", title=None, scale=_log(), axis=y_axis)
+    base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y, **_marks())
+    line = base.mark_line(strokeWidth=2, clip=True).encode(strokeDash=alt.StrokeDash("dash:N", scale=None))
+    spread = base.mark_rule(strokeWidth=5, opacity=0.28).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(
+        shape=alt.Shape("shape:N", scale=None), order=alt.Order("place:Q")
+    )
+    return _whole(alt.layer(spread, line, point).add_params(lengths), title, 250)
+
+
+def roofline() -> alt.LayerChart:
+    """Achieved rate over arithmetic intensity, under the roofs that were measured on this machine."""
+    x = alt.X("intensity:Q", title="useful FLOP per byte that must move", scale=_log(), axis=_axis(PLAIN))
+    y = alt.Y("rate:Q", title="FLOP/s", scale=_log(), axis=_axis(RATE))
+    roofs = (
+        alt.Chart(alt.NamedData("roofs"))
+        .mark_line(strokeWidth=1.5)
+        .encode(x=x, y=y, detail="name:N", strokeDash=alt.StrokeDash("dash:N", scale=None), tooltip="name:N")
+    )
+    label = (
+        alt.Chart(alt.NamedData("roofs"))
+        .transform_filter("datum.label != ''")
+        .mark_text(align="right", dy=-7, dx=-4, fontSize=11)
+        .encode(x=x, y=y, text="label:N")
+    )
+    point = (
+        alt.Chart(alt.NamedData("points"))
+        .mark_point(filled=True, size=70, opacity=1)
+        .encode(x=x, y=y, shape=alt.Shape("shape:N", scale=None), **_marks())
+    )
+    return _whole(alt.layer(roofs, label, point), "Roofline", 320)
+
+
+def noise() -> alt.LayerChart:
+    """Per backend: the spread of its samples, from its calm cases to its wild ones."""
+    y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
+    x_axis = alt.Axis(labelExpr=SHARE, tickCount=5, labelOverlap="greedy")
+    title = "half the 10 % to 90 % span over the median"
+    x = alt.X("median:Q", title=title, scale=_log(), axis=x_axis)
+    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, **_marks())
+    span = base.mark_rule(strokeWidth=5, opacity=0.35).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    middle = base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
+    return _whole(alt.layer(span, middle), "Spread of the samples, by backend", 200)
+
+
+def forest() -> alt.LayerChart:
+    """The largest changes: ratio and interval a row, the margin of the gate as a band."""
+    y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=430, grid=True))
+    x_axis = alt.Axis(labelExpr=TIMES, tickCount=7, labelOverlap="greedy")
+    x = alt.X("point:Q", title="time, over the first set", scale=_log(), axis=x_axis)
+    band = (
+        alt.Chart(alt.NamedData("margin"))
+        .mark_rect(opacity=0.12)
+        .encode(x=alt.X("from:Q", scale=_log()), x2="to:Q")
+    )
+    one = alt.Chart(alt.NamedData("margin")).mark_rule(strokeDash=[4, 3]).encode(x="one:Q")
+    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, **_marks())
+    span = base.mark_rule(strokeWidth=4, opacity=0.45).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    middle = base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
+    return _whole(alt.layer(band, one, span, middle), "The largest changes", 200)
+
+
+def _axis(label: str) -> alt.Axis:
+    return alt.Axis(labelExpr=label, tickCount=6, labelOverlap="greedy")
+
+
+def _whole(chart: Any, title: str, height: int) -> alt.LayerChart:
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    return chart.properties(title=title, width="container", height=height, autosize=fit)

@@ -1,0 +1,146 @@
+"""What is different between two result sets? The gate's verdict, every ratio with its interval, and who wins now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnbench.errors import NotComparable
+from attnbench.gate import FAILING, KINDS, Finding, ResultSet, gate
+from attnbench.report.page.winners import Winner
+from attnbench.report.text import clean, factor, milliseconds, three_digits
+
+PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
+MOST_DRAWN, MOST_ROWS = 24, 400
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One pass of one case on one backend in both sets; the figures for the chart and their texts for the table."""
+
+    backend: str
+    case: str
+    which: str
+    kind: str
+    point: float
+    low: float | None
+    high: float | None
+    base: str
+    head: str
+    said: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sets held against each other. `refusal` says why the gate would not judge them, empty where it does."""
+
+    base: str
+    head: str
+    verdict: str
+    failed: bool
+    margin: float
+    counts: tuple[tuple[str, int], ...]
+    refusal: str
+    unlike: tuple[str, ...]
+    ratios: tuple[Ratio, ...]
+    others: tuple[tuple[str, str, str, str], ...]  # kind, backend, case, message
+    means: tuple[tuple[str, str, int, str], ...]  # backend, pass, cases, factor
+    changed: tuple[tuple[str, str, str], ...]  # case, winner in base, winner in head
+    left_out: int = 0
+
+
+def compared(
+    base: ResultSet,
+    head: ResultSet,
+    named: Mapping[str, str],
+    won: tuple[Sequence[Winner], Sequence[Winner]],
+) -> Compared:
+    """Hold head against base; `named` is how a case is said to a reader, `won` the winners of both."""
+    try:
+        found = gate(base, head, allow_unlike=True)
+    except NotComparable as problem:
+        nothing: tuple[Any, ...] = ((), "", (), (), (), (), ())
+        return Compared(_name(base), _name(head), clean(problem, 600), True, 0.0, *nothing)
+    unlike = tuple(clean(text, 200) for text in found.unlike)
+    refusal = "They were not measured alike, so the gate would refuse to judge them." if unlike else ""
+    ratios = sorted(
+        (_ratio(one, named) for one in found.findings if one.ratio is not None),
+        key=lambda r: -abs(math.log(r.point)),
+    )
+    others = [
+        (one.kind, clean(one.backend, 60), named.get(one.case, clean(one.case)), clean(one.message))
+        for one in found.findings
+        if one.ratio is None and one.kind != "same"
+    ]
+    return Compared(
+        _name(base),
+        _name(head),
+        _verdict(found.exit_code() != 0, bool(found.inconclusive), found.findings),
+        found.exit_code() != 0,
+        found.margin,
+        tuple((kind, found.count(kind)) for kind in KINDS if found.count(kind)),
+        refusal,
+        unlike,
+        tuple(ratios[:MOST_ROWS]),
+        tuple(others[:MOST_ROWS]),
+        tuple(_means(ratios)),
+        tuple(_changed(*won, named)),
+        max(0, len(ratios) - MOST_ROWS) + max(0, len(others) - MOST_ROWS),
+    )
+
+
+def _name(one: ResultSet) -> str:
+    return clean(one.name, 60)
+
+
+def _verdict(failed: bool, unsure: bool, findings: Sequence[Finding]) -> str:
+    if failed:
+        bad = sum(one.kind in FAILING for one in findings)
+        return f"Worse: {bad} {'finding' if bad == 1 else 'findings'} would fail the gate."
+    return "Not worse, as far as it can be told." if unsure else "Not worse."
+
+
+def _ratio(one: Finding, named: Mapping[str, str]) -> Ratio:
+    ratio = one.ratio
+    assert ratio is not None
+    sure = ratio.low is not None and ratio.high is not None
+    return Ratio(
+        clean(one.backend, 60),
+        named.get(one.case, clean(one.case)),
+        PASS_TEXT.get(one.which, one.which),
+        one.kind,
+        ratio.point,
+        ratio.low,
+        ratio.high,
+        milliseconds(ratio.base_ms),
+        milliseconds(ratio.head_ms),
+        factor(ratio.point),
+        f"{three_digits(ratio.low)} to {three_digits(ratio.high)}" if sure else "too few samples",
+    )
+
+
+def _means(ratios: Sequence[Ratio]) -> list[tuple[str, str, int, str]]:
+    by_key: dict[tuple[str, str], list[float]] = {}
+    for one in ratios:
+        by_key.setdefault((one.backend, one.which), []).append(math.log(one.point))
+    return [
+        (backend, which, len(logs), factor(math.exp(math.fsum(logs) / len(logs))))
+        for (backend, which), logs in sorted(by_key.items())
+    ]
+
+
+def _changed(
+    before: Sequence[Winner], after: Sequence[Winner], named: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """Cases on which the choice is another one now: no backend is at the front of both."""
+    now = {winner.case: winner for winner in after}
+    found = []
+    for one in before:
+        two = now.get(one.case)
+        if two is not None and one.level and two.level and not set(one.level) & set(two.level):
+            sides = (", ".join(clean(name, 60) for name in w.level[:3]) for w in (one, two))
+            found.append((named.get(one.case, clean(one.case)), *sides))
+    return found[:MOST_ROWS]  # type: ignore[return-value]

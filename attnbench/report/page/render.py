@@ -1,0 +1,249 @@
+"""How does it become one file? Everything a template needs, then Jinja with autoescape; scripts by their hash only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attnbench.errors import BackendUnavailable
+from attnbench.gate import ResultSet
+from attnbench.report.frame import frame
+from attnbench.report.page import overview, trust
+from attnbench.report.page.compared import MOST_DRAWN, Compared, compared
+from attnbench.report.page.rows import page_rows, rest_text, roofs_of
+from attnbench.report.page.winners import Winner, winners
+from attnbench.report.palette import COLOURS, MARKERS, contrasted
+from attnbench.report.tables import heading, reasons
+from attnbench.report.text import clean
+from attnbench.report.words import case_text, dims_text, heads_text, with_families
+
+PAPER = {"light": "#FFFFFF", "dark": "#14181D"}
+# Markers as paths in a square of -1 to 1, the same in the charts and in the text.
+SHAPES = {
+    "o": "M-.9,0A.9,.9,0,1,1,.9,0A.9,.9,0,1,1,-.9,0Z",
+    "s": "M-.8,-.8L.8,-.8L.8,.8L-.8,.8Z",
+    "D": "M0,-1.1L.9,0L0,1.1L-.9,0Z",
+    "^": "M0,-1L1,.8L-1,.8Z",
+    "v": "M0,1L1,-.8L-1,-.8Z",
+    "P": "M-.35,-1L.35,-1L.35,-.35L1,-.35L1,.35L.35,.35L.35,1L-.35,1L-.35,.35L-1,.35L-1,-.35L-.35,-.35Z",
+    "X": "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z",
+    "<": "M-1,0L.8,-1L.8,1Z",
+    ">": "M1,0L-.8,-1L-.8,1Z",
+    "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",
+    "h": "M-.87,-.5L0,-1L.87,-.5L.87,.5L0,1L-.87,.5Z",
+    "*": "M0,-1L.25,-.3L1,-.3L.4,.15L.6,.9L0,.45L-.6,.9L-.4,.15L-1,-.3L-.25,-.3Z",
+}
+DASHES: tuple[list[float], ...] = ([1, 0], [6, 2], [2, 2])
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
+INSTALL = "the page needs altair, vl-convert-python and jinja2: pip install 'attnbench[page]'"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One result set as the page tells it."""
+
+    place: int
+    name: str
+    heading: str
+    facts: list[tuple[str, str]]
+    answer: tuple[str, str]
+    lines: list[overview.Line]
+    grids: list[overview.Grid]
+    agreements: list[trust.Agreement]
+    furthest: trust.Furthest | None
+    picture: str
+    reasons: list[Any]
+    noises: list[trust.Noise]
+    remarks: list[tuple[str, int, str]]
+    clocks: list[tuple[str, str]]
+
+
+def write_page(sets: Sequence[ResultSet], path: Path, pictures: Mapping[int, bytes] | None = None) -> Path:
+    """Write the page of one or several result sets (the first is what others are compared to).
+
+    `pictures` are PNG files by the place of their set: the errors of what `furthest_off` gave for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(sets, pictures), encoding="utf-8")
+    return path
+
+
+def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None) -> str:
+    """The HTML text; raises BackendUnavailable with what to install where the `page` extra is missing."""
+    environment, specifications, bundle = _libraries()
+    tables = [with_families(frame(one.results, one.environments)) for one in sets]
+    won = [winners(table) for table in tables]
+    names = _names(sets)
+    shown = [
+        _shown(n, names[n], one, tables[n], won[n], (pictures or {}).get(n)) for n, one in enumerate(sets)
+    ]
+    pairs = _pairs(sets, names, tables, won)
+    looks = _looks({clean(name, 60) for table in tables for name in table["backend"]})
+    data = {
+        **page_rows(tables),
+        "sets": names,
+        "roofs": [roofs_of(table, one.environments) for table, one in zip(tables, sets, strict=True)],
+        "looks": looks,
+        "specs": specifications,
+        "noise": [[vars(one) for one in s.noises] for s in shown],
+        "compare": [_drawn(one) for one in pairs],
+    }
+    script = _asset("page.js")
+    policy = f"{POLICY}; script-src {' '.join(_hash(text) for text in (bundle, script))}"
+    return environment.get_template("page.html").render(
+        shown=shown,
+        pairs=pairs,
+        looks=looks,
+        policy=policy,
+        style=_asset("page.css"),
+        spread_text=trust.spread_text,
+        bundle=bundle,
+        script=script,
+        data=json_text(data),
+        title=shown[0].heading if len(shown) == 1 else ", ".join(names),
+    )
+
+
+def _libraries() -> tuple[Any, dict[str, Any], str]:
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+        from attnbench.report.page.charts import specifications
+
+        environment = Environment(
+            loader=FunctionLoader(_asset),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment, specifications(), _bundle()
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").split(".")[0] not in ("altair", "vl_convert", "jinja2"):
+            raise
+        raise BackendUnavailable(INSTALL) from problem
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script; its strings cannot end the element that holds it."""
+    import altair
+    import vl_convert
+
+    version = ".".join(altair.VEGALITE_VERSION.split(".")[:2])
+    text = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;", vl_version=version)
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("attnbench.report.page").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def json_text(value: Any) -> str:
+    """JSON that may stand in an HTML page: nothing in it can end its element or begin another."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _names(sets: Sequence[ResultSet]) -> list[str]:
+    """The sets by name; alike ones are numbered."""
+    found: list[str] = []
+    for place, one in enumerate(sets):
+        name = clean(one.name, 60) or f"set {place + 1}"
+        found.append(name if name not in found else f"{name} ({place + 1})")
+    return found
+
+
+def _looks(backends: set[str]) -> dict[str, dict[str, Any]]:
+    """How each backend is drawn, on light and on dark paper: at least 3:1 against it, with a shape and a dash."""
+    return {
+        name: {
+            "place": place,
+            **{paper: contrasted(COLOURS[place % len(COLOURS)], PAPER[paper], 3.2) for paper in PAPER},
+            "shape": SHAPES[MARKERS[place % len(MARKERS)]],
+            "dash": DASHES[(place // len(COLOURS)) % len(DASHES)],
+        }
+        for place, name in enumerate(sorted(backends))
+    }
+
+
+def _shown(
+    place: int, name: str, one: ResultSet, table: pd.DataFrame, won: list[Winner], picture: bytes | None
+) -> Shown:
+    places = [value for value in one.environments.values() if isinstance(value, dict)]
+    lines = overview.lines(table, won)
+    return Shown(
+        place,
+        name,
+        heading(table),
+        overview.facts(table, one.environments),
+        overview.answer(lines, won),
+        lines,
+        overview.grids(won, _links(table, place)),
+        trust.agreements(table),
+        trust.furthest(trust.furthest_off(one.results)),
+        base64.b64encode(picture).decode() if picture else "",
+        reasons(table),
+        trust.noises(table),
+        trust.remarks(table),
+        trust.clocks(places),
+    )
+
+
+def _links(table: pd.DataFrame, place: int) -> dict[str, dict[str, str]]:
+    """By case: the selection that shows it in Explore."""
+    return {
+        str(row.case): {
+            "set": str(place),
+            "mask": clean(row.family, 80),
+            "heads": clean(heads_text(row), 80),
+            "dims": clean(dims_text(row), 80),
+            "dtype": clean(row.dtype, 80),
+            "rest": clean(rest_text(row), 80),
+            "direction": clean(row.direction, 80),
+        }
+        for row in table.drop_duplicates("case").itertuples()
+    }
+
+
+def _pairs(
+    sets: Sequence[ResultSet], names: list[str], tables: list[pd.DataFrame], won: list[list[Winner]]
+) -> list[Compared]:
+    known = {
+        str(row.case): clean(case_text(row), 160)
+        for table in tables
+        for row in table.drop_duplicates("case").itertuples()
+    }
+    again = [ResultSet(one.results, one.environments, name) for one, name in zip(sets, names, strict=True)]
+    return [compared(again[0], head, known, (won[0], won[n])) for n, head in enumerate(again[1:], 1)]
+
+
+def _drawn(one: Compared) -> dict[str, Any]:
+    rows = [
+        {
+            "label": f"{r.backend}, {r.case}, {r.which}",
+            "backend": r.backend,
+            "point": r.point,
+            "low": r.low or r.point,
+            "high": r.high or r.point,
+            "said": f"{r.backend}, {r.case}, {r.which}: {r.base} became {r.head}, {r.said} ({r.interval}): {r.kind}",
+        }
+        for r in one.ratios[:MOST_DRAWN]
+    ]
+    return {"margin": one.margin, "points": rows}

@@ -1,0 +1,135 @@
+"""What does the page's own data look like? Cases, rows and words once each, so that 50,000 rows stay small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnbench.report.text import clean, is_missing
+from attnbench.report.words import dims_text, heads_text
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+MOST_SAMPLES = 200_000  # in a page; beyond, samples are only their quantiles
+LONGEST_NAME, LONGEST_REASON = 60, 300
+
+
+class Words:
+    """Every text once: `words.place(text)` is where it stands in `words.texts`."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, text: Any, longest: int = LONGEST_REASON) -> int:
+        """The place of a foreign text, cut and made inert."""
+        said = clean(text, longest)
+        if said not in self._places:
+            self._places[said] = len(self.texts)
+            self.texts.append(said)
+        return self._places[said]
+
+
+def rest_text(row: Any) -> str:
+    """What is the same along a line beside heads, dims and dtype: batch, score changes, layout, unequal lengths."""
+    parts = [f"batch {row.batch}", clean(row.scores, 80)]
+    parts += [row.layout] if row.layout not in ("", "bhsd") else []
+    if row.q_len != row.k_len:
+        parts += [f"{row.q_len} queries" if row.q_len < row.k_len else f"{row.k_len} keys"]
+    return ", ".join(part for part in parts if part)
+
+
+def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """The rows of every set (frames as `with_families` gives them) as JSON values.
+
+    `cases` and `rows` are lists of lists in the order of `case_fields` and `row_fields`; texts are places in
+    `words`. Of each pass: `ms` quantiles at `quantiles`, the number of samples, and the samples where all fit.
+    """
+    words = Words()
+    kept = sum(int(t[f"{p}_samples"].sum()) for t in tables for p in ("fwd", "bwd")) <= MOST_SAMPLES
+    cases: list[list[Any]] = []
+    rows: list[list[Any]] = []
+    for number, table in enumerate(tables):
+        places: dict[str, int] = {}
+        for row in table.itertuples():
+            if row.case not in places:
+                places[str(row.case)] = len(cases)
+                cases.append([number, *_case(row, words)])
+            rows.append([places[str(row.case)], *_row(row, words, kept)])
+    return {
+        "case_fields": CASE_FIELDS,
+        "row_fields": ROW_FIELDS,
+        "quantiles": QUANTILES,
+        "words": words.texts,
+        "cases": cases,
+        "rows": rows,
+    }
+
+
+CASE_FIELDS = (
+    ("set", "id", "mask", "heads", "dims", "dtype", "rest", "direction", "length")
+    + ("fwd_flops", "bwd_flops", "fwd_bytes", "bwd_bytes", "least_peak", "pairs")
+)  # fmt: skip
+ROW_FIELDS = (
+    ("case", "backend", "status", "reason", "kernel", "fwd", "bwd", "fwd_roof", "bwd_roof", "roof")
+    + ("peak", "error", "prepare_ms", "seed", "notes")
+)  # fmt: skip
+
+
+def _case(row: Any, words: Words) -> list[Any]:
+    texts = (row.family, heads_text(row), dims_text(row), row.dtype, rest_text(row), row.direction)
+    numbers = (row.fwd_flops, row.bwd_flops, row.fwd_least_bytes, row.bwd_least_bytes)
+    counts = [_whole(n) for n in (*numbers, row.least_peak_bytes, row.pairs)]
+    named = [words.place(row.case), *(words.place(text, 80) for text in texts)]
+    return [*named, _whole(row.length), *counts]
+
+
+def _row(row: Any, words: Words, kept: bool) -> list[Any]:
+    right = row.status == "ok"
+    return [
+        words.place(row.backend, LONGEST_NAME),
+        words.place(row.status),
+        words.place(row.reason),
+        words.place(row.kernel, 120),
+        _samples(row.fwd_samples_ms, kept) if right else None,
+        _samples(row.bwd_samples_ms, kept) if right else None,
+        *(_short(value) for value in (row.fwd_roof_share, row.bwd_roof_share, row.roof_share)),
+        _whole(row.peak_bytes) if right else None,
+        _short(row.error_over_budget),
+        _short(row.prepare_total_ms),
+        _whole(row.seed),
+        words.place("; ".join(map(str, row.notes[:5]))),
+    ]
+
+
+def _samples(rounds: Iterable[Sequence[float]], kept: bool) -> list[Any] | None:
+    given = [list(one) for one in rounds]
+    samples = np.asarray([ms for one in given for ms in one], dtype=float)
+    if not samples.size:
+        return None
+    found = [_short(value) for value in np.quantile(samples, QUANTILES)]
+    return [found, int(samples.size), [[_short(ms) for ms in one] for one in given] if kept else None]
+
+
+def _short(value: Any) -> float | None:
+    """Four digits are more than a reader can use, and a third of the bytes."""
+    if value is None or is_missing(value) or not math.isfinite(value):
+        return None
+    return float(f"{float(value):.4g}")
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None or is_missing(value) else int(value)
+
+
+def roofs_of(table: pd.DataFrame, environments: Mapping[str, Any]) -> dict[str, Any]:
+    """The measured roofs of the environment that most rows were measured in; empty where none is known."""
+    for key in table["environment"].dropna().value_counts().index:
+        roofs = (environments.get(key) or {}).get("roofs") or {}
+        if roofs:
+            names = ("matmul_flops_per_s", "copy_bytes_per_s", "exps_per_s")
+            return {name: roofs[name] for name in names if roofs.get(name)}
+    return {}

@@ -1,0 +1,87 @@
+"""Which right backend is fastest on each case, by how much, and can that be told? Intervals from the raw samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnbench.gate import Ratio, ratio_of_medians
+
+Rounds = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """Who is fastest on one case.
+
+    `level` are the right backends that cannot be told from the fastest, the fastest first: one name where there is
+    a clear winner, none where nothing right was timed. `ratio` is the next one (`rival`) over the fastest, None
+    where there is no other. `untimed` are right backends without a time (an interpreter's clock means nothing).
+    """
+
+    case: str
+    family: str
+    shape: str
+    direction: str
+    length: int
+    level: tuple[str, ...]
+    fastest_ms: float | None
+    rival: str
+    ratio: Ratio | None
+    untimed: tuple[str, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        return len(self.level) == 1
+
+
+def whole_case(row: Any) -> Rounds:
+    """The rounds of a whole case: of training, the least disturbed forward plus backward of each round."""
+    if row.direction != "fwd_bwd":
+        return [one for one in row.fwd_samples_ms if len(one)]
+    passes = zip(row.fwd_samples_ms, row.bwd_samples_ms, strict=False)
+    return [[min(forward) + min(backward)] for forward, backward in passes if len(forward) and len(backward)]
+
+
+def winners(table: pd.DataFrame) -> list[Winner]:
+    """One per case, in the order of the sweep; the table as `with_families` gives it."""
+    right = table[table["status"] == "ok"].drop_duplicates(["case", "backend"])
+    answered = {str(case): group for case, group in right.groupby("case", sort=False)}
+    firsts = table.drop_duplicates("case")
+    return [_winner(row, answered.get(str(row.case))) for row in firsts.itertuples()]
+
+
+def _winner(first: Any, right: pd.DataFrame | None) -> Winner:
+    rows = [] if right is None else list(right.itertuples())
+    timed = {str(row.backend): rounds for row in rows if (rounds := whole_case(row))}
+    untimed = tuple(str(row.backend) for row in rows if str(row.backend) not in timed)
+    typical = {name: float(np.median([min(one) for one in rounds])) for name, rounds in timed.items()}
+    order = sorted(typical, key=typical.__getitem__)
+    ratio = ratio_of_medians(timed[order[0]], timed[order[1]]) if len(order) > 1 else None
+    return Winner(
+        case=str(first.case),
+        family=str(first.family),
+        shape=str(first.shape),
+        direction=str(first.direction),
+        length=int(first.length),
+        level=(*order[:1], *_level(timed, order)),
+        fastest_ms=typical[order[0]] if order else None,
+        rival=order[1] if len(order) > 1 else "",
+        ratio=ratio,
+        untimed=untimed,
+    )
+
+
+def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterable[str]:
+    """Those whose ratio to the fastest has an interval that holds 1, or too few samples for an interval."""
+    slowest = max((max(one) for one in timed[order[0]]), default=0.0) if order else 0.0
+    for name in order[1:]:
+        if min(min(one) for one in timed[name]) > slowest:
+            continue  # no sample of it reaches the fastest one's: no resampling can bring them together
+        ratio = ratio_of_medians(timed[order[0]], timed[name])
+        if ratio is None or ratio.low is None or ratio.low <= 1:
+            yield name
