@@ -6,7 +6,8 @@
     pytest suites/ -k "causal and naive and bwd"      by parts of the case's id, backend, direction
 
 pytest-benchmark's options work on it (--benchmark-json, -compare, -autosave, -group-by); --benchmark-max-time is how
-long a direction of a case is timed, and --benchmark-disable checks without keeping times.
+long a direction of a case is timed, and --benchmark-disable checks without keeping times. Where a run is compared
+(--benchmark-compare), a benchmark of the baseline that it has no times of fails it; the plug-in would pass in silence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attnbench_suites.into_pytest_benchmark import is_off, put_in, seconds_a_case, without_times
+from attnbench_suites.into_pytest_benchmark import (
+    baselines_of,
+    is_off,
+    put_in,
+    seconds_a_case,
+    timed_in,
+    without_times,
+)
+from attnbench_suites.lost import Asked, Lost, lost, told
 from attnbench_suites.measured import Measurements, extra_info, seconds_of, verdict
 
 from attnbench.backend import entries
@@ -27,6 +36,9 @@ from attnbench.sweep.suite import Planned, list_suites, load_suite
 HERE = Path(__file__).parent
 GIVEN = "given"  # test_given.py takes the suites that are files of the user's
 PLANS = pytest.StashKey[dict[tuple[str, str], tuple[str, Planned]]]()
+OUTCOMES = pytest.StashKey[dict[str, tuple[str, str]]]()
+DESELECTED = pytest.StashKey[set[str]]()
+LOST = pytest.StashKey[list[Lost]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("suites/ needs pytest-benchmark; pip install pytest-benchmark")
     config.stash[PLANS] = {}
+    config.stash[OUTCOMES] = {}
+    config.stash[DESELECTED] = set()
+    config.stash[LOST] = []
+    config.pluginmanager.register(Outcomes(config.stash[OUTCOMES]))
     try:
         _backends(config.getoption("backend"))
         for suite in config.getoption("suite"):
@@ -133,6 +149,66 @@ def timed_if_right(
         put_in(benchmark, seconds, group=f"{case} {direction}", clock=result.clock, extra_info=found)
 
     return run
+
+
+class Outcomes:
+    """Notes how each test ended, with the reason where it was skipped; the worst of its phases counts."""
+
+    def __init__(self, outcomes: dict[str, tuple[str, str]]) -> None:
+        self._outcomes = outcomes
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._outcomes.get(report.nodeid, ("passed", ""))[0] == "passed":
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            self._outcomes[report.nodeid] = (report.outcome, reason.removeprefix("Skipped: "))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[DESELECTED].add(item.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a compared run that lost benchmarks of its baseline."""
+    config = session.config
+    # Cut short (-x), it failed already, and what it did not reach is not lost.
+    cut_short = session.shouldstop or session.shouldfail
+    if config.option.collectonly or hasattr(config, "workerinput") or cut_short:
+        return
+    outcomes, deselected = config.stash[OUTCOMES], config.stash[DESELECTED]
+    found = list(lost(baselines_of(config), timed_in(config), outcomes, _asked(config).has, deselected))
+    config.stash[LOST] = found
+    if found and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    # First, since the plug-in ends its own summary with an exception where it finds a regression.
+    found = config.stash[LOST]
+    if found:
+        terminalreporter.section("benchmarks lost since the baseline", red=True)
+    for line in told(found):
+        terminalreporter.write_line(line)
+
+
+def _asked(config: pytest.Config) -> Asked:
+    words = []
+    for word in config.args:
+        path, _, rest = word.partition("::")
+        there = (config.invocation_params.dir / path).resolve()
+        # What is no path below the root (--pyargs) may stand for anything: better one too many is missed.
+        below = there.exists() and there.is_relative_to(config.rootpath)
+        path = there.relative_to(config.rootpath).as_posix() if below else ""
+        words.append(f"{path}::{rest}" if rest else path)
+    given = config.getoption("backend")
+    return Asked(
+        tuple(words),
+        frozenset(config.getoption("suite") or ["quick"]),
+        frozenset(_backends(given)) if given else frozenset(),
+        config.getoption("keyword", "") or "",
+    )
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

@@ -47,6 +47,18 @@ def is_off(benchmark: Any) -> bool:
     return bool(_known(benchmark, "disabled"))
 
 
+def baselines_of(config: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """What this run is compared with: the file's name, and its benchmarks by node id; empty without a comparison."""
+    session = _known(config, "_benchmarksession")
+    return {str(path): rows for path, rows in (_known(session, "compared_mapping") or {}).items()}
+
+
+def timed_in(config: Any) -> set[str]:
+    """The node ids that have times in this run."""
+    rows = _known(_known(config, "_benchmarksession"), "benchmarks")
+    return {row.fullname for row in rows if row and not row.has_error}
+
+
 def _claim(benchmark: Any) -> None:
     for name in ("_make_stats", "_mode", "group", "extra_info"):
         _known(benchmark, name)
