@@ -22,6 +22,7 @@ from typing import Any
 
 from attnbench.backend.environments import find, how_to_make, importable, overridden
 from attnbench.backend.interface import Backend, Capabilities, FunctionBackend
+from attnbench.backend.sources import backends_in
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 
 GROUP = "attnbench.backends"
@@ -52,16 +53,6 @@ def bundled_folder() -> Path:
             f"the package {BUNDLED} is not installed; run `pip install -e .` in the repository"
         )
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise AttnbenchError(
-            f"no folder of backends at {folder}; give the folder that holds one file a backend"
-        )
-    found = {path.stem: path for path in folder.glob("*.py")}
-    found |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
-    return {name: path for name, path in sorted(found.items()) if not name.startswith("_")}
 
 
 def _literals(path: Path) -> dict[str, Any]:
@@ -130,7 +121,9 @@ def entries(folder: Path | None = None) -> list[Entry]:
     `folder` takes the bundled backends from another folder (a worktree of a revision). A third-party name that
     is taken already is listed as unavailable under `<distribution>:<name>`; the one that has the name stays.
     """
-    listed = {name: _bundled_entry(name, path) for name, path in _files(folder or bundled_folder()).items()}
+    listed = {
+        name: _bundled_entry(name, path) for name, path in backends_in(folder or bundled_folder()).items()
+    }
     for name, points in sorted(_third_party().items()):
         for point in points:
             owner = _owner(point)
@@ -227,7 +220,7 @@ def resolve(name: str, folder: Path | None = None, contract: str | None = None) 
     if not entry.available:
         hint = f"; to have it: {entry.install}" if entry.install else ""
         raise BackendUnavailable(f"{name}: {entry.reason}{hint}")
-    if name in _files(folder):
+    if name in backends_in(folder):
         module = _importing(name, lambda: importlib.import_module(f"{_folder_package(folder)}.{name}"))
         if not hasattr(module, "backend"):
             raise BackendUnavailable(

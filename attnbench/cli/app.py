@@ -58,7 +58,7 @@ for name, command in (
     ("run", run.run_suite),
     ("report", report.report_results),
     ("compare", compare.compare_results),
-    ("gate", gate.gate_results),
+    ("gate", gate.gate_change),
     ("doctor", doctor.examine_machine),
     ("selftest", selftest.judge_the_judge),
     ("show", show.show_case),

@@ -10,48 +10,128 @@ import typer
 
 from attnbench.cli.compare import read_set
 from attnbench.cli.console import plural, print_all, print_json, texts
+from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from attnbench.gate import Gate
 
-MARGIN_TEXT = "How much slower is a regression, as a share: 0.1 is 10 %."
 MOST_LINES = 50
-STYLES = {"inconclusive": "yellow", "new": "cyan", "faster": "green"}
+STYLES = {
+    "inconclusive": "yellow",
+    "accepted": "yellow",
+    "suspect": "yellow",
+    "new": "cyan",
+    "faster": "green",
+}
+EFFECT_TEXT = "The slow-down to find, as a share: 0.05 is 5 %."
+MARGIN_TEXT = "Result folders: how much slower is a regression, as a share."
+BASE_TEXT = "A git revision whose backends/ are held against, or a result folder."
 
 
-def gate_results(
-    base: Path = typer.Option(..., "--base", help="The result set to hold against.", metavar="DIR"),
-    head: Path = typer.Option(..., "--head", help="The result set that is judged.", metavar="DIR"),
-    margin: float = typer.Option(0.10, "--margin", min=0.0, max=10.0, help=MARGIN_TEXT),
-    backend: list[str] | None = typer.Option(
-        None, "--backend", help="Only these backends; repeat, or split at commas."
+def gate_change(
+    base: str | None = typer.Option(None, "--base", help=BASE_TEXT, metavar="REV|DIR"),
+    head: str | None = typer.Option(
+        None,
+        "--head",
+        help="What is judged; without: the working folder as it is.",
+        metavar="REV|DIR",
+        show_default=False,
     ),
+    suite: str = typer.Option("gate", "--suite", help="The cases, by a suite's name or file."),
+    backend: list[str] | None = typer.Option(
+        None, "--backend", help="Only these backends (or file.py:function); repeat, or split at commas."
+    ),
+    everything: bool = typer.Option(
+        False, "--all", help="Every backend that is available, not only those whose files changed."
+    ),
+    effect: float = typer.Option(0.05, "--effect", min=0.01, max=1.0, help=EFFECT_TEXT),
+    minutes: float | None = typer.Option(
+        None, "--minutes", min=0.1, help="Begin nothing new after this long; 10, and 15 to calibrate."
+    ),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N."),
+    threads: int = typer.Option(
+        1, "--threads", min=1, help="torch threads on a CPU; with 1 it is processor time that counts."
+    ),
+    margin: float = typer.Option(0.10, "--margin", min=0.0, max=10.0, help=MARGIN_TEXT),
     allow_unlike: bool = typer.Option(
-        False, "--allow-unlike", help="Gate although machines or libraries differ."
+        False, "--allow-unlike", help="Result folders: gate although machines or libraries differ."
+    ),
+    accepted: Path | None = typer.Option(
+        None,
+        "--accepted",
+        help="Regressions that were accepted; without: accepted-regressions.toml, if there.",
     ),
     strict: bool = typer.Option(False, "--strict", help="Fail on inconclusive cases too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
+    calibrate: bool = typer.Option(
+        False, "--calibrate", help="Measure what a gate can find on this machine, in place of gating."
+    ),
+    record: Path | None = typer.Option(
+        None, "--record", help="Keep the raw rounds in this Parquet file.", metavar="FILE"
+    ),
 ) -> None:
     """Fail (exit 1) where HEAD is wrong, lacks a case, takes more memory or is surely slower than BASE.
 
-    Memory fails above 1.01 times base and 2 MiB. Time fails where the ratio of medians exceeds the margin and its
-    95 % interval leaves 1 out. The two sets come from separate runs: repeat a failure before believing a small one.
-    Exit codes: 0 fine, 1 worse, 2 used wrongly, 3 not comparable.
+    With revisions, the backends of both are loaded from worktrees of the git repository in the current folder, under
+    one harness, and timed in interleaved rounds of fresh processes; a suspected slow-down is confirmed in further
+    ones before it fails. Result folders come from separate runs: there speed fails only where each holds at least
+    four processes (attnbench run --processes 4).
+
+    Exit codes: 0 fine, 1 worse, 2 used wrongly, 3 not comparable or (--calibrate) a machine unfit to gate.
+
+    Example: [bold]attnbench gate --base main[/bold]
 
     Example: [bold]attnbench gate --base runs/main --head runs/change --margin 0.15[/bold]
     """
-    from attnbench.gate import gate
+    from datetime import date
 
-    found = gate(
-        read_set(base), read_set(head), margin=margin, allow_unlike=allow_unlike, backends=texts(backend)
-    )
+    from attnbench.cli.calibrate import calibrate_machine
+    from attnbench.cli.revisions import Asked, gate_revisions
+    from attnbench.gate import accepting, read_accepted
+
+    longest = minutes or (15.0 if calibrate else 10.0)
+    asked = Asked(suite, texts(backend), everything, effect, longest, device, threads, record)
+    if calibrate:
+        if base or head:
+            raise AttnbenchError("--calibrate gates nothing; leave --base and --head out")
+        calibrate_machine(asked, as_json)
+        return
+    if base is None:
+        raise AttnbenchError("--base is missing; give a revision such as main, or a result folder")
+    file = accepted or _default_accepted()
+    known = [] if file is None else read_accepted(file)
+    if Path(base).is_dir():
+        found = _gate_folders(Path(base), head, margin, allow_unlike, asked.backends)
+    else:
+        found = gate_revisions(base, head, asked)
+    found = accepting(found, known, date.today())
     if as_json:
         print_json(found.to_json(strict=strict))
     else:
         print_all(_lines(found, strict=strict))
     raise typer.Exit(found.exit_code(strict=strict))
+
+
+def _default_accepted() -> Path | None:
+    from attnbench.gate.accepted import FILE
+
+    return Path(FILE) if Path(FILE).is_file() else None
+
+
+def _gate_folders(
+    base: Path, head: str | None, margin: float, allow_unlike: bool, backends: list[str] | None
+) -> Gate:
+    from attnbench.gate import gate
+
+    if head is None or not Path(head).is_dir():
+        raise AttnbenchError(
+            f"--base {base} is a result folder, so --head must be one, not {head or 'left out'}"
+        )
+    return gate(
+        read_set(base), read_set(Path(head)), margin=margin, allow_unlike=allow_unlike, backends=backends
+    )
 
 
 def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
@@ -62,6 +142,8 @@ def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
 
     for text in found.unlike:
         yield Text(f"unlike, and allowed: {clean(text)}", style="yellow")
+    for text in found.notes:
+        yield Text(clean(text), style="bright_black")
     told = [f for f in found.findings if f.kind in FAILING or f.kind in STYLES]
     for finding in told[:MOST_LINES]:
         style = STYLES.get(finding.kind, "bold red")
@@ -76,11 +158,13 @@ def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
     word = (
         "worse" if failed else "not worse" if not found.inconclusive else "not worse as far as it can be told"
     )
-    rule = f"margin {found.margin:.0%} on the ratio of medians"
-    yield Text.assemble((f"{word}: ", "bold red" if failed else "bold green"), f"{counts} ({rule})")
+    said = counts or "nothing to hold against each other"
+    yield Text.assemble(
+        (f"{word}: ", "bold red" if failed else "bold green"),
+        f"{said} (a slow-down of {found.margin:.0%} is looked for)",
+    )
     if found.inconclusive and not strict:
         yield Text(
-            f"warning: {plural(len(found.inconclusive), 'case')} inconclusive; run both with more --rounds, "
-            "or add --strict to fail on them",
+            f"warning: {plural(len(found.inconclusive), 'verdict')} inconclusive; add --strict to fail on them",
             style="yellow",
         )

@@ -6,7 +6,7 @@ them is called base and which head is decided afterwards, so that one recording 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from attnbench.sweep.suite import Planned
 
 SAME = ("same 1", "same 2", "same 3")
 SLOWER = {"slower 3 %": 0.03, "slower 5 %": 0.05, "slower 10 %": 0.10}
+Row = tuple[str, str, str, str, int, int, float, float]
 COLUMNS = ("backend", "case", "pass", "arm", "group", "round", "least_ms", "mean_ms")
 
 
@@ -30,7 +31,7 @@ def arms_of(backend: str, folder: Path | None = None) -> list[Arm]:
     ]
 
 
-def rows_of(runs: Iterable[Ran]) -> list[tuple[str, str, str, str, int, int, float, float]]:
+def rows_of(runs: Iterable[Ran]) -> list[Row]:
     """One row a round: the least and the mean of its block; of arms that were timed."""
     return [
         (
@@ -49,22 +50,19 @@ def rows_of(runs: Iterable[Ran]) -> list[tuple[str, str, str, str, int, int, flo
     ]
 
 
-def record(
-    track: Track,
-    planned: Sequence[Planned],
-    backends: Sequence[str],
-    groups: int,
-    on_group: Callable[[str], None] = lambda text: None,
-) -> pd.DataFrame:
-    """Time every arm of every backend in `groups` groups of fresh processes; COLUMNS, milliseconds."""
-    rows = []
-    for group in range(groups):
-        for backend in backends:
-            runs = list(track.run(planned, arms_of(backend), group, seed=group % 3))
-            rows += rows_of(runs)
-            timed = len({ran.result.case_id for ran in runs if ran.result.samples_ms})
-            on_group(f"group {group + 1} of {groups}: {backend}, {timed} cases timed")
+def write_rows(rows: Sequence[Row], file: Path) -> None:
+    """Keep rounds in a Parquet file, to be looked at again."""
+    frame_of(rows).to_parquet(file, index=False)
+
+
+def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rounds as a frame with COLUMNS."""
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def record_group(track: Track, planned: Sequence[Planned], backend: str, group: int) -> list[Row]:
+    """Time every arm of a backend on every case in one group of fresh processes."""
+    return rows_of(track.run(planned, arms_of(backend), group, seed=group % 3))
 
 
 @dataclass(frozen=True)

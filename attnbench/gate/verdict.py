@@ -11,9 +11,21 @@ from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
 from attnbench.gate.statistics import Ratio, ratio_of_medians
 from attnbench.sweep.result import Result
 
-Kind = Literal["wrong", "missing", "broken", "bigger", "slower", "inconclusive", "new", "faster", "same"]
-FAILING: tuple[Kind, ...] = ("wrong", "missing", "broken", "bigger", "slower")
-KINDS: tuple[Kind, ...] = (*FAILING, "inconclusive", "new", "faster", "same")
+Kind = Literal[
+    "wrong",
+    "missing",
+    "broken",
+    "less accurate",
+    "bigger",
+    "slower",
+    "inconclusive",
+    "accepted",
+    "new",
+    "faster",
+    "same",
+]
+FAILING: tuple[Kind, ...] = ("wrong", "missing", "broken", "less accurate", "bigger", "slower")
+KINDS: tuple[Kind, ...] = (*FAILING, "inconclusive", "accepted", "new", "faster", "same")
 BROKEN = ("crashed", "error", "timeout", "oom")
 # Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.
 MARGIN = 0.10
@@ -24,7 +36,10 @@ MEMORY_SHARE, MEMORY_SLACK_BYTES = 0.01, 2 << 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found on one case: `kind`, said in a sentence; `which` is the pass where it is about one."""
+    """One thing found on one case: `kind`, said in a sentence; `which` is the pass where it is about one.
+
+    `rounds` of base and head paired, that a verdict on speed rests on; 0 where they were not paired.
+    """
 
     kind: Kind
     case: str
@@ -32,6 +47,7 @@ class Finding:
     message: str
     which: str = ""
     ratio: Ratio | None = None
+    rounds: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON values."""
@@ -41,11 +57,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the gate found, the worst first. `unlike` names what differs where the caller allowed it to."""
+    """What the gate found, the worst first.
+
+    `margin` is the slow-down that is looked for; `unlike` names what differs where the caller allowed it to; `notes`
+    say what was left out, and why.
+    """
 
     findings: tuple[Finding, ...]
     margin: float
     unlike: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[Finding, ...]:
@@ -68,6 +89,7 @@ class Gate:
             "exit_code": self.exit_code(strict=strict),
             "margin": self.margin,
             "unlike": list(self.unlike),
+            "notes": list(self.notes),
             "counts": {kind: self.count(kind) for kind in KINDS},
             "findings": [finding.to_json() for finding in self.findings],
         }
@@ -99,19 +121,26 @@ def gate(
         kind: Kind = "wrong" if new.status == "wrong" else "new"
         found.append(Finding(kind, new.case_id, new.backend, f"is new: {_said(new)}"))
     for one, two in pairs.both:
-        found += _status_finding(one, two) or [
+        found += status_finding(one, two) or [
             *_memory_findings(one, two),
             *_speed_findings(one, two, margin),
         ]
-    found.sort(key=lambda f: (KINDS.index(f.kind), -(f.ratio.point if f.ratio else 0.0)))
-    return Gate(tuple(found), margin, tuple(differences(base, head, pairs)))
+    return gathered(found, margin, unlike=tuple(differences(base, head, pairs)))
+
+
+def gathered(
+    found: Iterable[Finding], margin: float, *, unlike: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> Gate:
+    """The findings as a verdict, the worst kind first and the largest effect first in each."""
+    worst_first = sorted(found, key=lambda f: (KINDS.index(f.kind), -(f.ratio.point if f.ratio else 0.0)))
+    return Gate(tuple(worst_first), margin, unlike, notes)
 
 
 def _said(result: Result) -> str:
     return f"{result.status}{f' ({result.reason})' if result.reason else ''}"
 
 
-def _status_finding(base: Result, head: Result) -> list[Finding]:
+def status_finding(base: Result, head: Result) -> list[Finding]:
     """What the statuses alone decide; empty where both are right and can be compared."""
 
     def found(kind: Kind, message: str) -> list[Finding]:
@@ -139,10 +168,16 @@ def _memory_findings(base: Result, head: Result) -> Iterator[Finding]:
             continue
         if after is None:
             yield Finding("missing", head.case_id, head.backend, f"has no {name} memory; base has", name)
-        elif after > before * (1 + MEMORY_SHARE) + MEMORY_SLACK_BYTES:
-            times = f"{after / before:.2f}x" if before else "from nothing"
-            message = f"{name} {after / 2**20:.1f} MiB, base {before / 2**20:.1f} MiB ({times})"
-            yield Finding("bigger", head.case_id, head.backend, message, name)
+        elif said := bigger(before, after):
+            yield Finding("bigger", head.case_id, head.backend, f"{name} {said}", name)
+
+
+def bigger(before: int, after: int) -> str:
+    """How memory grew, in words, where it did by more than the margin; else empty."""
+    if after <= before * (1 + MEMORY_SHARE) + MEMORY_SLACK_BYTES:
+        return ""
+    times = f"{after / before:.2f}x" if before else "from nothing"
+    return f"{after / 2**20:.1f} MiB, base {before / 2**20:.1f} MiB ({times})"
 
 
 def _speed_findings(base: Result, head: Result, margin: float) -> Iterator[Finding]:
