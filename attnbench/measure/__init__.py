@@ -1,7 +1,9 @@
 """How fast, how big, on what machine: clocks, memory, roofs, fingerprint; nothing of right or wrong."""
 
-from attnbench.measure.clocks import Clock, CpuClock, CudaClock, FakeClock, Timed, clock_for
+from attnbench.measure.beside import other_clocks
+from attnbench.measure.clocks import Clock, CpuClock, CudaClock, FakeClock, Timed, WarmCudaClock, clock_for
 from attnbench.measure.fingerprint import commit_label, fingerprint, fingerprint_key, git_state
+from attnbench.measure.gpu_state import GpuState, steady
 from attnbench.measure.memory import allocated_by, measure_memory
 from attnbench.measure.roofs import measure_roofs
 from attnbench.measure.threads import physical_cpus, pin_threads
@@ -13,8 +15,10 @@ __all__ = [
     "CpuClock",
     "CudaClock",
     "FakeClock",
+    "GpuState",
     "Pace",
     "Timed",
+    "WarmCudaClock",
     "allocated_by",
     "clock_for",
     "commit_label",
@@ -24,7 +28,9 @@ __all__ = [
     "git_state",
     "measure_memory",
     "measure_roofs",
+    "other_clocks",
     "physical_cpus",
     "pin_threads",
+    "steady",
     "time_block",
 ]

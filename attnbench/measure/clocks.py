@@ -142,6 +142,22 @@ class CudaClock:
         return Timed(samples_ms, last, _involuntary_switches() - switches)
 
 
+class WarmCudaClock(CudaClock):
+    """Events around each call with the L2 as the call before left it: what a loop over one buffer would show.
+
+    Never the main clock: it is stored beside the cold one, under its own name.
+    """
+
+    name = "cuda_events_warm_l2"
+
+    def __init__(self, cuda: Any) -> None:
+        super().__init__(cuda, lambda: None)
+
+    def time(self, call: Call, samples: int, calls_per_sample: int = 1) -> Timed:
+        call()  # warms it
+        return super().time(call, samples, calls_per_sample)
+
+
 def _involuntary_switches() -> int:
     # Of the whole process: a switched-out OpenMP thread holds the others up at the barrier.
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0

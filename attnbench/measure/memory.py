@@ -18,17 +18,25 @@ if TYPE_CHECKING:
 # Resident memory counts whole pages, thread stacks and holes in the heap: within this it contradicts nothing.
 RESIDENT_SLACK_BYTES = 16 << 20
 RESIDENT_SLACK_FACTOR = 2
+OUTSIDE_SLACK_BYTES = 64 << 20  # modules and local memory that the driver loads at a kernel's first launch
 _STATUS = Path("/proc/self/status")
 
 
-def measure_memory(prepared: Prepared, dout: Tensor | None, device: str) -> dict[str, int]:
+def measure_memory(
+    prepared: Prepared,
+    dout: Tensor | None,
+    device: str,
+    process_bytes: Callable[[], int | None] = lambda: None,
+) -> dict[str, int]:
     """Peak bytes above the inputs: `fwd_peak`; with `dout` also `saved` and `bwd_peak`.
 
     `saved` is what is held between forward and backward, the output included; `bwd_peak` counts on top of
     it. On a CPU the events of torch's allocator are counted, and `fwd_resident` / `bwd_resident` (the rise of
     the resident set's high-water mark, where the system gives it) take their place where they exceed them by
-    more than the slack: then memory was taken outside torch. Runs the forward and the backward once, unless the
-    prepared case accounts for its memory itself.
+    more than the slack: then memory was taken outside torch. On a GPU the driver's figure for the process
+    (`process_bytes`, see GpuState) does the same: what it holds more than torch reserved, `fwd_outside` and
+    `bwd_outside`, joins the peaks beyond a slack. Runs the forward and the backward once, unless the prepared case
+    accounts for its memory itself.
     """
     prepared.drop_graph()
     of_its_own = prepared.memory()
@@ -37,26 +45,58 @@ def measure_memory(prepared: Prepared, dout: Tensor | None, device: str) -> dict
     if device.split(":")[0] == "cuda":
         import torch
 
-        return _cuda_memory(prepared, dout, torch.cuda)
+        return _cuda_memory(prepared, dout, torch.cuda, process_bytes)
     return _cpu_memory(prepared, dout)
 
 
-def _cuda_memory(prepared: Prepared, dout: Tensor | None, cuda: Any) -> dict[str, int]:
+def _cuda_memory(
+    prepared: Prepared,
+    dout: Tensor | None,
+    cuda: Any,
+    process_bytes: Callable[[], int | None] = lambda: None,
+) -> dict[str, int]:
     cuda.synchronize()
+    outside = _Outside(cuda, process_bytes)
     baseline = cuda.memory_allocated()
     cuda.reset_peak_memory_stats()
     output = prepared.forward()
     cuda.synchronize()
     found = {"fwd_peak": cuda.max_memory_allocated() - baseline}
+    outside.add_to(found, "fwd")
     if dout is not None:
         found["saved"] = cuda.memory_allocated() - baseline
         cuda.reset_peak_memory_stats()
-        prepared.backward(dout)
+        gradients = prepared.backward(dout)
         cuda.synchronize()
         found["bwd_peak"] = cuda.max_memory_allocated() - baseline
+        outside.add_to(found, "bwd")
+        del gradients
     found["reserved"] = cuda.max_memory_reserved()
     del output
     return found
+
+
+class _Outside:
+    """What the process takes on the GPU beside torch's allocator, from when this was made on.
+
+    The driver tells what is held now, not a peak: a workspace that a library frees before its call returns is not seen.
+    """
+
+    def __init__(self, cuda: Any, process_bytes: Callable[[], int | None]) -> None:
+        self._cuda, self._process_bytes = cuda, process_bytes
+        self._before = self._now()
+
+    def _now(self) -> int | None:
+        held = self._process_bytes()
+        return None if held is None else held - self._cuda.memory_reserved()
+
+    def add_to(self, found: dict[str, int], which: str) -> None:
+        now = self._now()
+        if now is None or self._before is None:
+            return
+        found[f"{which}_outside"] = taken = max(0, now - self._before)
+        if taken > OUTSIDE_SLACK_BYTES:
+            found[f"{which}_peak"] += taken
 
 
 def _cpu_memory(prepared: Prepared, dout: Tensor | None) -> dict[str, int]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from attnbench.backend.environments import importable
 from attnbench.measure.clocks import Call, Clock, clock_for
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ SLOWEST_CALL_MS = 60.0
 def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     """Best of a few calls each: `matmul_flops_per_s` by dtype, `copy_bytes_per_s`, `exps_per_s`.
 
-    Bytes copied count twice, read and written. On CUDA the exponentials' rate is derived from the clock (16 a
-    clock and SM), not measured. A rate that cannot be had is missing. `seconds` is what it cost.
+    Bytes copied count twice, read and written. On CUDA the exponentials are timed by a Triton kernel; without Triton
+    their rate is derived from the clock (16 a clock and SM), and `exps_derived` is there and true. A rate that cannot
+    be had is missing. `seconds` is what it cost.
     """
     import torch
 
@@ -35,9 +37,14 @@ def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         matmul[name] = _matmul_rate(clock, dtype, device)
     found: dict[str, Any] = {"matmul_flops_per_s": matmul, "copy_bytes_per_s": _copy_rate(clock, device)}
-    exps = _cuda_exp_rate(device) if kind == "cuda" else _exp_rate(clock, device)
-    if exps is not None:
-        found["exps_per_s"] = exps
+    if kind != "cuda":
+        found["exps_per_s"] = _exp_rate(clock, device)
+    elif importable(("triton",)):
+        from attnbench.measure.exp_kernel import exps_per_second
+
+        found["exps_per_s"] = exps_per_second(clock, device)
+    elif (derived := _derived_exp_rate(device)) is not None:
+        found |= {"exps_per_s": derived, "exps_derived": True}
     return {**found, "device": device, "seconds": round(time.perf_counter() - start, 3)}
 
 
@@ -83,7 +90,7 @@ def _exp_rate(clock: Clock, device: str) -> float:
     return EXPS / (_best_ms(clock, lambda: torch.exp(x, out=out)) / 1e3)
 
 
-def _cuda_exp_rate(device: str) -> float | None:
+def _derived_exp_rate(device: str) -> float | None:
     import torch
 
     properties = torch.cuda.get_device_properties(device)

@@ -126,6 +126,7 @@ class Attempt:
                 "at_s": round(at_s, 3),
                 "position": position,
                 "involuntary_switches": block["involuntary_switches"],
+                **({"gpu": block["gpu"]} if "gpu" in block else {}),
             }
         )
         self._timing_s += time.monotonic() - start
@@ -152,6 +153,8 @@ class Attempt:
             self._end("wrong", f"right at first, wrong after the timed loop: {again['reason']}")
             return
         self._found |= {"samples_ms": self._samples_ms, "rounds": self._rounds}
+        self._found["other_clocks_ms"] = again.get("other_clocks_ms", {})
+        self._notes += again.get("notes", []) + _of_throttling(self._rounds)
         self._end("ok")
 
     def leave_untimed(self, why: str) -> None:
@@ -205,4 +208,10 @@ def time_together(attempts: Sequence[Attempt], order: random.Random) -> Iterator
         attempt.release()
 
 
-_TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock")
+_TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock", "other_clocks_ms")
+
+
+def _of_throttling(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    """The remark on blocks that were throttled however often they were taken again."""
+    reasons = [s["throttled"] for r in rounds for s in r.get("gpu", {}).values() if "throttled" in s]
+    return [f"{len(reasons)} blocks were throttled: {reasons[0]}"] if reasons else []

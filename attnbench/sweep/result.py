@@ -21,7 +21,10 @@ class Result:
     samples_ms      per direction ("fwd", "bwd"): list of rounds, each a list of milliseconds a call; empty
                     where nothing was timed; `calls_per_sample` says how many calls each sample averages
     rounds          per round what it was measured under: seconds since the case was begun, place in the
-                    round's order, context switches forced on the worker; `clock` names what timed the calls
+                    round's order, context switches forced on the worker; on a GPU under "gpu" by direction its
+                    clocks, power, temperature, throttle reasons, `throttled` (why it still was) and `retaken`;
+                    `clock` names what timed the calls
+    other_clocks_ms on a GPU, by the name of another clock (a warm L2, a CUDA graph) and by direction
     memory_bytes    "fwd_peak", "saved", "bwd_peak": bytes above the inputs; missing where not measured
     prepare_ms      milliseconds by step of preparation (mask, layout, compile, first_call)
     notes           remarks for the reader: flags of samples, why nothing was timed
@@ -46,6 +49,7 @@ class Result:
     calls_per_sample: dict[str, int] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     clock: str = ""
+    other_clocks_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
     least_peak_bytes: int | None = None
     prepare_ms: dict[str, float] = field(default_factory=dict)

@@ -98,6 +98,9 @@ class ScriptedCuda:
         assert self.synchronised
         return self.peak
 
+    def memory_reserved(self) -> int:
+        return 4096
+
     def max_memory_reserved(self) -> int:
         return 4096
 
@@ -123,3 +126,15 @@ def test_on_cuda_peaks_count_from_what_the_inputs_hold() -> None:
     cuda = ScriptedCuda()
     found = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda)
     assert found == {"fwd_peak": 300, "saved": 120, "bwd_peak": 320, "reserved": 4096}
+
+
+@pytest.mark.parametrize(("taken", "counted"), [(1 << 30, 1 << 30), (8 << 20, 0)])
+def test_what_a_library_takes_outside_torch_joins_the_peak_beyond_the_drivers_own(
+    taken: int, counted: int
+) -> None:
+    cuda = ScriptedCuda()
+    held = iter([5 << 30, (5 << 30) + taken, (5 << 30) + taken])
+    found = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda, lambda: next(held))
+    assert found["fwd_outside"] == found["bwd_outside"] == taken
+    assert (found["fwd_peak"], found["bwd_peak"]) == (300 + counted, 320 + counted)
+    assert found["saved"] == 120

@@ -1,0 +1,46 @@
+"""How many exponentials a second does a GPU compute, when nothing else binds? A Triton kernel that does only those."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from attnbench.measure.clocks import Clock
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 1024  # eight independent values a thread of 4 warps
+PROGRAMS_PER_SM = 16
+STEPS = 2048  # of 16 exponentials each: a millisecond or so
+UNROLLED = 16
+REPETITIONS = 5
+
+
+@triton.jit
+def exp_kernel(out, steps, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x <- exp2(-x), again and again, in registers; it nears 0.64, so it never overflows."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = at.to(tl.float32) * 1e-6
+    for _ in range(steps):
+        for _ in tl.static_range(UNROLLED):
+            x = tl.exp2(-x)
+    tl.store(out + at, x)
+
+
+def exps_per_second(clock: Clock, device: str, programs: int | None = None, steps: int = STEPS) -> float:
+    """The best of a few launches that fill the GPU; `programs` and `steps` are for the interpreter's sake."""
+    import torch
+
+    if programs is None:
+        programs = torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS_PER_SM
+    out: torch.Tensor = torch.empty(programs * BLOCK, device=device)
+
+    def call() -> None:
+        exp_kernel[(programs,)](out, steps, UNROLLED=UNROLLED, BLOCK=BLOCK, num_warps=4)
+
+    call()  # compiles it
+    best_ms = min(clock.time(call, REPETITIONS).samples_ms)
+    return programs * BLOCK * steps * UNROLLED / (best_ms / 1e3)

@@ -1,0 +1,129 @@
+"""Is a throttled block seen, marked and taken again, so often and no oftener? With an NVML that is told what to say."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from attnbench.measure import GpuState, Timed, steady
+from attnbench.measure.gpu_state import RETAKEN, throttled
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Nvml:
+    """pynvml's names; `sm_mhz` and `reasons` are read off lists, the last entry for good."""
+
+    NVMLError = NVMLError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    nvmlClocksEventReasonGpuIdle = 1  # noqa: N815
+    nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815
+    nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815 - the newer names are not all there
+
+    def __init__(self, sm_mhz: list[int], reasons: list[int], applications_clock: int | None = None) -> None:
+        self.sm_mhz, self.reasons, self.applications_clock = sm_mhz, reasons, applications_clock
+        self.processes = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=7 << 30)]
+
+    def nvmlDeviceGetDefaultApplicationsClock(self, handle: Any, clock: int) -> int:
+        if self.applications_clock is None:
+            raise NVMLError("Not Supported")
+        return self.applications_clock
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: Any, clock: int) -> int:
+        return 2000
+
+    def nvmlDeviceGetClockInfo(self, handle: Any, clock: int) -> int:
+        if clock == self.NVML_CLOCK_MEM:
+            return 3201
+        return self.sm_mhz.pop(0) if len(self.sm_mhz) > 1 else self.sm_mhz[0]
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any) -> int:
+        return self.reasons.pop(0) if len(self.reasons) > 1 else self.reasons[0]
+
+    def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:
+        return 651_234
+
+    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int:
+        raise NVMLError("No Permission")
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:
+        return [SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=1), *self.processes]
+
+
+def taken(nvml: Nvml | None) -> tuple[Timed, dict[str, Any], list[float]]:
+    slept: list[float] = []
+    blocks = iter(range(99))
+    state = None if nvml is None else GpuState(nvml, "gpu")
+    timed, found = steady(lambda: Timed([float(next(blocks))], None, 0), state, slept.append)
+    return timed, found, slept
+
+
+def test_a_block_carries_what_nvml_tells_and_nothing_in_place_of_what_it_does_not() -> None:
+    timed, found, slept = taken(Nvml([1980], [4]))
+    assert timed.samples_ms == [0.0]
+    assert found == {
+        "sm_mhz": 1980,
+        "memory_mhz": 3201,
+        "power_w": 651.2,
+        "reasons": ["SwPowerCap"],
+        "default_sm_mhz": 2000,
+    }
+    assert slept == []
+
+
+@pytest.mark.parametrize(("sm_mhz", "reasons"), [([1000, 1980], [0]), ([1980], [64, 0])])
+def test_a_throttled_block_is_taken_again_and_the_steady_one_is_kept(
+    sm_mhz: list[int], reasons: list[int]
+) -> None:
+    timed, found, slept = taken(Nvml(sm_mhz, reasons))
+    assert timed.samples_ms == [1.0]
+    assert found["retaken"] == 1
+    assert "throttled" not in found
+    assert slept == [0.05]
+
+
+def test_a_gpu_that_stays_slow_is_marked_after_a_few_tries() -> None:
+    timed, found, slept = taken(Nvml([1980], [64]))
+    assert timed.samples_ms == [float(RETAKEN)]
+    assert (found["retaken"], found["throttled"]) == (RETAKEN, "HwThermalSlowdown")
+    assert slept == [0.05, 0.1, 0.2]
+
+
+def test_without_nvml_a_block_is_as_it_is() -> None:
+    timed, found, slept = taken(None)
+    assert (timed.samples_ms, found, slept) == ([0.0], {}, [])
+
+
+def test_the_clock_is_held_against_the_default_one_and_not_the_highest() -> None:
+    assert GpuState(Nvml([1], [0], applications_clock=1300), "gpu").default_sm_mhz == 1300
+    assert throttled({"sm_mhz": 1000, "default_sm_mhz": 1300}) == ""
+    assert throttled({"sm_mhz": 974, "default_sm_mhz": 1300}) == "SM clock 974 MHz, 1300 by default"
+    assert throttled({}) == ""
+
+
+def test_an_idle_gpu_about_to_wake_and_a_power_cap_are_no_throttling_by_themselves() -> None:
+    assert throttled({"reasons": ["GpuIdle", "SwPowerCap"], "sm_mhz": 1900, "default_sm_mhz": 1980}) == ""
+
+
+def test_the_memory_of_a_process_is_its_own_or_unknown() -> None:
+    nvml = Nvml([1], [0])
+    assert GpuState(nvml, "gpu").process_bytes() == 7 << 30
+    nvml.processes = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=None)]
+    assert GpuState(nvml, "gpu").process_bytes() is None
+    nvml.processes = []
+    assert GpuState(nvml, "gpu").process_bytes() is None
+
+
+def test_the_binding_has_the_names_that_are_asked_for() -> None:
+    pynvml = pytest.importorskip("pynvml", reason="pip install 'attnbench[gpu]'")
+    from attnbench.measure.gpu_state import REASONS
+
+    state = GpuState(SimpleNamespace(**vars(pynvml) | vars(SimpleNamespace(NVMLError=Exception))), None)
+    assert all(state._bit(name) for name in REASONS)
+    for name in ("DeviceGetHandleByUUID", "DeviceGetClockInfo", "DeviceGetComputeRunningProcesses"):
+        assert callable(getattr(pynvml, f"nvml{name}"))
