@@ -14,7 +14,8 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge.battery import LEVELS, battery
 from attnbench.judge.diagnosis import causes_of
 from attnbench.judge.known import settle_known_defects
-from attnbench.judge.properties import PROPERTIES, Finding
+from attnbench.judge.properties import PROPERTIES
+from attnbench.judge.property import Finding
 from attnbench.judge.protocol import protocol_faults
 from attnbench.judge.report import OK, REFUSED, WRONG, Failure, Outcome, Report, command_for
 from attnbench.judge.shrink import smallest_failing

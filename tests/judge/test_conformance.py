@@ -439,7 +439,8 @@ def test_a_distribution_that_is_none_is_an_error_with_a_name() -> None:
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_a_property_holds_for_a_right_function(name: str) -> None:
-    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=("causal", "full", "window"))
+    masks = ("causal", "full", "window", "explicit")
+    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=masks)
     assert list(PROPERTIES[name].run(subject)) == []
 
 
@@ -465,11 +466,30 @@ def _offset_gradient(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any,
     return attention(q, _Doubled.apply(k), v, mask, scores, scale)
 
 
+def _short_value_gradient(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    return attention(q, k, 0.9 * v + 0.1 * v.detach(), mask, scores, scale)
+
+
+def _recency(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    # Late keys count more, whatever the mask says: one more feature that scores the position.
+    place = torch.arange(k.shape[2]).div(k.shape[2] * scale).expand(k.shape[:3])[..., None]
+    q, k = torch.cat((q, torch.ones_like(q[..., :1])), -1), torch.cat((k, place.to(k.dtype)), -1)
+    return attention(q, k, v, mask, scores, scale)
+
+
+def _first_head_louder(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    out = attention(q, k, v, mask, scores, scale)
+    return out * (1 + (torch.arange(out.shape[1]) == 0)[:, None, None])
+
+
 PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "mask_probe": with_fault(strict=True),
     "masked_keys_do_not_leak": _leaky,
     "unseen_keys_get_no_gradient": _offset_gradient,
     "gradient_identities": _offset_gradient,
+    "inner_products_agree": _short_value_gradient,
+    "keys_in_another_order_give_the_same": _recency,
+    "heads_in_another_order_give_the_same": _first_head_louder,
     "one_hot_retrieval": with_fault(factor=0.001),
     "scale_moves_between_q_and_scale": with_fault(factor=0.125),
     "powers_of_two_pass_through": _clamped,
@@ -490,7 +510,7 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("name", PROPERTY_FAULTS)
 def test_a_property_is_broken_by_the_fault_it_is_there_for(name: str) -> None:
-    masks = ("causal", "full", "window", "padding")
+    masks = ("causal", "full", "window", "padding", "explicit")
     subject = Subject(FunctionBackend(PROPERTY_FAULTS[name], "faulty"), dtype="fp32", masks=masks)
     findings = list(PROPERTIES[name].run(subject))
     assert findings
