@@ -1,40 +1,67 @@
-"""What is run on a GPU machine, in which order? One command, resumable: each step under ten minutes, the best first.
+"""What is run on a GPU machine, in which order? One command, resumable: the most valuable steps first.
 
-    python3 tools/gpu.py            # all steps that are not done yet, results in results/<gpu>/
-    python3 tools/gpu.py --list     # what there is, what is done
-    python3 tools/gpu.py headline   # only these
+    python3 tools/gpu.py                  # all steps that are not done yet, results in results/<gpu>/
+    python3 tools/gpu.py --list           # what there is, what is done, the commands
+    python3 tools/gpu.py headline masks   # only these
+    python3 tools/gpu.py --seconds 560 --pack out.tgz   # within one call of a machine that is lent for minutes
+    python3 tools/gpu.py --rehearse --out /tmp/r        # every step on the CPU, with sizes that take a minute or two
 
-It needs a CUDA build of torch that is installed already, and no network. A step that fails is written down
-with the end of its output, and the next one runs; running the script again tries it anew.
+It needs a CUDA build of torch that is installed already, and no network; nothing is installed either (the packages are
+found through PYTHONPATH). A step that fails is written down with the end of its output, and the next one runs; a step
+that runs out of time keeps what it measured. Running the script again does what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_S = 580.0
+LIMIT_S = 580.0  # of one step
+WORTH_STARTING_S = 40.0
 TOKENS = 16_384  # a batch
 HIDDEN = 2_048  # heads x head dim
 RIVALS = "triton,sdpa_flash,sdpa_cudnn,flex"
 LENGTHS = (16_384, 4_096, 8_192, 32_768, 2_048, 1_024, 512)
+# Without these nothing runs; each is a plain wheel that can be carried over.
+NEEDED = ("torch", "triton", "numpy", "scipy", "pandas", "pyarrow", "rich", "typer", "psutil", "matplotlib")
+TESTS_NEED = ("pytest", "hypothesis", "mpmath")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A name, why it is worth its minutes, and commands that share one time limit."""
+    """A name, why it is worth its minutes, and commands that share one time limit; `suite` is written before them."""
 
     name: str
     why: str
     commands: tuple[tuple[str, ...], ...]
+    suite: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the steps run: the GPU, or a CPU for a rehearsal with every size divided by `shrink`."""
+
+    device: str = "cuda"
+    shrink: int = 1
+
+    @property
+    def rehearses(self) -> bool:
+        return self.device == "cpu"
+
+    def length(self, tokens: int) -> int:
+        return max(8, tokens // self.shrink)
 
 
 def attnbench(*words: str) -> tuple[str, ...]:
@@ -42,104 +69,97 @@ def attnbench(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-c", "import sys; from attnbench.cli import main; sys.exit(main())", *words)
 
 
-def run(out: Path, length: int, head_dim: int, backends: str = RIVALS, **options: str) -> tuple[str, ...]:
-    """One `attnbench run` of 16k tokens: the batch shrinks as the length grows, the heads as the head dim does."""
-    words = [
-        "run",
-        "--backend",
-        backends,
-        "--out",
-        str(out),
-        "--resume",
-        "--dtype",
-        "bf16",
-        "--seq",
-        str(length),
-    ]
-    words += [
-        "--batch",
-        str(max(1, TOKENS // length)),
-        "--heads",
-        str(HIDDEN // head_dim),
-        "--head-dim",
-        str(head_dim),
-    ]
-    for name, value in {"direction": "fwd,fwd_bwd", **options}.items():
-        words += [f"--{name.replace('_', '-')}", value]
-    return attnbench(*words)
+def grid(machine: Machine, length: int, head_dim: int, masks: tuple[str, ...], **axes: object) -> str:
+    """One grid of a suite, with 16k tokens a batch: the batch shrinks as the length grows, the heads as D does."""
+    hidden = HIDDEN // machine.shrink if machine.rehearses else HIDDEN
+    table: dict[str, object] = {
+        "batch": 1 if machine.rehearses else max(1, TOKENS // length),
+        "seq": machine.length(length),
+        "heads": max(1, hidden // head_dim),
+        "head_dim": head_dim,
+        "dtype": "fp32" if machine.rehearses else "bf16",
+        "mask": list(masks),
+        "direction": "fwd_bwd",
+    }
+    # JSON's texts, numbers and lists are TOML's.
+    lines = [f"{name} = {json.dumps(value)}" for name, value in (table | axes).items() if value is not None]
+    return "\n".join(["[[grid]]", *lines, ""])
 
 
-def steps(out: Path) -> Iterator[Step]:
+def sweep(machine: Machine, out: Path, name: str, why: str, grids: list[str], backends: str = RIVALS) -> Step:
+    """One `attnbench run` of a suite of these grids: its workers are started once for all cases."""
+    if machine.rehearses:
+        backends = ",".join(b for b in backends.split(",") if b not in ("sdpa_cudnn", "flex", "naive"))
+        backends += ",naive"
+    folder = out / name
+    words = ["run", str(folder / "suite.toml"), "--backend", backends, "--out", str(folder), "--resume"]
+    words += ["--device", machine.device, *(["--rounds", "1"] if machine.rehearses else [])]
+    return Step(name, why, (attnbench(*words),), "\n".join(grids))
+
+
+def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
     """All steps, the most valuable first."""
-    install = (
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-build-isolation",
-        "--quiet",
-        "-e",
-        str(ROOT),
-    )
-    yield Step("install", "the package, from this checkout, without a network", (install,))
-    yield Step(
-        "smoke",
-        "the real compiler's kernels are right at all",
-        (attnbench("check", "triton", "--level", "smoke", "--device", "cuda"),),
-    )
-    headline = tuple(run(out / "headline", 16_384, 128, mask=mask) for mask in ("causal", "full"))
-    yield Step("headline", "head dim 128 at 16k: the figures of the README", headline)
-    tests = (
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/triton",
-        "-q",
-        "-x",
-        "-m",
-        "not interpret",
-        "-p",
-        "no:cacheprovider",
-    )
-    yield Step("tests", "the interpreter's tests, on the GPU", (tests,))
-    sparse = (
-        ("causal & window(4095, 0)", "causal & window(1023, 0)", "prefix(1024)"),
-        ("causal & documents(1000, 3000, 96, 4096)", "causal & documents(4096, 4096)"),
-    )
-    masks = tuple(
-        run(out / "masks", 8_192, 128, "triton,flex", mask=mask) for mask in (*sparse[0], *sparse[1])
-    )
-    yield Step("masks", "faster than flex on every mask, and time follows the allowed pairs", masks)
-    scores = tuple(
-        run(out / "scores", 8_192, 128, "triton,flex", mask="causal", score=s)
-        for s in ("alibi", "softcap(50)")
-    )
-    yield Step("scores", "faster than flex with changed scores", scores)
-    yield Step(
-        "standard",
-        "the whole conformance battery",
-        (attnbench("check", "triton", "--level", "standard", "--device", "cuda"),),
-    )
-    for head_dim in (128, 64, 256):
-        for mask in ("causal", "full"):
-            commands = tuple(run(out / "dense", length, head_dim, mask=mask) for length in LENGTHS)
-            yield Step(f"{mask}-d{head_dim}", f"512 to 32k tokens, {mask}, head dim {head_dim}", commands)
-    decode = attnbench(
-        "run", "--backend", RIVALS, "--out", str(out / "decode"), "--resume", "--dtype", "bf16", "--q-len", "1",
-        "--k-len", "4096,65536", "--heads", "32:8", "--head-dim", "128", "--batch", "1,16", "--mask", "causal",
-    )  # fmt: skip
-    yield Step("decode", "one query over a long cache, split and not", (decode,))
-    naive = tuple(run(out / "naive", length, 128, "triton,naive", mask="causal") for length in (1_024, 2_048))
-    yield Step("naive", "what a plain implementation costs beside it", naive)
-    yield Step(
-        "tune",
-        "the configurations of this GPU",
-        ((sys.executable, "-m", "attnbench_backends.triton.tune", "--out", str(out)),),
-    )
-    folders = ("headline", "masks", "scores", "dense", "decode", "naive")
-    reports = tuple(attnbench("report", str(out / name)) for name in folders)
-    yield Step("report", "tables and charts", reports)
+
+    def documents(*lengths: int) -> str:
+        return f"causal & documents({', '.join(str(n // machine.shrink) for n in lengths)})"
+
+    def window(keys: int) -> str:
+        return f"causal & window({machine.length(keys) - 1}, 0)"
+
+    check = attnbench("check", "triton", "--device", machine.device, "--level")
+    smoke = (*check, "smoke", *(("--direction", "fwd", "--mask", "causal") if machine.rehearses else ()))
+    yield Step("smoke", "the real compiler's kernels are right at all", (smoke,))
+    dense = ("causal", "full")
+    headline = [grid(machine, 16_384, 128, dense)]
+    yield sweep(machine, out, "headline", "head dim 128 at 16k: the figures of the README", headline)
+    sparse = (window(4096), window(1024), documents(1000, 3000, 96, 4096), documents(4096, 4096))
+    masks = [grid(machine, 8_192, 128, (*sparse, f"prefix({machine.length(1024)})"))]
+    why = "faster than flex on every mask, and time follows the allowed pairs"
+    yield sweep(machine, out, "masks", why, masks, "triton,flex")
+    changed = [grid(machine, 8_192, 128, ("causal",), score=["alibi", "softcap(50)"])]
+    yield sweep(machine, out, "scores", "faster than flex with changed scores", changed, "triton,flex")
+    for head_dim in (64, 128, 256):
+        # The headline has 16k at head dim 128 already.
+        lengths = [n for n in LENGTHS if (head_dim, n) != (128, 16_384)][: 2 if machine.rehearses else None]
+        grids = [grid(machine, length, head_dim, dense) for length in lengths]
+        why = f"512 to 32k tokens, causal and full, head dim {head_dim}"
+        yield sweep(machine, out, f"dense-d{head_dim}", why, grids)
+    cache = [machine.length(4096), machine.length(65_536)]
+    one = {"seq": None, "q_len": 1, "k_len": cache, "batch": [1, 16], "heads": "32:8", "direction": "fwd"}
+    decode = [grid(machine, 4096, 128, ("causal",), **one)]
+    yield sweep(machine, out, "decode", "one query over a long cache, split and not", decode)
+    plain = [grid(machine, length, 128, ("causal",)) for length in (1_024, 2_048)]
+    yield sweep(machine, out, "naive", "what a plain implementation costs beside it", plain, "triton,naive")
+    if machine.rehearses:
+        return
+    tune = (sys.executable, "-m", "attnbench_backends.triton.tune", "--narrow", "--out", str(out))
+    yield Step("tune", "the configurations of this GPU, as far as its time goes", (tune,))
+    yield sweep(machine, out, "tuned", "the headline again, with what was tuned", headline, "triton")
+    tests = (sys.executable, "-m", "pytest", "tests/triton", "-q", "-x", "-m", "not interpret")
+    yield Step("tests", "the interpreter's tests, on the GPU", ((*tests, "-p", "no:cacheprovider"),))
+    yield Step("standard", "the whole conformance battery", ((*check, "standard"),))
+
+
+def report(out: Path) -> Step:
+    """Tables and charts of all that has results by now."""
+    folders = sorted(path.parent for path in out.glob("*/results.jsonl"))
+    return Step("report", "tables and charts", tuple(attnbench("report", str(folder)) for folder in folders))
+
+
+def surroundings(out: Path) -> dict[str, str]:
+    """The environment of every command: this checkout's packages on the path under their installed names."""
+    links = out / ".packages"
+    links.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("attnbench_backends", "backends"), ("attnbench_suites", "suites")):
+        if not (links / name).is_symlink():
+            (links / name).symlink_to(ROOT / folder, target_is_directory=True)
+    path = os.pathsep.join([str(ROOT), str(links.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def missing(names: tuple[str, ...]) -> list[str]:
+    """Which of these modules this interpreter lacks."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def gpu_name() -> str:
@@ -151,70 +171,125 @@ def gpu_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
-def perform(step: Step, state: Path) -> bool:
+def ended(command: tuple[str, ...], environment: dict[str, str], log: Path, left_s: float) -> int | None:
+    """The command's exit code, None where its time ran out; all that it says is in the log.
+
+    Past its time it is asked to end first (what is measured is written by then), and its workers end with it.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(timeout=max(1.0, left_s))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            return None
+
+
+def perform(step: Step, out: Path, limit_s: float) -> bool:
     """Run a step's commands within the limit, and write down how it ended."""
     start = time.monotonic()
-    record: dict[str, object] = {"step": step.name, "why": step.why}
-    for command in step.commands:
-        left = LIMIT_S - (time.monotonic() - start)
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, left))
-        except subprocess.TimeoutExpired:
-            record |= {
-                "ok": False,
-                "reason": f"past {LIMIT_S:.0f} s; what was measured is kept, run it again to go on",
-            }
-            break
-        if done.returncode:
-            tail = (done.stdout + done.stderr)[-4000:]
-            record |= {
-                "ok": False,
-                "reason": f"exit code {done.returncode}",
-                "command": " ".join(command),
-                "tail": tail,
-            }
-            break
-    else:
-        record["ok"] = True
-    record["elapsed_s"] = round(time.monotonic() - start, 1)
+    state = out / "steps"
     state.mkdir(parents=True, exist_ok=True)
+    log = state / f"{step.name}.log"
+    log.unlink(missing_ok=True)
+    environment = surroundings(out)
+    if step.suite:
+        (out / step.name).mkdir(exist_ok=True)
+        (out / step.name / "suite.toml").write_text(step.suite, encoding="utf-8")
+    record: dict[str, object] = {"step": step.name, "why": step.why, "ok": True}
+    for command in step.commands:
+        code = ended(command, environment, log, limit_s - (time.monotonic() - start))
+        if code == 0:
+            continue
+        reason = f"exit code {code}"
+        if code is None:
+            reason = f"past {limit_s:.0f} s; what was measured is kept, run it again to go on"
+        tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        record |= {"ok": False, "reason": reason, "command": " ".join(command), "tail": tail}
+        print(f"      {reason}\n{tail}", flush=True)
+        break
+    record["elapsed_s"] = round(time.monotonic() - start, 1)
     (state / f"{step.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return bool(record["ok"])
 
 
-def is_done(step: Step, state: Path) -> bool:
+def is_done(step: Step, out: Path) -> bool:
     """Whether an earlier run ended this step well."""
-    path = state / f"{step.name}.json"
+    path = out / "steps" / f"{step.name}.json"
     return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("ok"))
 
 
+def pack(out: Path, file: Path) -> None:
+    """All results as one file, replaced whole: a call that is cut off leaves the last one."""
+    part = file.with_name(f"{file.name}.part")
+    with tarfile.open(part, "w:gz") as tar:
+        tar.add(out, out.name, filter=lambda info: None if ".packages" in info.name.split("/") else info)
+    part.replace(file)
+
+
 def main() -> int:
-    """Run what is asked for and not done; 1 where a step failed."""
+    """Run what is asked for and not done; 1 where a step failed, 2 where something needed is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("only", nargs="*", help="steps to run, done or not")
     parser.add_argument("--list", action="store_true", help="say what there is and run nothing")
     parser.add_argument("--out", type=Path, help="the folder of the results [results/<gpu>]")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all steps together")
+    parser.add_argument("--pack", type=Path, help="a .tgz of all results, written anew after each step")
+    parser.add_argument("--rehearse", action="store_true", help="every step on the CPU, small; needs --out")
     given = parser.parse_args()
-    out = given.out or ROOT / "results" / ("gpu" if given.list else gpu_name())
-    state = out / "steps"
-    known = list(steps(out))
-    unknown = set(given.only) - {step.name for step in known}
+    if given.rehearse and given.out is None:
+        parser.error("--rehearse needs --out: its figures mean nothing and do not belong to results/")
+    machine = Machine("cpu", 128) if given.rehearse else Machine()
+    out = (given.out or ROOT / "results" / ("gpu" if given.list else gpu_name())).absolute()
+    start = time.monotonic()
+    if lacking := missing(NEEDED):
+        print(f"gpu: missing here: {', '.join(lacking)}; carry their wheels over (tools/gpu-wheels says how)")
+        return 2
+    if lacking := missing(TESTS_NEED):
+        print(f"gpu: the step tests will fail for want of {', '.join(lacking)}")
+    known = list(steps(out, machine))
+    unknown = set(given.only) - {step.name for step in known} - {"report"}
     if unknown:
         parser.error(f"no step {sorted(unknown)[0]!r}; there are {', '.join(step.name for step in known)}")
     failed = 0
     for step in known:
-        wanted = step.name in given.only if given.only else not is_done(step, state)
+        wanted = step.name in given.only if given.only else not is_done(step, out)
         if given.list or not wanted:
-            print(f"{'done' if is_done(step, state) else '    '}  {step.name}: {step.why}")
+            print(f"{'done' if is_done(step, out) else '    '}  {step.name}: {step.why}")
+            for command in step.commands if given.list else ():
+                print(f"          {' '.join(word for word in command[3:] or command)}")
+            continue
+        left_s = given.seconds - (time.monotonic() - start)
+        if left_s < WORTH_STARTING_S:
+            print(f"left  {step.name}: {left_s:.0f} s are left; run it again to go on")
+            failed += 1
             continue
         print(f"run   {step.name}: {step.why}", flush=True)
-        ok = perform(step, state)
+        ok = perform(step, out, min(LIMIT_S, left_s))
         failed += not ok
-        print(f"{'ok  ' if ok else 'FAIL'}  {step.name}", flush=True)
-        if step.name == "install" and not ok:
-            return 1
+        print(
+            f"{'ok  ' if ok else 'FAIL'}  {step.name} ({time.monotonic() - start:.0f} s so far)", flush=True
+        )
+        if given.pack:
+            pack(out, given.pack)
+    if not given.list:
+        # Charts can be drawn from the packed results anywhere: they get what time is left.
+        left_s = given.seconds - (time.monotonic() - start)
+        if left_s > WORTH_STARTING_S and not perform(report(out), out, min(LIMIT_S, left_s)):
+            failed += 1
+        if given.pack:
+            pack(out, given.pack)
     return 1 if failed else 0
 
 

@@ -43,12 +43,19 @@ def cases() -> Iterator[Case]:
         )  # fmt: skip
 
 
-def candidates(kernel: Kernel, head_dim: int, hopper: bool) -> Iterator[Configuration]:
-    """The configurations worth a measurement; those that do not compile or fit are skipped when tried."""
+def candidates(kernel: Kernel, head_dim: int, hopper: bool, narrow: bool = False) -> Iterator[Configuration]:
+    """The configurations worth a measurement; those that do not compile or fit are skipped when tried.
+
+    Most of the time goes into compiling them. `narrow`: fewer, where minutes count.
+    """
     queries = (64, 128) if kernel != "dk_dv" else (32, 64, 128)
     keys = (32, 64, 128) if kernel != "dk_dv" else (64, 128)
     together = (True, False) if kernel == "dk_dv" and head_dim > 64 else (True,)
-    ways = product(queries, keys, (4, 8), (1, 2, 3), (False, True) if hopper else (False,), together)
+    if narrow:
+        queries, keys = queries[-2:], keys[-2:]
+    stages = (2, 3) if narrow else (1, 2, 3)
+    descriptors = ((True,) if narrow else (False, True)) if hopper else (False,)
+    ways = product(queries, keys, (4, 8), stages, descriptors, together)
     yield from (Configuration(*way) for way in ways)
 
 
@@ -100,11 +107,12 @@ def is_right(case: Case, kernel: Kernel, tried: Configuration) -> bool:
 
 
 def best(
-    case: Case, inputs: Inputs, kernel: Kernel, capability: tuple[int, int]
+    case: Case, inputs: Inputs, kernel: Kernel, capability: tuple[int, int], narrow: bool = False
 ) -> tuple[Configuration, float]:
     """The fastest configuration that is right, and its time."""
     measured: list[tuple[float, Configuration]] = []
-    for tried in {chosen(kernel, case, capability), *candidates(kernel, case.head_dim, capability >= (9, 0))}:
+    hopper = capability >= (9, 0)
+    for tried in {chosen(kernel, case, capability), *candidates(kernel, case.head_dim, hopper, narrow)}:
         try:
             measured.append((milliseconds(case, inputs, kernel, tried), tried))
         except Exception as reason:  # noqa: BLE001 - Triton raises many kinds for what does not compile or fit
@@ -120,7 +128,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="a folder that gets configurations.json too")
+    parser.add_argument(
+        "--out", type=Path, help="a folder that gets configurations.json too; entries there are kept"
+    )
+    parser.add_argument("--narrow", action="store_true", help="fewer candidates, where minutes count")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.stderr.write("tune: there is no CUDA GPU here; the rule of configurations.py holds without it\n")
@@ -128,11 +139,18 @@ def main(arguments: list[str]) -> int:
     capability = torch.cuda.get_device_capability()
     found = {name: asdict(configuration) for name, configuration in tuned().items()}
     places = [cache_file()] + ([given.out / "configurations.json"] if given.out else [])
+    done: set[str] = set()
+    if given.out and places[-1].is_file():  # an earlier run's, perhaps cut off: it goes on there
+        before = json.loads(places[-1].read_text(encoding="utf-8"))
+        found, done = found | before, set(before)
     for case in cases():
         inputs = make_inputs(case, device="cuda")
         for kernel in KERNELS:
             name = key(kernel, case, capability)
-            configuration, elapsed = best(case, inputs, kernel, capability)
+            if name in done:
+                continue
+            configuration, elapsed = best(case, inputs, kernel, capability, given.narrow)
+            done.add(name)  # causal and full are one entry: the first, causal, decides
             found[name] = asdict(configuration)
             sys.stdout.write(f"{name}: {elapsed:.3f} ms, {configuration}\n")
             sys.stdout.flush()
