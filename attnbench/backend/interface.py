@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnbench.backend.defects import KnownDefect
 from attnbench.errors import AttnbenchError
@@ -23,6 +23,8 @@ MASK_KINDS = frozenset(
     ("full", "causal", "causal(top_left)", "window", "padding", "documents", "prefix", "global")
     + ("block_sparse", "dilated", "explicit")
 )
+Contract = Literal["flash", "flash_splits", "dense"]
+CONTRACTS: tuple[Contract, ...] = get_args(Contract)
 SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))
 
 
@@ -41,7 +43,8 @@ class Capabilities:
     combinations    whether masks joined by `&`, `|`, `~` are taken as well as single ones
     architectures   CUDA compute capabilities (major, minor) from which it runs; None: any
     head_dims       smallest, largest and the step between head dims
-    contract        "flash": fp32 scores and statistics, only P, dS and outputs rounded; "dense": any
+    contract        one of CONTRACTS. "flash": fp32 scores and statistics, only P, dS and outputs rounded;
+                    "flash_splits": the same, and splits of the keys merged by their fp32 LSE; "dense": any
                     intermediate rounded to the dtype
     empty_rows      what it gives for a query that may attend no key; unless "zero", such cases are refused
     varlen          packed documents are computed without padding them
@@ -63,7 +66,7 @@ class Capabilities:
     unequal_v_dim: bool = True
     backward: bool = True
     deterministic: bool = True
-    contract: Literal["flash", "dense"] = "flash"
+    contract: Contract = "flash"
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
     timed: bool = True
     layer_level: bool = False
@@ -285,7 +288,7 @@ class FunctionBackend(Backend):
     """A plain function as a backend: `fn(q, k, v, *, mask, scores, scale) -> [B, H, Q, Dv]`, gradients by autograd.
 
     `scores` carry their tensors (`score.tensor`). A NotImplementedError refuses the case. Judged under the
-    FLASH contract unless `contract="dense"`.
+    FLASH contract unless it is given another.
     """
 
     def __init__(

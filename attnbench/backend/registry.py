@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from attnbench.backend.environments import find, how_to_make, importable, overridden
-from attnbench.backend.interface import Backend, Capabilities, FunctionBackend
+from attnbench.backend.interface import CONTRACTS, Backend, Capabilities, FunctionBackend
 from attnbench.backend.sources import backends_in
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 
@@ -165,12 +165,12 @@ def _as_backend(found: Any, name: str, contract: str | None = None) -> Backend:
 
 
 def function_backend(fn: Callable[..., Any], name: str = "", contract: str | None = None) -> FunctionBackend:
-    """A plain function as a backend, judged under the FLASH contract unless told `contract="dense"`."""
-    if contract not in (None, "flash", "dense"):
-        raise AttnbenchError(f"no contract {contract!r}; take 'flash' or 'dense'")
+    """A plain function as a backend, judged under the FLASH contract unless told another of CONTRACTS."""
+    known = {each: each for each in CONTRACTS}
+    if contract not in (None, *known):
+        raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(CONTRACTS)}")
     name = name or getattr(fn, "__name__", type(fn).__name__)
-    can = Capabilities(contract="dense") if contract == "dense" else Capabilities()
-    return FunctionBackend(fn, name, can)
+    return FunctionBackend(fn, name, Capabilities(contract=known[contract or "flash"]))  # type: ignore[index]
 
 
 def _load_file(spec_text: str, contract: str | None) -> Backend:

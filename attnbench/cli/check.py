@@ -26,7 +26,7 @@ def check_backend(
     dtype: list[str] | None = typer.Option(None, "--dtype", help="Only these dtypes: fp32, bf16, fp16."),
     direction: list[str] | None = typer.Option(None, "--direction", help="Only these: fwd, fwd_bwd."),
     contract: str | None = typer.Option(
-        None, "--contract", help="Judge by flash or dense, whatever it declares."
+        None, "--contract", help="Judge by flash, flash_splits or dense, whatever it declares."
     ),
     case: str | None = typer.Option(
         None, "--case", help="Only this case, as JSON (a failure prints the command)."

@@ -31,7 +31,7 @@ def show_case(
     device: str = typer.Option("auto", "--device", help="auto (cuda if there), cpu, cuda or cuda:N."),
     seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
     distribution: str = typer.Option("randn", "--distribution", help="The inputs' distribution."),
-    contract: str | None = typer.Option(None, "--contract", help="Judge by flash or dense."),
+    contract: str | None = typer.Option(None, "--contract", help="Judge by flash, flash_splits or dense."),
 ) -> None:
     """Draw one case from inside: mask, exact weights, map of tiles, and the errors of a backend by query and head.
 

@@ -10,6 +10,8 @@ FLASH  scores and statistics in float32; P, dS and the results are rounded to th
        2 u32 (|s| + |lse|); a float32 sum of L products by 2 u32 sqrt(L) sqrt(sum (x y)^2).
 DENSE  every intermediate is rounded to the dtype as well: scores after each step, exp, its sum, P, dP, delta,
        dS.
+FLASH_SPLITS  as FLASH, and the weight of each split of the keys is off by 2 u32 |lse|, common to its keys: it is
+       exp of a difference of two LSE that float32 holds.
 
 `sigma^2 = 1/2 (second moment of the element's noise) + 1/2 (its mean over the element's row)`, plus `u/2
 |ref|`: sixteen runs leave an element's own moment uncertain by a third, the row's mean does not. Head dim,
@@ -29,7 +31,6 @@ import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,8 +51,6 @@ UNDERFLOW = {
     "fp16": 2.0**-24,
 }  # fp32 units may flush subnormals to zero
 
-Contract = Literal["flash", "dense"]
-
 
 @dataclass(frozen=True)
 class Rounding:
@@ -61,6 +60,7 @@ class Rounding:
 
     dtype: str
     dense: bool
+    splits: bool = False
 
     @property
     def u(self) -> float:
@@ -95,6 +95,10 @@ class Rounding:
             squares = sum((self.u * step) ** 2 for step in steps)
             amplitude = torch.sqrt(amplitude**2 + squares + 2 * (self.u * spread) ** 2)
         return amplitude
+
+    def split_weight(self, lse: Tensor, row_max: Tensor) -> Tensor:
+        """The logarithm of a split's weight in the merge, from finite LSE and maxima [B, H, R]; 0 without splits."""
+        return 2 * U32 * torch.maximum(lse.abs(), row_max.abs()) * self.splits
 
     def exp_argument(self, s_from_max: Tensor) -> Tensor:
         """What exp sees in the forward: s - max in float32 (DENSE: in the dtype)."""

@@ -67,6 +67,14 @@ def row_noise(problem: Problem, rows: Rows, rounding: Rounding, uniform: Uniform
     # Forward. exp in units of the final LSE, so that its sum (with the sink) is 1 without noise.
     argument = _wide(block.s - finite_lse[..., None], work)
     noisy = u_pair() * _wide(of_argument, work) + argument
+    if rounding.splits:
+        # Which keys make a split is the backend's choice: runs of 2 to 8 splits of equal length take turns.
+        counts = torch.arange(n, device=problem.device) % 7 + 2
+        split = torch.arange(k, device=problem.device) * counts[:, None] // k_len  # [n, K]
+        common = uniform(b, h, n, r, 8) * _wide(
+            rounding.split_weight(finite_lse, finite_max)[..., None], work
+        )
+        noisy += common.gather(-1, split[None, None, :, None].expand(b, h, n, r, k))
     p = torch.exp(noisy.clamp_max_(LARGEST_ARGUMENT))  # [B, H, n, R, K]
     sum_spread = 2 * U32 * math.sqrt(k_len) * rows.p.square().sum(-1).sqrt()
     total = p.sum(-1) + _wide(rows.p_sink, work) + uniform(b, h, n, r) * _wide(sum_spread, work)

@@ -58,6 +58,10 @@ def row_variances(problem: Problem, rows: Rows, rounding: Rounding) -> tuple[Ten
     if rounding.eta:
         underflow = rounding.eta * torch.exp(finite_max - finite_lse).clamp_max(1.0)
         var_delta = var_delta + underflow**2 * (rows.dp.square() * rows.block.allowed).sum(-1) / 3
+    if rounding.splits:
+        # At most the variance of dP over the row's weights: that of the splits' means is smaller.
+        apart = (rows.p * (rows.dp - rows.delta[..., None]).square()).sum(-1)
+        var_delta = var_delta + rounding.split_weight(finite_lse, finite_max) ** 2 * apart / 3
     sums = 4 * U32**2 * (case.v_dim * o_square + case.k_len * weighted)
     var_delta = var_delta + sums / 3
     if rounding.dense:

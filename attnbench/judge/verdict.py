@@ -37,7 +37,7 @@ from attnbench.problem.case import Case
 from attnbench.problem.inputs import Inputs, torch_dtype
 from attnbench.problem.scores import Bias
 
-MAX_Z: Mapping[str, float] = {"flash": 8.0, "dense": 12.0}
+MAX_Z: Mapping[str, float] = {"flash": 8.0, "flash_splits": 8.0, "dense": 12.0}
 RMS_Z = 3.0
 RUNS_AT_ONCE = 1 << 20  # noise runs times scores of a piece
 LARGEST = sys.float_info.max  # stands for an infinite error where JSON needs a number
@@ -113,7 +113,7 @@ class _Builder:
     def __init__(self, inputs: Inputs, contract: str, seed: int) -> None:
         self.inputs, self.case, self.contract = inputs, inputs.case, contract
         self.problem = Problem(inputs)
-        self.rounding = Rounding(inputs.case.dtype, contract == "dense")
+        self.rounding = Rounding(inputs.case.dtype, contract == "dense", contract == "flash_splits")
         self.rng = random.Random(f"{inputs.case.id}/{seed}")
         a_row = inputs.case.group * max(inputs.case.k_len, inputs.case.q_len) * 16
         noise_seed = zlib.crc32(f"{inputs.case.id}/{seed}/noise".encode())

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.backend import Backend
+from attnbench.backend.interface import CONTRACTS
 from attnbench.errors import AttnbenchError, UnknownBackend
 from attnbench.measure import BLOCK_MS, commit_label
 from attnbench.problem import Case
 from attnbench.sweep import events, references
-from attnbench.sweep.attempt import Attempt, Protocol, time_together
+from attnbench.sweep.attempt import Attempt, Protocol, joined, time_together
 from attnbench.sweep.executors import InProcess, WorkerProcess
 from attnbench.sweep.faults import UNKNOWN, Fault
 from attnbench.sweep.lanes import Lane, make_lanes
@@ -51,13 +52,15 @@ def run_sweep(
     rounds: int = 10,
     block_ms: float = BLOCK_MS,
     case_seconds: float = 3.0,
+    processes: int = 1,
     on_event: Tell | None = None,
 ) -> list[Result]:
     """Run every case on every backend; the results, those that were there before included.
 
     Names and `path/to/file.py:function` run in a worker each, callables in this process. `folder` takes the
     bundled backends from elsewhere. With `out`, each result is on the disk as soon as it is known, and
-    `resume` runs only what is missing there. Raises UnknownBackend and StoreError before anything is run.
+    `resume` runs only what is missing there. Workers are started anew `processes` times a case, so that what a
+    process drew by chance shows in the spread. Raises UnknownBackend and StoreError before anything is run.
     """
     device = _device(device)
     limit = memory_limit_bytes
@@ -68,7 +71,7 @@ def run_sweep(
     oracle = Lane(
         "the reference", WorkerProcess(device) if apart else InProcess(device), None, memory_limit_bytes=limit
     )
-    protocol = Protocol(timeout_s=timeout_s, rounds=rounds, block_ms=block_ms, case_seconds=case_seconds)
+    protocol = Protocol(timeout_s, rounds, block_ms, case_seconds, processes)
     with ExitStack() as ending:
         for lane in (*lanes, oracle):
             ending.callback(lane.stop)
@@ -194,12 +197,33 @@ class _Sweep:
             waiting.append(attempt)
             ahead_s = sum(a.rounds * a.seconds_a_round for a in waiting)
             if time.monotonic() - began + ahead_s > UNWRITTEN_S:
-                yield from time_together(waiting, self._order)
+                yield from self._time_in_processes(waiting)
                 waiting, began = [], time.monotonic()
-        yield from time_together(waiting, self._order)
-        for contract in ("flash", "dense"):
+        yield from self._time_in_processes(waiting)
+        for contract in CONTRACTS:
             path = references.path_of(self._scratch, case, blank.seed, blank.distribution, contract)
             path.unlink(missing_ok=True)
+
+    def _time_in_processes(self, attempts: list[Attempt]) -> Iterator[Result]:
+        """Time together, and again in as many fresh processes as asked for; callables stay in this one."""
+        results = list(time_together(attempts, self._order))
+        for process in range(1, self._protocol.processes):
+            again: list[tuple[int, Attempt]] = []
+            for index, (attempt, result) in enumerate(zip(attempts, results, strict=True)):
+                if result.samples_ms and not attempt.lane.in_process:
+                    attempt.lane.stop()
+                    attempt.lane.start()
+                    again.append(
+                        (index, Attempt(attempt.lane, attempt.blank, self._protocol, attempt.reference))
+                    )
+            for index, attempt in again:
+                attempt.judge()
+                if attempt.paces:
+                    attempt.keep_pace(attempts[index].paces)
+            timed = list(time_together([attempt for _, attempt in again], self._order))
+            for (index, _), result in zip(again, timed, strict=True):
+                results[index] = joined(results[index], result, process)
+        yield from results
 
     def _references(self, case: Case, blank: Result) -> Callable[[str], str]:
         """The file with the right answer by contract, computed when first asked for."""

@@ -195,6 +195,26 @@ def test_what_rounds_more_than_flash_allows_passes_only_as_dense(a_case: Callabl
     assert judge(make_reference(inputs, "dense"), output, None, inputs).ok
 
 
+def test_splits_merged_by_a_far_lse_pass_only_as_flash_splits() -> None:
+    # Every score near -4000, V near 1 and then near -1: half an ulp of a split's LSE moves all of out.
+    case = Case(q_len=8, k_len=2048, q_heads=1, head_dim=64, dtype="fp32", scale=1.0)
+    inputs = draw(case, distribution="sign_flipped_v")
+    inputs.q.mul_(0.01).add_(8.0)
+    inputs.k.mul_(0.01).sub_(8.0)
+    parts = []
+    for keys in (slice(0, 1000), slice(1000, 2048)):
+        s = (inputs.q.double() @ inputs.k[:, :, keys].double().transpose(-1, -2)) * case.softmax_scale
+        lse = torch.logsumexp(s, -1)
+        parts.append((torch.softmax(s, -1) @ inputs.v[:, :, keys].double(), lse.float().double()))
+    merged = torch.logaddexp(parts[0][1], parts[1][1])
+    out = torch.stack([out * torch.exp(lse - merged)[..., None] for out, lse in parts]).sum(0)
+    output = Output(out.float(), merged.float())
+    assert not judge(make_reference(inputs, "flash"), output, None, inputs).ok
+    assert judge(make_reference(inputs, "flash_splits"), output, None, inputs).ok
+    off = Output(output.out * 1.5, output.lse)
+    assert not judge(make_reference(inputs, "flash_splits"), off, None, inputs).ok
+
+
 def test_sigma_grows_with_the_unit_of_the_dtype(a_case: Callable[..., Case]) -> None:
     means = {}
     for dtype in DTYPES:
