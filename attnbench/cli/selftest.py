@@ -36,6 +36,11 @@ def judge_the_judge(
     for row in cells(part):
         shown.add_row(*row)
     out().print(shown)
+    for dtype, named in part.diagnoses.items():
+        right = sum(d.is_right for d in named)
+        out().print(
+            f"{dtype}: the right cause is among the first two named for {right} of {len(named)} mutants"
+        )
     for path, text in ((json_out, as_json), (write, document)):
         if path is not None:
             path.write_text(text(part), encoding="utf-8")

@@ -8,149 +8,248 @@ leaves a pattern: which rows, heads, tiles or columns are off, by a factor or at
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
+from attnbench.judge.causes import Guess, Hypothesis
 from attnbench.judge.gradient_hypotheses import of_gradient
-from attnbench.judge.hypotheses import ALL_ZEROS, Hypothesis, of_problem
+from attnbench.judge.hypotheses import ALL_ZEROS, of_problem
+from attnbench.judge.noise import UNITS
 from attnbench.judge.oracle import Exact, exact_attention
-from attnbench.judge.patterns import patterns, root_mean_square
+from attnbench.judge.patterns import of_backward, patterns, root_mean_square, when_called_again
 from attnbench.judge.subject import Answer, Failed, Refused, Subject
-from attnbench.judge.verdict import judge
+from attnbench.judge.verdict import Reference, Verdict, judge
 from attnbench.problem import Case, Inputs
 
 if TYPE_CHECKING:
     from attnbench.judge.report import Failure
 
-COSTLIEST = 1 << 22  # scores of a case that is explained: each hypothesis costs one float64 answer of it
+COSTLIEST = 1 << 20  # scores of a case that is explained: each hypothesis costs one float64 answer of it
 # a hypothesis explains an error when it leaves this share of it, in the root of the mean square
 EXPLAINS = 0.1
+WITHIN = 4.0  # times its noise that an element may be off and count as explained
+FAR_LESS = 3  # an error under normal numbers is that much smaller where a distribution tells something
+AS_WELL = (
+    1.5  # the share that a hypothesis leaves, relative to the best one's, up to which it explains as well
+)
 
 
 def causes_of(subject: Subject, failure: Failure, case: Case, distribution: str) -> tuple[str, ...]:
     """Guesses at why this case fails, the likeliest first; empty where no pattern is known."""
-    words = _of_words(failure.reason)
-    if words:
-        return words
-    if case.rows * case.k_len > COSTLIEST:
-        return ()
-    inputs = subject.inputs(case, distribution)
-    try:
-        answer = subject.answer(inputs)
-    except (Refused, Failed):
-        return ()
-    return guesses(subject, inputs, answer)
+    found = of_words(failure.reason)
+    if not found:
+        inputs = subject.inputs(case, distribution)
+        try:
+            found = guesses(subject, inputs, subject.answer(inputs))
+        except (Refused, Failed):
+            return ()
+    return tuple(guess.words for guess in found)
 
 
-def _of_words(reason: str) -> tuple[str, ...]:
-    known = {
-        "raises": "an exception where the case is not refused; raise NotImplementedError to refuse it",
-        "has shape": "the output's layout or head dim is not [B, H, Q, Dv] (transposed, or v_dim taken for head_dim)",
-        " is torch.": "the result is not cast back to the inputs' dtype",
-        "is missing": "autograd does not reach this tensor (detached, or computed without a graph)",
-        "lies on": "the result is on another device",
-        "may not attend": "the mask lets a forbidden key through (off by one, another alignment, or ignored)",
-        "may attend": "the mask forbids an allowed key (off by one, another alignment, or a skipped tile)",
-        "leak": "masked keys leak: they enter before the mask, or as 0 times their number",
-    }
-    found = [cause for word, cause in known.items() if word in reason]
-    return tuple(found[:2])
+OF_WORDS = {
+    "raises": (
+        "protocol",
+        "an exception where the case is not refused; raise NotImplementedError to refuse it",
+    ),
+    "has shape": (
+        "layout",
+        "the output's layout or head dim is not [B, H, Q, Dv] (transposed, or v_dim taken for head_dim)",
+    ),
+    " is torch.": ("protocol", "the result is not cast back to the inputs' dtype"),
+    "is missing": (
+        "score change",
+        "autograd does not reach this tensor (detached, or computed without a graph)",
+    ),
+    "lies on": ("protocol", "the result is on another device"),
+    "may not attend": (
+        "mask boundary",
+        "the mask lets a forbidden key through (off by one, another alignment, or ignored)",
+    ),
+    "may attend": (
+        "mask boundary",
+        "the mask forbids an allowed key (off by one, another alignment, or a skipped tile)",
+    ),
+    "leak": ("mask leak", "masked keys leak: they enter before the mask, or as 0 times their number"),
+}
 
 
-def guesses(subject: Subject, inputs: Inputs, answer: Answer) -> tuple[str, ...]:
-    """Guesses from what the backend gave for these inputs."""
+def of_words(reason: str) -> tuple[Guess, ...]:
+    """What the reason of a failure says by itself."""
+    return tuple(Guess(*guess) for word, guess in OF_WORDS.items() if word in reason)[:2]
+
+
+Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, by tensor and number
+
+
+def guesses(subject: Subject, inputs: Inputs, answer: Answer, made: Made | None = None) -> tuple[Guess, ...]:
+    """Guesses from what the backend gave for these inputs, the likeliest first; the second is of another kind.
+
+    `made` keeps the answers of hypotheses for other backends on the same inputs.
+    """
     verdict = judge(subject.reference(inputs), answer.output, answer.gradients, inputs)
     wrong = {name for name, error in verdict.errors.items() if error["over_budget"] > 1}
-    first = [cause for _, cause in sorted(_explained(inputs, answer, wrong))]
-    # All zeros, or not a number, is what overflow leaves as well: the distribution tells more.
-    where = list(_of_distribution(subject, inputs))
-    if first and first[0] == ALL_ZEROS:
-        where, first = [*where, *first], []
-    return tuple(dict.fromkeys([*first, *where, *patterns(subject, inputs, answer, wrong)]))
+    found: list[Guess] = []
+    for name in wrong:
+        found += of_words(verdict.errors[name]["reason"])
+    found += when_called_again(subject, inputs, answer)
+    if inputs.case.rows * inputs.case.k_len <= COSTLIEST:
+        exact = _likeliest(
+            _explained(_Seen(subject.reference(inputs), inputs, answer), wrong, {} if made is None else made)
+        )
+        # All zeros, or not a number, is what overflow leaves as well: the distribution tells more.
+        zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
+        found += [guess for guess in exact if guess not in zeros]
+        found += [*_of_distribution(subject, inputs, verdict, wrong), *zeros]
+    else:
+        found += _of_distribution(subject, inputs, verdict, wrong)
+    found += patterns(subject, inputs, answer, wrong)
+    return _of_different_kinds(found)
 
 
-def _distance(given: dict[str, Tensor], wanted: dict[str, Tensor], sizes: dict[str, float]) -> float:
-    """How far two answers are apart, relative to the size of each tensor; other infinities count as far."""
-    total = 0.0
-    for name, size in sizes.items():
-        x, y = given[name], wanted[name]
-        if x.shape != y.shape:
-            return math.inf
-        finite = x.isfinite() & y.isfinite()
-        other = ~finite & ~((x == y) | (x.isnan() & y.isnan()))
-        apart = torch.where(finite, x - y, 0.0).square().mean() / max(size, 1e-30) ** 2
-        total += float(apart) + float(other.double().mean())
-    return math.sqrt(total)
+def _of_different_kinds(found: Iterable[Guess]) -> tuple[Guess, ...]:
+    """The first guess of each cause, then the others."""
+    unique = list(dict.fromkeys(found))
+    first = list({guess.cause: guess for guess in reversed(unique)}.values())
+    first.sort(key=unique.index)
+    return (*first, *(guess for guess in unique if guess not in first))
 
 
-def _explained(inputs: Inputs, answer: Answer, wrong: set[str]) -> Iterator[tuple[float, str]]:
-    """(share of the error that is left, cause) of each change of the problem that explains the answer."""
+def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
+    """By the share of the error they leave; those that do nearly as well as the best in the order they were tried."""
+    found = list(explained)
+    best = min((share for share, _ in found), default=0.0)
+    return [
+        guess
+        for _, _, guess in sorted(
+            (share > AS_WELL * best, n, guess) for n, (share, guess) in enumerate(found)
+        )
+    ]
+
+
+class _Seen:
+    """What a backend gave on some inputs, beside the noise that each element may have."""
+
+    def __init__(self, reference: Reference, inputs: Inputs, answer: Answer) -> None:
+        self.inputs, self.u = inputs, UNITS[inputs.case.dtype]
+        self.given = {name: x.double() for name, x in answer.tensors.items() if x is not None}
+        if answer.output.lse is not None:
+            self.given["lse"] = answer.output.lse.double()
+        self.sigma: dict[str, Tensor] = {}
+        for name, x in self.given.items():
+            sigma = torch.from_numpy(reference.expected[name].sigma).to(x.device)
+            # A sample of rows says nothing of the others.
+            self.sigma[name] = sigma if sigma.shape == x.shape else torch.zeros_like(x[:1, :1, :1])
+
+    def distance(self, wanted: dict[str, Tensor], sizes: dict[str, float]) -> float:
+        """How far another answer is beyond the noise, relative to the size of each tensor; infinities are far."""
+        total = 0.0
+        for name, size in sizes.items():
+            x, y = self.given[name], wanted[name]
+            if x.shape != y.shape:
+                return math.inf
+            finite = x.isfinite() & y.isfinite()
+            other = ~finite & ~((x == y) | (x.isnan() & y.isnan()))
+            unit = 2.0**-24 if name == "lse" else self.u
+            beyond = (x - y).abs() - WITHIN * (self.sigma[name] + unit * y.abs())
+            apart = torch.where(finite, beyond.clamp_min(0.0), 0.0).square().mean() / max(size, 1e-30) ** 2
+            total += float(apart) + float(other.double().mean())
+        return math.sqrt(total)
+
+
+def _explained(seen: _Seen, wrong: set[str], made: Made) -> Iterator[tuple[float, Guess]]:
+    """(share of the error that is left, guess) of each change of the problem that explains the answer."""
+    inputs = seen.inputs
     right = exact_attention(inputs)
-    given = {name: x.double() for name, x in answer.tensors.items() if x is not None}
-    if answer.output.lse is not None:
-        given["lse"] = answer.output.lse.double()
     if wrong & {"out", "lse"}:
         # A wrong forward spoils every gradient.
-        names: list[str] = [name for name in ("out", "lse") if name in given]
-        yield from _left(given, _forward(right, names), of_problem(inputs), names)
+        names = [name for name in ("out", "lse") if name in seen.given]
+        yield from _left(seen, _forward(right, names), of_problem(inputs), made)
         return
     for name in ("dq", "dk", "dv"):
         exact = getattr(right, name)
         if name in wrong and exact is not None:
-            found = list(_left(given, {name: exact}, of_gradient(name, inputs, right), [name]))
+            found = list(_left(seen, {name: exact}, of_gradient(name, inputs, right), made))
             yield from found
             if found:
                 return
 
 
-def _forward(exact: Exact, names: list[str]) -> dict[str, Tensor]:
+def _forward(exact: Exact, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: getattr(exact, name) for name in names}
 
 
 def _left(
-    given: dict[str, Tensor], right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], names: list[str]
-) -> Iterator[tuple[float, str]]:
+    seen: _Seen, right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], kept: Made
+) -> Iterator[tuple[float, Guess]]:
     sizes = {name: root_mean_square(torch.where(x.isfinite(), x, 0.0)) for name, x in right.items()}
-    error = _distance(given, right, sizes)
-    for cause, make in hypotheses:
-        try:
-            made = make()
-        except (AttnbenchError, ValueError, RuntimeError, IndexError):
+    first = next(iter(right))
+    errors = {True: seen.distance(right, sizes), False: seen.distance(right, {first: sizes[first]})}
+    for number, (cause, words, make) in enumerate(hypotheses):
+        if (first, number) not in kept:
+            kept[first, number] = _made(make)
+        made = kept[first, number]
+        if made is None:
             continue
-        alternative = _forward(made, names) if isinstance(made, Exact) else {names[0]: made}
-        share = _distance(given, alternative, sizes) / error if error else 1.0
-        if share < EXPLAINS:
-            yield share, cause
+        # Some faults say what out becomes, and leave the LSE open.
+        both = isinstance(made, Exact)
+        alternative = _forward(made, sizes) if isinstance(made, Exact) else {first: made}
+        looked_at = sizes if both else {first: sizes[first]}
+        if errors[both]:
+            share = seen.distance(alternative, looked_at) / errors[both]
+            if share < EXPLAINS:
+                yield share, Guess(cause, words)
 
 
-OF_DISTRIBUTION = {
-    "large": "no maximum is taken off before exp, or not the row's: large scores overflow",
-    "negative_lse": "the maximum starts at 0, or a tail of the tile is scored 0: only a negative LSE shows it",
-    "rising": "rescaling when a later tile has a larger maximum",
-    "huge_negative": "a finite stand-in for -inf, or products kept in half precision",
-    "near_constant_v": "low precision of an accumulator or row sum",
-    "sign_flipped_v": "low precision of an accumulator: large sums that cancel",
-    "cancelling_dq": "low precision of dq's accumulator: large sums that cancel",
-    "positive": "low precision of an accumulator or row sum",
-    "sink_key": "small weights are dropped, or P is kept in few bits",
-    "subnormal_v": "subnormal numbers are flushed to zero",
-    "constant_v": "low precision of delta, or of the row sum",
-    "huge_unseen": "masked keys leak: they enter before the mask, or as 0 times their number",
+def _made(make: Callable[[], Exact | Tensor]) -> Exact | Tensor | None:
+    try:
+        return make()
+    except (AttnbenchError, ValueError, RuntimeError, IndexError):
+        return None  # a change that this case does not have
+
+
+OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
+    "large": (
+        ("online softmax", "no maximum is taken off before exp, or not the row's: large scores overflow"),
+    ),
+    "negative_lse": (
+        ("online softmax", "the maximum starts at 0: only a negative LSE shows it"),
+        ("tail tile", "a tail of the tile is scored 0: only a negative LSE shows it"),
+    ),
+    "rising": (("online softmax", "rescaling when a later tile has a larger maximum"),),
+    "huge_negative": (
+        ("mask leak", "a finite stand-in for -inf, above scores of -5e5"),
+        ("low precision", "products kept in half precision"),
+    ),
+    "near_constant_v": (("low precision", "low precision of an accumulator or row sum"),),
+    "sign_flipped_v": (("low precision", "low precision of an accumulator: large sums that cancel"),),
+    "sign_flipped_dout": (
+        ("low precision", "low precision of dk's or dv's accumulator: large sums that cancel"),
+    ),
+    "cancelling_dq": (("low precision", "low precision of dq's accumulator: large sums that cancel"),),
+    "positive": (("low precision", "low precision of an accumulator or row sum"),),
+    "sink_key": (("low precision", "small weights are dropped, or P is kept in few bits"),),
+    "subnormal_v": (("low precision", "subnormal numbers are flushed to zero"),),
+    "constant_v": (("low precision", "low precision of delta, or of the row sum"),),
+    "huge_unseen": (
+        ("mask leak", "masked keys leak: they enter before the mask, or as 0 times their number"),
+    ),
 }
 
 
-def _of_distribution(subject: Subject, inputs: Inputs) -> Iterator[str]:
-    """What an error points at that shows under these numbers, and not under normal ones."""
-    cause = OF_DISTRIBUTION.get(inputs.distribution)
-    if cause is None:
-        return
+def _of_distribution(subject: Subject, inputs: Inputs, verdict: Verdict, wrong: set[str]) -> list[Guess]:
+    """What an error points at that shows under these numbers, and not (or far less) under normal ones."""
+    causes = OF_DISTRIBUTION.get(inputs.distribution, ())
+    if not causes:
+        return []
     try:
         plain = subject.verdict(subject.inputs(inputs.case, "randn"))
     except (Refused, Failed):
-        return
-    if plain.ok:
-        yield cause
+        return []
+    if FAR_LESS * plain.error_over_budget > verdict.error_over_budget and not plain.ok:
+        return []
+    backward = [] if wrong & {"out", "lse"} else [of_backward(wrong)]
+    return [*backward, *(Guess(*cause) for cause in causes)]

@@ -3,89 +3,151 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import Problem, full_precision
-from attnbench.judge.hypotheses import Hypothesis
-from attnbench.judge.oracle import Exact, attend
-from attnbench.problem import Full, Inputs
+from attnbench.judge.causes import Hypothesis
+from attnbench.judge.dense import TILES, Dense
+from attnbench.judge.kernel_hypotheses import ignoring_strides
+from attnbench.judge.mask_hypotheses import other_masks
+from attnbench.judge.oracle import Exact, exact_attention
+from attnbench.problem import Inputs
+
+ONLY = "gradients only"
 
 
 def of_gradient(name: str, inputs: Inputs, right: Exact) -> Iterator[Hypothesis]:
-    """Changes of the backward alone, and the exact gradient of each."""
+    """Changes of the backward alone, and the exact gradient of each, for name "dq", "dk" or "dv"."""
     case = inputs.case
-    exact = {"dq": right.dq, "dk": right.dk, "dv": right.dv}[name]
-    assert exact is not None
+    exact: Tensor = getattr(right, name)
     assert inputs.dout is not None
     scale = case.softmax_scale
-    yield f"{name} is all zeros", lambda: torch.zeros_like(exact)
+    yield Hypothesis(ONLY, f"{name} is all zeros", lambda: torch.zeros_like(exact))
     if name != "dv":
-        yield f"{name} lacks the scale", lambda: exact / scale
-        yield f"{name} has the scale twice", lambda: exact * scale
-    yield f"the sign of {name} is wrong", lambda: -exact
-    parts = _pieces(inputs, right)
-    wide = parts.get(name, {})
-    for cause, tensor in wide.items():
-        yield cause, lambda tensor=tensor: tensor  # type: ignore[misc]
+        yield Hypothesis(ONLY, f"{name} lacks the scale", lambda: exact / scale)
+        yield Hypothesis(ONLY, f"{name} has the scale twice", lambda: exact * scale)
+    yield Hypothesis(ONLY, f"the sign of {name} is wrong", lambda: -exact)
+    other = {"dk": right.dv, "dv": right.dk}.get(name)
+    if other is not None and other.shape == exact.shape:
+        yield Hypothesis("layout", "dk and dv are swapped", lambda: other)
+    if not inputs.dout.is_contiguous():
+        words = "dO's strides are ignored: it is read as if it were contiguous"
+        read = replace(inputs, dout=ignoring_strides(inputs.dout))
+        yield Hypothesis("layout", words, lambda: getattr(exact_attention(read), name))
+    if name != "dq":
+        for tile in TILES:
+            if tile < case.k_len and case.k_len % tile:
+                inside = torch.arange(case.k_len, device=exact.device)[:, None] < case.k_len // tile * tile
+                words = f"{name} of the last, ragged tile of {tile} keys is never written"
+                yield Hypothesis("tail tile", words, lambda inside=inside: exact * inside)  # type: ignore[misc]
+    yield from _Backward(inputs, right).faults(name)
 
 
-def _pieces(inputs: Inputs, right: Exact) -> dict[str, dict[str, Tensor]]:
-    """Gradients under one planted fault each, dense in float64 (the case is small)."""
-    case = inputs.case
-    with full_precision():
-        problem = Problem(inputs)
-        rows = attend(problem, problem.whole())
-    assert rows.ds is not None
-    assert rows.dp is not None
-    assert rows.delta is not None
-    slope = 1.0 if rows.block.slope is None else rows.block.slope
-    q, k = inputs.q.double(), inputs.k.double().repeat_interleave(case.group, 1)
-    dout = problem.dout(problem.whole())
-    scale = problem.scale
+class _Backward:
+    # The backward of one small case, dense in float64, with one fault each.
 
-    def by_head(x: Tensor) -> Tensor:
-        return x.unflatten(1, (case.kv_heads, case.group)).sum(2)
+    def __init__(self, inputs: Inputs, right: Exact) -> None:
+        self.case, self.dense = inputs.case, Dense(inputs)
+        self.scale = inputs.case.softmax_scale
+        self.lse = right.lse.masked_fill(right.lse == -math.inf, 0.0)
+        assert inputs.dout is not None
+        self.dout = inputs.dout.double()
+        self.dp = self.dout @ self.dense.v.transpose(-1, -2)  # [B, H, Q, K]
+        self.delta = (self.dout * right.out).sum(-1)  # [B, H, Q]
+        masked = self.dense.masked()
+        self.p = torch.exp(masked - self.lse[..., None])
+        cap = next((score.cap for score in inputs.scores if score.kind == "softcap"), None)  # type: ignore[attr-defined]
+        self.slope = 1.0 if cap is None else 1 - torch.tanh(self.dense.raw / cap) ** 2
 
-    def of(ds: Tensor) -> tuple[Tensor, Tensor]:
-        return ds @ k * scale, by_head(ds.transpose(-1, -2) @ q) * scale
+    def by_head(self, x: Tensor) -> Tensor:
+        """Query heads' gradients added up: [B, H, K, X] -> [B, Hkv, K, X]."""
+        return x.unflatten(1, (self.case.kv_heads, self.case.group)).sum(2)
 
-    found: dict[str, dict[str, Tensor]] = {"dq": {}, "dk": {}, "dv": {}}
-    unmasked = torch.exp(
-        _unmasked_scores(problem) - rows.lse.masked_fill(rows.lse == -math.inf, 0.0)[..., None]
-    )
-    faults = {
-        "delta is left out of dS": rows.p * rows.dp * slope,
-        "softcap's derivative is missing": rows.ds,
-        "P is not masked in the backward": unmasked * (rows.dp - rows.delta[..., None]) * slope,
-        "the delta of the first row (block) is used for others": rows.p
-        * (rows.dp - rows.delta[:, :, :1, None])
-        * slope,
-    }
-    for cause, ds in faults.items():
-        dq, dk = of(ds)
-        found["dq"][cause], found["dk"][cause] = dq, dk
-    found["dv"]["P is not masked in the backward"] = by_head(unmasked.transpose(-1, -2) @ dout)
-    raw = torch.exp(rows.block.s - rows.row_max.masked_fill(rows.row_max == -math.inf, 0.0)[..., None])
-    found["dv"]["P is not normalised in dv"] = by_head(raw.transpose(-1, -2) @ dout)
-    if case.group > 1:
-        ds_heads = ((rows.ds * slope).transpose(-1, -2) @ q * scale).unflatten(1, (case.kv_heads, case.group))
-        dv_heads = (rows.p.transpose(-1, -2) @ dout).unflatten(1, (case.kv_heads, case.group))
-        for name, x in (("dk", ds_heads), ("dv", dv_heads)):
-            found[name][
-                f"{name} of a key head is that of the last query head, not the sum of its group (GQA)"
-            ] = x[:, :, -1]
-            found[name][
-                f"{name} of a key head is that of the first query head, not the sum of its group (GQA)"
-            ] = x[:, :, 0]
-            found[name][f"{name} is averaged, not summed, over the group (GQA)"] = x.mean(2)
-    return found
+    def gradient(self, name: str, p: Tensor, ds: Tensor, reduce: bool = True) -> Tensor:
+        """dq, dk or dv of these weights and dS (which has the softcap's slope already)."""
+        if name == "dq":
+            return ds @ self.dense.k * self.scale
+        by_query = (
+            p.transpose(-1, -2) @ self.dout
+            if name == "dv"
+            else ds.transpose(-1, -2) @ self.dense.q * self.scale
+        )
+        return self.by_head(by_query) if reduce else by_query
+
+    def ds(self, p: Tensor, delta: Tensor | None = None) -> Tensor:
+        delta = self.delta if delta is None else delta
+        return p * (self.dp - delta[..., None]) * self.slope
+
+    def not_normalised(self) -> Tensor:
+        """exp(S - max): P without the row sum."""
+        s = self.dense.masked()
+        top = s.amax(-1, keepdim=True)
+        return torch.exp(s - top.masked_fill(top == -math.inf, 0.0))
+
+    def faults(self, name: str) -> Iterator[Hypothesis]:
+        """One fault of the backward each, and what it makes of this gradient."""
+
+        def of(
+            words: str, weights: Callable[[], Tensor], ds: Callable[[Tensor], Tensor] = self.ds
+        ) -> Hypothesis:
+            def make() -> Tensor:
+                p = weights()
+                return self.gradient(name, p, ds(p))
+
+            return Hypothesis(ONLY, words, make)
+
+        p, dense, q_len = self.p, self.dense, self.case.q_len
+        same = lambda: p  # noqa: E731
+        if name != "dv":
+            zero = torch.zeros_like(self.delta)
+            yield of("delta is left out of dS", same, lambda p: self.ds(p, zero))
+            yield of("softcap's derivative is missing", same, lambda p: p * (self.dp - self.delta[..., None]))
+            for rows in (1, *TILES):
+                if rows < q_len:
+                    words = f"the delta of the first {rows} rows is used for others"
+                    first = _first_block(self.delta, rows)
+                    yield of(words, same, lambda p, first=first: self.ds(p, first))  # type: ignore[misc]
+        yield of("P is not masked in the backward", lambda: torch.exp(dense.s - self.lse[..., None]))
+        yield of("P is not normalised in the backward", self.not_normalised)
+        for rows in (1, *TILES):
+            if rows < q_len:
+                lse = _first_block(self.lse, rows)[..., None]
+                words = f"the LSE of the first {rows} rows is used for others"
+                yield of(words, lambda lse=lse: torch.exp(dense.masked() - lse))  # type: ignore[misc]
+        if self.case.scores:
+            words = "the backward's scores lack the bias or softcap"
+            yield of(words, lambda: torch.exp(dense.masked(dense.raw) - self.lse[..., None]))
+        for _, words, pairs in other_masks(dense):
+            yield of(
+                f"in the backward alone, {words}",
+                lambda pairs=pairs: torch.exp(dense.masked(allowed=pairs()) - self.lse[..., None]),  # type: ignore[misc]
+            )
+        row = torch.arange(q_len, device=p.device)[:, None]
+        for rows in TILES[:4]:
+            for number in sorted({1, -(-q_len // rows) - 1} - {0}):
+                kept = torch.div(row, rows, rounding_mode="floor") != number
+                words = f"queries {number * rows} to {min(q_len, number * rows + rows)} do not count"
+                yield of(words, lambda kept=kept: p * kept)  # type: ignore[misc]
+            if rows < q_len:
+                last = row >= (q_len - 1) // rows * rows
+                words = f"only the last tile of {rows} queries counts (= for +=)"
+                yield of(words, lambda last=last: p * last)  # type: ignore[misc]
+        if self.case.group > 1 and name != "dq":
+            heads = self.gradient(name, p, self.ds(p), reduce=False).unflatten(
+                1, (self.case.kv_heads, self.case.group)
+            )
+            whose = f"{name} of a key head is"
+            for words, made in (
+                (f"{whose} that of the last query head, not the sum of its group (GQA)", heads[:, :, -1]),
+                (f"{whose} that of the first query head, not the sum of its group (GQA)", heads[:, :, 0]),
+                (f"{whose} averaged, not summed, over the group (GQA)", heads.mean(2)),
+            ):
+                yield Hypothesis("gqa mapping", words, lambda made=made: made)  # type: ignore[misc]
 
 
-def _unmasked_scores(problem) -> Tensor:  # type: ignore[no-untyped-def]
-    full = replace(problem.inputs, case=replace(problem.case, mask=Full()))
-    whole = type(problem)(full)
-    return whole.block(whole.whole()).s
+def _first_block(x: Tensor, rows: int) -> Tensor:
+    """x [B, H, Q] with its first rows repeated for all others."""
+    return x[:, :, torch.arange(x.shape[2], device=x.device) % rows]

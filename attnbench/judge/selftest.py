@@ -20,6 +20,7 @@ from attnbench.judge.mutants import MUTANTS, Mutant, TiledBackend
 from attnbench.judge.mutants.right import RIGHT, Right, plain_attention
 from attnbench.judge.oracle import exact_attention
 from attnbench.judge.protocol import clocks_watched, memory_poisoned, protocol_faults
+from attnbench.judge.selftest_diagnosis import Diagnosis
 from attnbench.judge.trials import TRIALS, Trial
 from attnbench.judge.verdict import Reference, judge, make_reference
 from attnbench.problem import Inputs
@@ -54,12 +55,14 @@ class Part:
     false_alarms    the same over verdicts on right answers, each named `implementation | trial | seed`
     killers         dtype -> mutant -> names of the trials on which attnbench kills it
     reasons         of our own false alarms, and of the first kill of each mutant
+    diagnoses       dtype -> what was named as the cause of each mutant
     """
 
     kills: dict[Key, Count] = field(default_factory=dict)
     false_alarms: dict[Key, Count] = field(default_factory=dict)
     killers: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    diagnoses: dict[str, list[Diagnosis]] = field(default_factory=dict)
 
     def add(self, other: Part) -> None:
         for mine, theirs in ((self.kills, other.kills), (self.false_alarms, other.false_alarms)):
@@ -71,6 +74,8 @@ class Part:
             for name, trials in found.items():
                 self.killers.setdefault(dtype, {}).setdefault(name, []).extend(trials)
         self.reasons |= other.reasons
+        for dtype, named in other.diagnoses.items():
+            self.diagnoses.setdefault(dtype, []).extend(named)
 
 
 @dataclass(frozen=True)

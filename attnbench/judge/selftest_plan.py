@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attnbench.judge.selftest import OURS, Part, kill_mutants, try_right_ones
+from attnbench.judge.selftest import OURS, Part, catalogue, kill_mutants, try_right_ones
+from attnbench.judge.selftest_diagnosis import diagnose_mutants
 from attnbench.judge.trials import TRIALS, Trial
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -51,11 +52,17 @@ SMALL_MUTANTS = (
 )
 # In the small form: trials that between them hold every mask, score change, layout and distribution's worst.
 SMALL_RIGHT = 12
+DIAGNOSED = "bf16"  # the dtype in which causes are named: the hardest, since its noise hides the most
+SMALL_DIAGNOSES = 7  # in the small form every seventh mutant of the catalogue is diagnosed
+RIGHT_CAUSES = 0.8  # the promise: on that share of the mutants the right cause is among the first two named
 
 
 @dataclass(frozen=True)
 class Job:
-    """One part: `kind` is "mutants" or "right"; `trials` are names; `every`: mutants meet all trials."""
+    """One part: `kind` is "mutants", "right" or "diagnosis"; `trials` are names; `every`: mutants meet all trials.
+
+    `mutants` names those of a diagnosis; empty: all of the dtype.
+    """
 
     kind: str
     dtype: str
@@ -63,6 +70,7 @@ class Job:
     seeds: tuple[int, ...]
     every: bool = False
     quick: bool = False
+    mutants: tuple[str, ...] = ()
 
 
 def full_plan() -> list[Job]:
@@ -72,6 +80,7 @@ def full_plan() -> list[Job]:
     everything = tuple(t.name for t in TRIALS)
     jobs = [Job("right", dtype, long, FRESH_SEEDS[:1]) for dtype in DTYPES]
     jobs += [Job("mutants", dtype, everything, (0,), every=dtype == "bf16") for dtype in DTYPES]
+    jobs += [Job("diagnosis", DIAGNOSED, everything, (0,))]
     jobs += [Job("right", dtype, short, (seed,)) for seed in FRESH_SEEDS for dtype in DTYPES]
     return jobs
 
@@ -82,6 +91,8 @@ def small_plan() -> list[Job]:
     jobs = [Job("mutants", "bf16", SMALL_MUTANTS, (0,), quick=True)]
     # Every n-th trial, another start in each dtype: together they are all seen once or more.
     every_nth = -(-len(short) // SMALL_RIGHT)
+    every_seventh = tuple(m.name for m in catalogue(DIAGNOSED))[::SMALL_DIAGNOSES]
+    jobs += [Job("diagnosis", DIAGNOSED, short, (0,), mutants=every_seventh)]
     jobs += [
         Job("right", dtype, short[start::every_nth], FRESH_SEEDS[:1]) for start, dtype in enumerate(DTYPES)
     ]
@@ -91,6 +102,10 @@ def small_plan() -> list[Job]:
 def run_job(job: Job, on_event: Callable[[str], None] = lambda text: None) -> Part:
     """Do one part."""
     trials: Sequence[Trial] = [t for t in TRIALS if t.name in job.trials]
+    if job.kind == "diagnosis":
+        asked = [m for m in catalogue(job.dtype) if not job.mutants or m.name in job.mutants]
+        found = diagnose_mutants(job.dtype, asked, trials, seed=job.seeds[0], on_event=on_event)
+        return Part(diagnoses={job.dtype: found})
     if job.kind == "mutants":
         return kill_mutants(
             job.dtype, trials, seed=job.seeds[0], every=job.every, quick=job.quick, on_event=on_event
@@ -114,4 +129,10 @@ def broken_promises(part: Part) -> list[str]:
         found.append(
             f"{len(alarms)} false alarms in {asked} verdicts on right answers: {'; '.join(sorted(alarms)[:5])}"
         )
+    for dtype, named in part.diagnoses.items():
+        right = sum(d.is_right for d in named)
+        if right < RIGHT_CAUSES * len(named):
+            found.append(
+                f"{dtype}: the right cause is among the first two for {right} of {len(named)} mutants only"
+            )
     return found

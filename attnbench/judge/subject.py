@@ -96,6 +96,10 @@ class Subject:
             self._references[key] = make_reference(inputs, self.contract, inputs.seed)
         return self._references[key]
 
+    def keep(self, inputs: Inputs, reference: Reference) -> None:
+        """Take a reference that was made elsewhere for the one of these inputs."""
+        self._references[inputs.case.id, inputs.distribution, inputs.seed] = reference
+
     def verdict(self, inputs: Inputs) -> Verdict:
         """Run and judge; raises Refused or Failed."""
         answer = self.answer(inputs)

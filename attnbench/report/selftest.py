@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
-from attnbench.judge.selftest import Part, only_killers, survivors, table
+from attnbench.judge.selftest import Part, interval, only_killers, survivors, table
 from attnbench.judge.trials import TRIALS
 from attnbench.report.markdown import grid
 from attnbench.report.text import markdown_cell
@@ -46,6 +46,13 @@ def as_json(part: Part) -> str:
         "only_killed_by": {dtype: only_killers(part, dtype) for dtype in part.killers},
         "killers": part.killers,
         "reasons": part.reasons,
+        "diagnoses": {
+            dtype: [
+                {**d._asdict(), "guesses": [g._asdict() for g in d.guesses], "is_right": d.is_right}
+                for d in named
+            ]
+            for dtype, named in part.diagnoses.items()
+        },
         "mutants": len(MUTANTS),
         "right": [right.name for right in RIGHT],
         "trials": [trial.name for trial in TRIALS],
@@ -57,6 +64,32 @@ def _lines(named: dict[str, list[str]]) -> list[str]:
     return [
         f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in sorted(named.items())
     ]
+
+
+def diagnosis_table(part: Part) -> str:
+    """How often the right cause is among the first two named, by cause, and what was named where it is not."""
+    blocks = []
+    for dtype, named in sorted(part.diagnoses.items()):
+        right = [d for d in named if d.is_right]
+        low, high = (100 * x for x in interval(len(right), len(named)))
+        first = sum(d.guesses[0].cause == d.cause for d in named if d.guesses)
+        blocks.append(
+            f"In {dtype}: of {len(named)} mutants found, the right cause is named first on {first}, first or second on "
+            f"{len(right)} ({100 * len(right) / len(named):.3g} %; {low:.3g} to {high:.3g} %)."
+        )
+        rows = []
+        for cause in sorted({d.cause for d in named}):
+            of = [d for d in named if d.cause == cause]
+            rows.append([cause, str(len(of)), str(sum(d.is_right for d in of))])
+        blocks.append(grid(["cause", "mutants", "named first or second"], rows, texts=1))
+        wrong = {
+            d.mutant: [f"{d.cause}; named: " + ", ".join(g.cause for g in d.guesses)]
+            for d in named
+            if not d.is_right
+        }
+        if wrong:
+            blocks.append("Named otherwise:\n\n" + "\n".join(_lines(wrong)))
+    return "\n\n".join(blocks) or "Not measured in this run."
 
 
 def document(part: Part) -> str:
@@ -78,6 +111,9 @@ def document(part: Part) -> str:
         "\n".join(_lines({key: [why] for key, why in alarms.items()})) or "None.",
         "Not counted, because the library is wrong there:",
         "\n".join(exempt) or "Nothing.",
+        "## Is the cause named?",
+        "Each mutant is diagnosed on the first trial that kills it, among all kinds of causes there are.",
+        diagnosis_table(part),
         "## Which input only kills which mutant",
         "Trials that are the only ones to kill a mutant, in bf16 (all mutants meet all trials there).",
         "\n".join(_lines(only_killers(part, "bf16"))) or "None.",

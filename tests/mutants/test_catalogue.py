@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attnbench.errors import AttnbenchError
-from attnbench.judge.mutants import CAUSES, MUTANTS, TiledBackend, Tiling
+from attnbench.judge.causes import CAUSES
+from attnbench.judge.mutants import MUTANTS, TiledBackend, Tiling
 from attnbench.judge.mutants.catalogue import mutant
 from attnbench.judge.protocol import clocks_watched
 from attnbench.judge.selftest import DTYPES, Answer, answer_of, catalogue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from attnbench.judge.causes import CAUSES, Guess
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
 from attnbench.judge.selftest import (
@@ -19,6 +20,7 @@ from attnbench.judge.selftest import (
     table,
     try_right_ones,
 )
+from attnbench.judge.selftest_diagnosis import Diagnosis, diagnose_mutants
 from attnbench.judge.selftest_plan import (
     FRESH_SEEDS,
     SMALL_MUTANTS,
@@ -114,6 +116,34 @@ def test_the_promise_is_120_of_122_and_one_alarm_in_a_thousand(part: Part, is_ke
 def test_an_input_that_alone_kills_a_mutant_is_named() -> None:
     part = Part(killers={"bf16": {"a": ["x"], "b": ["x", "y"], "c": ["y", "y"]}})
     assert only_killers(part, "bf16") == {"x": ["a"], "y": ["c"]}
+
+
+def test_a_cause_that_is_named_second_is_right_and_third_is_not() -> None:
+    named = [Guess("scale", "a"), Guess("layout", "b")]
+    part = Part(
+        diagnoses={
+            "bf16": [
+                Diagnosis("no scale", "scale", "plain", tuple(named)),
+                Diagnosis("zeros", "layout", "plain", tuple(named)),
+                Diagnosis("other", "sink", "plain", tuple(named)),
+            ]
+        }
+    )
+    assert "2 of 3" in broken_promises(part)[0]
+    text = document(part)
+    assert "named first on 1, first or second on 2" in text
+    assert "- other: sink; named: scale, layout" in text
+
+
+def test_every_guess_is_of_a_known_cause() -> None:
+    from attnbench.judge.diagnosis import OF_DISTRIBUTION, OF_WORDS
+
+    causes = [cause for cause, _ in OF_WORDS.values()]
+    causes += [cause for each in OF_DISTRIBUTION.values() for cause, _ in each]
+    assert set(causes) <= CAUSES
+    found = diagnose_mutants("bf16", planted("causal strict", "GQA head 0", "dq without scale"), TRIALS[:1])
+    assert {guess.cause for d in found for guess in d.guesses} <= CAUSES
+    assert [d.is_right for d in found] == [True, True, True]
 
 
 def test_the_full_form_is_as_large_as_promised() -> None:

@@ -13,40 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
+from attnbench.judge.causes import CAUSES
 from attnbench.judge.mutants.tiled import Tiled, TiledBackend, Tiling, variant
 from attnbench.problem import Case
 from attnbench.problem.masks import And, Mask, Not, Or
 
 ALL_DTYPES = frozenset({"bf16", "fp16", "fp32"})
 HALVES = frozenset({"bf16", "fp16"})
-
-CAUSES = frozenset(
-    (
-        "mask alignment",  # top-left for bottom-right, or a wrong origin of positions
-        "mask boundary",  # the diagonal, a window or a length is off by some keys
-        "mask ignored",  # masked keys are seen as if nothing were masked
-        "mask leak",  # masked keys keep a small or finite weight
-        "mask broadcast",  # the mask of another batch row or head
-        "mask shape",  # inverted, transposed, at the wrong granularity
-        "empty rows",
-        "score change",  # softcap, ALiBi, bias, relative bias
-        "scale",
-        "online softmax",  # maximum, rescaling
-        "low precision",
-        "lse",
-        "gqa mapping",
-        "layout",  # strides, axes, offsets
-        "tail tile",
-        "missing keys",  # some keys or splits are never read
-        "missing rows",  # some outputs are never written
-        "split merge",
-        "sink",
-        "gradients only",
-        "nondeterministic",
-        "protocol",  # caches, in-place changes, unfinished work, another kernel
-        "not attention",
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True)
