@@ -65,6 +65,13 @@ def gate_change(
     ),
     strict: bool = typer.Option(False, "--strict", help="Fail on inconclusive cases too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
+    summary: Path | None = typer.Option(
+        None, "--summary", help="Write the verdict as GitHub's Markdown to this file.", metavar="FILE"
+    ),
+    junit: Path | None = typer.Option(
+        None, "--junit", help="Write the verdict as JUnit XML to this file.", metavar="FILE"
+    ),
+    annotations: bool = typer.Option(False, "--annotations", help="Print GitHub's annotations too."),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Measure what a gate can find on this machine, in place of gating."
     ),
@@ -90,6 +97,7 @@ def gate_change(
     from attnbench.cli.calibrate import calibrate_machine
     from attnbench.cli.revisions import Asked, gate_revisions
     from attnbench.gate import accepting, read_accepted
+    from attnbench.report.gate import gate_annotations
 
     longest = minutes or (15.0 if calibrate else 10.0)
     asked = Asked(suite, texts(backend), everything, effect, longest, device, threads, record)
@@ -111,7 +119,24 @@ def gate_change(
         print_json(found.to_json(strict=strict))
     else:
         print_all(_lines(found, strict=strict))
+    _write(found, summary, junit, strict=strict)
+    if annotations:
+        for line in gate_annotations(found, strict=strict):
+            typer.echo(line, err=as_json)  # stdout is JSON then; GitHub reads both
     raise typer.Exit(found.exit_code(strict=strict))
+
+
+def _write(found: Gate, summary: Path | None, junit: Path | None, *, strict: bool) -> None:
+    from attnbench.report.gate import gate_junit, gate_markdown
+
+    notes = [*(f"unlike, and allowed: {text}" for text in found.unlike), *found.notes]
+    for path, text in (
+        (summary, lambda: gate_markdown(found, strict=strict, notes=notes)),
+        (junit, lambda: gate_junit(found, strict=strict)),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(), encoding="utf-8")
 
 
 def _default_accepted() -> Path | None:

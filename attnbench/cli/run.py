@@ -57,6 +57,9 @@ def run_suite(
     ),
     limit: int | None = typer.Option(None, "--limit", min=1, help="Only the first so many cases."),
     rounds: int | None = typer.Option(None, "--rounds", min=1, help="Rounds of timing a case and backend."),
+    processes: int = typer.Option(
+        1, "--processes", min=1, help="Fresh worker processes a case and backend; the gate wants 4."
+    ),
     seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
     timeout: float = typer.Option(
         300.0, "--timeout", min=0.1, help="Seconds a backend may spend on one case."
@@ -131,6 +134,7 @@ def run_suite(
     options |= {
         "seed": seed,
         "timeout_s": timeout,
+        "processes": processes,
         "memory_limit_bytes": size_bytes(memory_limit, "--memory-limit"),
     }
     if resume and to is None:

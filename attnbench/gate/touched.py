@@ -54,7 +54,10 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
                 raise UnknownBackend(
                     f"no backend called {name!r} in either revision{did_you_mean(name, known)}"
                 )
-        reasons = {entry.name: entry.reason for entry in entries(folders[1]) if not entry.available}
+        lacking = [
+            {entry.name: entry.reason for entry in entries(folder) if not entry.available}
+            for folder in folders
+        ]
         for name in sorted(known if by_name is None else by_name):
             sides = [
                 sources_of(files[name], folder) if name in files else {}
@@ -62,8 +65,12 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
             ]
             if not changed(*sides) and by_name is None and not everything:
                 same.append(name)
-            elif name in reasons:
-                unavailable.append((name, reasons[name]))
+            elif all(
+                name in lacks or name not in files
+                for lacks, files in zip(lacking, (before, after), strict=True)
+            ):
+                # Where only head cannot run here, head lost it: that is the gate's to say.
+                unavailable.append((name, lacking[1].get(name) or lacking[0][name]))
             else:
                 arms = [
                     Arm(arm, name, folder) if name in files else None

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from attnbench.gate.comparison import PASSES
 from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
 from attnbench.gate.statistics import Ratio, ratio_of_medians
@@ -18,6 +20,7 @@ Kind = Literal[
     "less accurate",
     "bigger",
     "slower",
+    "suspect",
     "inconclusive",
     "accepted",
     "new",
@@ -25,12 +28,16 @@ Kind = Literal[
     "same",
 ]
 FAILING: tuple[Kind, ...] = ("wrong", "missing", "broken", "less accurate", "bigger", "slower")
-KINDS: tuple[Kind, ...] = (*FAILING, "inconclusive", "accepted", "new", "faster", "same")
+KINDS: tuple[Kind, ...] = (*FAILING, "suspect", "inconclusive", "accepted", "new", "faster", "same")
 BROKEN = ("crashed", "error", "timeout", "oom")
 # Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.
 MARGIN = 0.10
 WIDER = 3.0  # times the margin, where there are too few samples for an interval
+PROCESSES = 4  # fresh ones on each side, from which a verdict on speed of separate runs is more than advice
 MORE = "run both with more --rounds"
+ADVICE = (
+    "of separate runs this is advice, unless each has four processes that agree (attnbench run --processes 4)"
+)
 MEMORY_SHARE, MEMORY_SLACK_BYTES = 0.01, 2 << 20
 
 
@@ -106,8 +113,9 @@ def gate(
     """Hold head against base; NotComparable where they share no case, or were measured on unlike machines.
 
     A wrong result fails whatever base was. A case or backend that base has and head lacks fails, and so does one
-    that base answered and head refuses. Speed fails where the ratio of medians exceeds 1 + margin and its interval
-    leaves 1 out; it is inconclusive where the interval reaches the margin, or is not known and the ratio exceeds it.
+    that base answered and head refuses. Where the ratio of medians exceeds 1 + margin and its interval leaves 1 out,
+    speed is suspect; it fails where both ran in PROCESSES fresh processes or more and each of head's was slower than
+    each of base's. It is inconclusive where the interval reaches the margin, or is not known and the ratio exceeds it.
     """
     chosen = None if backends is None else list(backends)
     base, head = base.of(chosen), head.of(chosen)
@@ -193,8 +201,21 @@ def _speed_findings(base: Result, head: Result, margin: float) -> Iterator[Findi
             yield Finding("inconclusive", head.case_id, head.backend, f"{which}: base took no time", which)
             continue
         kind, said = judge_speed(ratio, margin)
+        if kind == "slower" and not _apart_by_process(base, head, which):
+            kind, said = "suspect", f"{said}; {ADVICE}"
         message = f"{which} {said}: {ratio.head_ms:.4g} ms, base {ratio.base_ms:.4g} ms"
         yield Finding(kind, head.case_id, head.backend, message, which, ratio)
+
+
+def _apart_by_process(base: Result, head: Result, which: str) -> bool:
+    """Whether every process of head was slower in the middle than every one of base, and there were enough."""
+    middles = []
+    for result in (base, head):
+        by_process: dict[int, list[float]] = {}
+        for block, about in zip(result.samples_ms[which], result.rounds, strict=False):
+            by_process.setdefault(int(about.get("process", 0)), []).append(min(block))
+        middles.append([float(np.median(blocks)) for blocks in by_process.values()])
+    return min(len(side) for side in middles) >= PROCESSES and min(middles[1]) > max(middles[0])
 
 
 def judge_speed(ratio: Ratio, margin: float) -> tuple[Kind, str]:

@@ -20,12 +20,16 @@ SLOW_ROUND_S = 5.0  # rounds longer than this are not repeated thrice
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a case is timed: `rounds` blocks of `block_ms`, fewer where they exceed `case_seconds` an arm."""
+    """How a case is timed: `rounds` blocks of `block_ms`, fewer where they exceed `case_seconds` an arm.
+
+    All of that in each of `processes` fresh ones.
+    """
 
     timeout_s: float = 300.0
     rounds: int = 10
     block_ms: float = 12.0
     case_seconds: float = 3.0
+    processes: int = 1
 
 
 @dataclass
@@ -206,6 +210,16 @@ def time_together(attempts: Sequence[Attempt], order: random.Random) -> Iterator
         assert attempt.result is not None
         yield attempt.result
         attempt.release()
+
+
+def joined(first: Result, again: Result, process: int) -> Result:
+    """One result of two processes' rounds, which are told apart by `process`; what failed in either has failed."""
+    if again.status != "ok" or not again.samples_ms:
+        return again if again.status != "ok" else first
+    samples = {which: rounds + again.samples_ms.get(which, []) for which, rounds in first.samples_ms.items()}
+    rounds = [*first.rounds, *({**one, "process": process} for one in again.rounds)]
+    notes = [*first.notes, *(note for note in again.notes if note not in first.notes)]
+    return replace(first, samples_ms=samples, rounds=rounds, notes=notes)
 
 
 _TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock", "other_clocks_ms")

@@ -81,6 +81,19 @@ def test_speed_is_judged_by_the_ratio(
     assert kinds(gate(result_set(result()), result_set(head), margin=0.1)) == [kind]
 
 
+def test_one_process_a_side_can_only_advise(result: Any, result_set: Any, rounds: Any) -> None:
+    base, head = result(rounds=[]), result(rounds=[], samples_ms={"fwd": rounds(1.5, seed=8)})
+    found = gate(result_set(base), result_set(head), margin=0.1)
+    assert kinds(found) == ["suspect"]
+    assert found.exit_code() == 0
+
+
+def test_processes_that_do_not_agree_can_only_advise(result: Any, result_set: Any, rounds: Any) -> None:
+    slow = rounds(1.5, seed=8)
+    found = gate(result_set(result()), result_set(result(samples_ms={"fwd": [*rounds(1.0)[:2], *slow[2:]]})))
+    assert kinds(found) == ["suspect"]
+
+
 def test_a_slow_backward_is_found_where_the_forward_is_the_same(
     result: Any, result_set: Any, rounds: Any
 ) -> None:
@@ -100,7 +113,7 @@ def test_a_noisy_difference_is_a_warning_and_fails_only_when_strict(
     assert (found.exit_code(), found.exit_code(strict=True)) == (0, 1)
 
 
-def test_few_samples_prove_a_large_slow_down_only(result: Any, result_set: Any) -> None:
+def test_few_samples_make_a_large_slow_down_suspect_only(result: Any, result_set: Any) -> None:
     def verdict(head_ms: float) -> list[str]:
         base, head = (
             result(samples_ms={"fwd": [[1.0], [1.1]]}),
@@ -108,7 +121,7 @@ def test_few_samples_prove_a_large_slow_down_only(result: Any, result_set: Any) 
         )
         return kinds(gate(result_set(base), result_set(head)))
 
-    assert verdict(3.0) == ["slower"]
+    assert verdict(3.0) == ["suspect"]
     assert verdict(1.25) == ["inconclusive"]
     assert verdict(1.05) == ["same"]
 

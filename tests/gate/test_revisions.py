@@ -1,0 +1,157 @@
+"""Does a gate on revisions of a real repository name what got worse, and nothing else?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from attnbench.cli.app import app
+from attnbench.errors import AttnbenchError
+from attnbench.gate import Rule, hold_against, touched
+from attnbench.problem import Case, Causal
+from attnbench.sweep.arms import Track
+from attnbench.sweep.suite import Planned
+from attnbench.sweep.worktree import checked_out, commit_of
+
+PLAIN = """
+import torch
+from attnbench.backend import function_backend
+
+
+def attend(q, k, v, *, mask, scores, scale):
+    if scores:
+        raise NotImplementedError("no score changes")
+    allowed = mask.materialize(q.shape[0], q.shape[1], q.shape[2], k.shape[2], device=q.device)
+    s = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
+    s = s.masked_fill(~allowed, -torch.inf)
+    return torch.einsum("bhqk,bhkd->bhqd", s.softmax(-1), v)
+
+
+backend = attend
+"""
+SLOW = PLAIN.replace("    return torch", "    for _ in range(6):\n        (s + s).exp()\n    return torch")
+WRONG = PLAIN.replace("* scale", "* (1.01 * scale)")
+REFUSES = PLAIN.replace("if scores:", "if q.shape[2] > 100:")
+LARGE = PLAIN.replace(
+    "    return torch",
+    "    kept = torch.zeros(16 << 20) + s.flatten()[0] * 0\n    s = s + kept[0]\n    return torch",
+)
+COMMENT = PLAIN.replace("import torch\n", "# What torch has.\nimport torch\n")
+RULE = Rule(effect=0.2, stages=2, groups=2, rounds=6)
+
+Repository = Callable[..., Path]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """`repository(SLOW)`: two commits; `first` and `second` are backends, and the second commit changes `first`."""
+
+    def make(head: str | None) -> Path:
+        folder = tmp_path / "repository"
+        (folder / "backends").mkdir(parents=True)
+        git(tmp_path, "init", "-q", "repository")
+        (folder / "backends/first.py").write_text(PLAIN)
+        (folder / "backends/second.py").write_text(PLAIN)
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "base")
+        if head is None:
+            (folder / "backends/first.py").unlink()
+        else:
+            (folder / "backends/first.py").write_text(head)
+        git(folder, "commit", "-qam", "head")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def planned() -> list[Planned]:
+    sizes = {"q_heads": 2, "head_dim": 16, "dtype": "fp32", "mask": Causal()}
+    return [Planned(Case(q_len=n, k_len=n, **sizes)) for n in (64, 128)]  # type: ignore[arg-type]
+
+
+def findings(folder: Path, planned: list[Planned]) -> Any:
+    with (
+        checked_out(commit_of("HEAD~1", folder), folder) as base,
+        Track("cpu", threads=1, rounds=RULE.rounds) as track,
+    ):
+        return hold_against(track, planned, touched(base, folder).contests, RULE)
+
+
+@pytest.mark.parametrize(
+    ("head", "kinds"),
+    [
+        (SLOW, {("slower", "q64"), ("slower", "q128")}),
+        (WRONG, {("wrong", "q64"), ("wrong", "q128")}),
+        (REFUSES, {("missing", "q128")}),
+        (LARGE, {("bigger", "q64"), ("bigger", "q128"), ("slower", "q64"), ("slower", "q128")}),
+        (None, {("missing", "every case")}),
+        ("raise RuntimeError('a mistake')\n", {("missing", "q64"), ("missing", "q128")}),
+    ],
+    ids=["slower", "wrong", "refuses", "larger", "gone", "broken"],
+)
+def test_what_got_worse_is_named_and_nothing_else(
+    repository: Repository, planned: list[Planned], head: str | None, kinds: set[tuple[str, str]]
+) -> None:
+    found = findings(repository(head), planned)
+    assert {(f.kind, f.case.split("-")[0]) for f in found.failures} == kinds, [
+        f.message for f in found.findings
+    ]
+    assert {f.backend for f in found.findings} == {"first"}
+    assert found.exit_code() == 1
+
+
+def test_a_worktree_is_gone_afterwards(repository: Repository) -> None:
+    folder = repository(SLOW)
+    with checked_out(commit_of("HEAD~1", folder), folder) as there:
+        assert (there / "backends/first.py").read_text() == PLAIN
+    assert not there.exists()
+    assert len(git(folder, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("revision", ["no-such-branch", "--help", ""])
+def test_what_is_no_revision_is_said(repository: Repository, revision: str) -> None:
+    with pytest.raises(AttnbenchError, match="revision"):
+        commit_of(revision, repository(SLOW))
+
+
+def test_no_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AttnbenchError, match="neither a result folder nor a revision"):
+        commit_of("main", tmp_path)
+
+
+def test_a_change_of_comments_passes_and_writes_its_reports(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository(COMMENT))
+    reports = ["--summary", str(tmp_path / "s.md"), "--junit", str(tmp_path / "j.xml"), "--annotations"]
+    ran = CliRunner().invoke(app, ["gate", "--base", "HEAD~1", "--json", *reports])
+    assert ran.exit_code == 0, ran.output
+    said = json.loads(ran.stdout)
+    assert said["findings"] == []
+    assert "first, second" in said["notes"][0]
+    assert (tmp_path / "s.md").read_text()
+    assert (tmp_path / "j.xml").read_text().startswith("<?xml")
+
+
+def test_two_kinds_of_base_and_head_are_refused(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository(SLOW))
+    ran = CliRunner().invoke(app, ["gate", "--base", ".", "--head", "HEAD"])
+    assert ran.exit_code == 2
+    assert "--head must be one" in ran.output
