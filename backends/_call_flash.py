@@ -27,6 +27,8 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
     }
     if task["softcap"]:
         options["softcap"] = task["softcap"]
+    if task["deterministic"]:
+        options["deterministic"] = True
     if "alibi_slopes" in fixed:
         options["alibi_slopes"] = fixed["alibi_slopes"]
     if packed:

@@ -82,9 +82,9 @@ def _same_place(case: Case, found: lower.Parts, packed: lower.Sequences) -> None
 
 
 def task_of(
-    case: Case, call: FlashCall, library: str, file: str = "_call_flash.py"
+    case: Case, call: FlashCall, library: str, file: str = "_call_flash.py", deterministic: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The request and its arrays, as the program beside the library reads them."""
+    """The request and its arrays, as the program beside the library reads them; `deterministic`: its backward."""
     slopes = lower.alibi_slopes(case)
     task: dict[str, Any] = {
         "call": file,
@@ -93,6 +93,7 @@ def task_of(
         "window_size": call.window_size,
         "softcap": next((s.cap for s in case.scores if isinstance(s, Softcap)), 0.0),
         "gradients": lower.gradients_of_scores(case),
+        "deterministic": deterministic,
         # With causal, ALiBi is added without the query's place: the LSE is another one.
         "lse": slopes is None and not any(s.kind == "sink" for s in case.scores),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "flash_attn": {"flash_attn_2.py": ("flash_attn/__init__.py", "flash_attn/flash_attn_interface.py")},
     "flash_attn_3": {"flash_attn_3.py": ("flash_attn_interface.py",)},
     "flash_attn_4": {"flash_attn_4.py": ("flash_attn/cute/__init__.py",)},
+    "flashinfer": {"flashinfer_prefill.py": ("flashinfer/__init__.py", "flashinfer/prefill.py")},
     "xformers": {"xformers_fmha.py": ("xformers/ops/fmha/__init__.py",)},
 }
 XFORMERS = ("xformers_cutlass", "xformers_flash2", "xformers_flash3")
@@ -36,7 +38,7 @@ def place_of(name: str) -> str:
 
 
 def forget_libraries() -> None:
-    tops = ("flash_attn", "flash_attn_interface", "xformers", "exact_attention")
+    tops = ("flash_attn", "flash_attn_interface", "xformers", "flashinfer", "exact_attention")
     for module in [m for m in sys.modules if m.split(".")[0] in tops or m.startswith("attnbench_call_")]:
         del sys.modules[module]
 
@@ -113,6 +115,44 @@ def test_the_call_computes_what_was_asked(stand_in: Any, name: str, case: Case) 
     assert found.ok, found.reason
 
 
+FORWARD = [
+    *PROBLEMS,
+    problem(mask=parse_mask("prefix(5) & padding(24, 11)"), batch=2),
+    problem(mask=parse_mask("window(4, 2)"), k_len=32, batch=2, scores=(Softcap(5.0),)),
+    problem(mask=parse_mask("documents(7, 17) & causal"), q_heads=6, kv_heads=2),
+]
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.id)
+def test_flashinfer_is_called_as_it_documents(stand_in: Any, case: Case) -> None:
+    stand_in("flashinfer")
+    found = verdict_of(resolve("flashinfer"), replace(case, direction="fwd", head_dim=64, v_dim=64))
+    assert found.ok, found.reason
+
+
+def test_flashinfers_interleaved_heads_are_found(stand_in: Any) -> None:
+    file = stand_in("flashinfer") / "exact_attention.py"
+    text = file.read_text()
+    file.write_text(text.replace("x.repeat_interleave(group, dim=1)", "x.repeat(1, group, 1)"))
+    case = problem(kv_heads=2, direction="fwd", head_dim=64, mask=parse_mask("causal"))
+    assert not verdict_of(resolve("flashinfer"), case).ok
+
+
+def test_flashinfer_refuses_head_dims_heads_masks_and_directions_that_it_has_not(stand_in: Any) -> None:
+    stand_in("flashinfer")
+    backend = resolve("flashinfer")
+    half = {"head_dim": 64, "dtype": "bf16", "direction": "fwd"}
+    assert backend.refuses(problem(**half), "cuda") is None
+    for changes, words in (
+        ({"head_dim": 192}, "takes head dims 64, 128, 256, not 192"),
+        ({"direction": "fwd_bwd"}, "has no backward"),
+        ({"mask": parse_mask("block_sparse([[[1]], [[0]], [[1]], [[1]]], 24)")}, "the same for all heads"),
+    ):
+        refusal = backend.refuses(problem(**(half | changes)), "cuda")
+        assert refusal is not None
+        assert words in refusal.reason or "gives undefined" in refusal.reason
+
+
 GROUPED = [
     problem(kv_heads=2, batch=2, direction="fwd", mask=parse_mask("causal")),
     problem(kv_heads=1, batch=2, direction="fwd", mask=parse_mask("documents(10, 14)")),
@@ -144,6 +184,30 @@ def test_interleaved_heads_are_found(stand_in: Any, name: str) -> None:
     assert broken != text
     file.write_text(broken)
     assert not verdict_of(resolve(name), GROUPED[0]).ok
+
+
+@pytest.mark.parametrize(("name", "asked"), [("flash_attn", False), ("flash_attn_deterministic", True)])
+@pytest.mark.parametrize("mask", ["causal", "documents(10, 14)"])
+def test_only_the_deterministic_backend_asks_for_the_slower_backward(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch, name: str, asked: bool, mask: str
+) -> None:
+    stand_in("flash_attn")
+    import flash_attn  # type: ignore[import-not-found]
+
+    given: list[bool] = []
+    for function in ("flash_attn_func", "flash_attn_varlen_func"):
+        whole = getattr(flash_attn, function)
+
+        def noted(*tensors: Any, whole: Any = whole, **options: Any) -> Any:
+            given.append(options.get("deterministic", False))
+            return whole(*tensors, **options)
+
+        monkeypatch.setattr(flash_attn, function, noted)
+    backend = resolve(name)
+    found = verdict_of(backend, problem(mask=parse_mask(mask)))
+    assert found.ok, found.reason
+    assert set(given) == {asked}
+    assert backend.capabilities.deterministic is asked
 
 
 @pytest.mark.parametrize("name", FLASH)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attnbench_backends import _lowering_flash as flash
+from attnbench_backends import _lowering_flashinfer as flashinfer
 from attnbench_backends import _lowering_jax as jax
 from attnbench_backends import _lowering_xformers as xformers
 from hypothesis import given, settings
@@ -179,6 +180,35 @@ def read_jax(case: Case, request: Request) -> np.ndarray:
     return seen
 
 
+def read_flashinfer(case: Case, request: Request) -> np.ndarray:
+    """BatchPrefillWithRaggedKVCacheWrapper.plan: sequence n is rows indptr[n] to indptr[n + 1]; "causal: whether to
+    apply causal mask ... ignored if mask is provided"; "window_left: the left (inclusive) window size", -1 unlimited;
+    "custom_mask: the flattened boolean mask tensor, shape sum(q_len[i] * k_len[i])", False masked out. In its source
+    (attention/variants.cuh) query i of a sequence stands at i + kv_len - qo_len.
+    """
+    task, arrays = request
+    q_rows = arrays["q_tokens"][1] if "q_tokens" in arrays else np.arange(case.batch * case.q_len)
+    k_rows = arrays["k_tokens"][1] if "k_tokens" in arrays else np.arange(case.batch * case.k_len)
+    cu_q, cu_k = arrays["cu_seqlens_q"][1], arrays["cu_seqlens_k"][1]
+    assert (len(cu_q), cu_q[-1], cu_k[-1]) == (len(cu_k), len(q_rows), len(k_rows))
+    tokens = np.zeros((case.batch * case.q_len, case.batch * case.k_len), bool)
+    bit = 0
+    for n in range(len(cu_q) - 1):
+        queries, keys = q_rows[cu_q[n] : cu_q[n + 1]], k_rows[cu_k[n] : cu_k[n + 1]]
+        for i, row in enumerate(queries):
+            for j, column in enumerate(keys):
+                place = i + len(keys) - len(queries)
+                allowed = task["window_left"] == -1 or j >= place - task["window_left"]
+                if "custom_mask" in arrays:
+                    allowed = allowed and bool(arrays["custom_mask"][1][bit])
+                    bit += 1
+                elif task["causal"]:
+                    allowed = allowed and j <= place
+                tokens[row, column] = allowed
+    assert "custom_mask" not in arrays or bit == len(arrays["custom_mask"][1])
+    return of_tokens(case, tokens)
+
+
 Lower = Callable[[Case], Request]
 Read = Callable[[Case, Request], np.ndarray]
 
@@ -205,13 +235,14 @@ BACKENDS: dict[str, tuple[Lower, Read]] = {
     "jax_xla": (lambda c: jax.task_of(c, jax.lowered_xla(c), "jax", "xla"), read_jax),
     "jax_cudnn": (lambda c: jax.task_of(c, jax.lowered_cudnn(c), "jax", "cudnn"), read_jax),
     "flax_mha": (lambda c: jax.task_of(c, jax.lowered_flax(c), "flax", "xla"), read_jax),
+    "flashinfer": (flashinfer.lowered, read_flashinfer),
 }
 ALL = frozenset(BACKENDS)
 FLASH = frozenset({"flash_attn", "flash_attn_3", "flash_attn_4", "torch_varlen"})
 FLASH_2 = frozenset({"flash_attn", "torch_varlen", "xformers_flash2"})
 XFORMERS = frozenset({"xformers_cutlass", "xformers_flash2", "xformers_flash3"})
 MATRIX = frozenset(
-    {"jax_xla", "flax_mha", "xformers_cutlass", "jax_cudnn"}
+    {"jax_xla", "flax_mha", "xformers_cutlass", "jax_cudnn", "flashinfer"}
 )  # forward; jax_cudnn has no backward of one
 
 # (mask, q_len, k_len, batch) -> who takes it forward, by hand.
@@ -352,6 +383,8 @@ def _plus(values: tuple[Any, ...], place: int, by: int) -> tuple[Any, ...]:
 
 def longer_window(case: Case, request: Request, lower: Lower, by: int = 1) -> Request | None:
     task = request[0]
+    if task.get("window_left", -1) > 0:
+        return {**task, "window_left": task["window_left"] + by}, request[1]
     for name in ("window_size", "local_window_size"):
         if task.get(name) and any(v not in (-1, None, 0) for v in task[name]):
             return {**task, name: _plus(task[name], 0, by)}, request[1]
@@ -391,6 +424,8 @@ def shifted_cu_seqlens(case: Case, request: Request, lower: Lower) -> Request | 
 
 
 def inverted(case: Case, request: Request, lower: Lower) -> Request | None:
+    if "custom_mask" in request[1]:
+        return _with_arrays(request, custom_mask=("bool", ~request[1]["custom_mask"][1]))
     if "mask" not in request[1]:
         return None
     return _with_arrays(request, mask=("bool", ~request[1]["mask"][1]))
@@ -414,6 +449,9 @@ def lengths_of_row_0(case: Case, request: Request, lower: Lower) -> Request | No
 
 
 def transposed(case: Case, request: Request, lower: Lower) -> Request | None:
+    if "custom_mask" in request[1]:
+        square = request[1]["custom_mask"][1].reshape(case.batch, case.q_len, case.k_len)
+        return _with_arrays(request, custom_mask=("bool", square.swapaxes(1, 2).reshape(-1)))
     if "mask" not in request[1] or case.q_len != case.k_len:
         return None
     return _with_arrays(request, mask=("bool", request[1]["mask"][1].swapaxes(-1, -2)))
@@ -423,7 +461,7 @@ PLANTED: dict[Callable[[Case, Request, Lower], Request | None], frozenset[str]] 
     longer_window: ALL - {"flax_mha"},
     shorter_window: ALL - {"flax_mha"},
     swapped_alignment: ALL,
-    shifted_cu_seqlens: FLASH | XFORMERS,
+    shifted_cu_seqlens: FLASH | XFORMERS | {"flashinfer"},
     inverted: MATRIX,
     transposed: MATRIX,
     causal_dropped: ALL - {"flax_mha"},
