@@ -1,5 +1,7 @@
 """torch's SDPA, pinned to the FLASH kernel: FlashAttention-2 on a GPU, torch's own tiled kernel on a CPU."""
 
+from collections.abc import Callable
+
 from torch.nn.attention import SDPBackend
 
 from attnbench.backend import Capabilities, KnownDefect
@@ -20,16 +22,25 @@ backend = Sdpa(
 )
 
 
-def _adds_up_many_blocks(case: Case) -> bool:
+KERNEL = "https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/FlashAttentionKernel.cpp"
+
+
+def _many_keys(case: Case) -> bool:
     return case.needs_backward and case.dtype != "fp32" and case.k_len > 1024
 
 
-backend.known_defects = {
-    "oracle:cancelling_dq": KnownDefect(
-        reason="torch's CPU kernel adds dq up over blocks of 512 keys in the inputs' dtype",
-        link="https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/FlashAttentionKernel.cpp",
-        versions="==2.13.*",
-        shows=_adds_up_many_blocks,
-        devices=frozenset({"cpu"}),
+def _many_queries(case: Case) -> bool:
+    return case.needs_backward and case.dtype != "fp32" and case.q_len >= 64
+
+
+def _in_the_dtype(what: str, shows: Callable[[Case], bool]) -> KnownDefect:
+    reason = f"torch's CPU kernel adds {what} in the inputs' dtype"
+    return KnownDefect(
+        reason=reason, link=KERNEL, versions="==2.13.*", shows=shows, devices=frozenset({"cpu"})
     )
+
+
+backend.known_defects = {
+    "oracle:cancelling_dq": _in_the_dtype("dq up over blocks of 512 keys", _many_keys),
+    "oracle:sign_flipped_dout": _in_the_dtype("dk and dv up over blocks of queries", _many_queries),
 }

@@ -201,6 +201,13 @@ LONG: tuple[dict[str, Any], ...] = (
         "mask": "causal",
         "distribution": "cancelling_dq",
     },
+    {
+        "lengths": (2049, 65),
+        "heads": (2, 1),
+        "head_dims": (64, 64),
+        "mask": "full",
+        "distribution": "sign_flipped_dout",
+    },
 )
 PLAIN: dict[str, Any] = {
     "lengths": (128, 128),
