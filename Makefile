@@ -45,8 +45,10 @@ types: $(READY)
 wheel: $(READY)  ## build the wheel and try it in a clean environment beside decoys
 	PYTHON=$(BIN)/python bash tools/try-wheel
 
-docs: $(READY)  ## the documentation's code blocks and links
+docs: $(READY)  ## the documentation's code blocks and links, and the site in site/
+	$(BIN)/python tools/command_line_page.py --check
 	$(BIN)/python -m pytest tests/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 selftest: $(READY)  ## does the judge catch liars, and leave the right ones alone? (within 20 minutes)
 	$(BIN)/attnbench selftest --full

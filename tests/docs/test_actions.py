@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = ROOT / "action.yml"
@@ -156,3 +157,14 @@ def test_inputs_reach_the_gate_as_they_are_and_are_not_run(tmp_path: Path) -> No
     ]
     assert words[11:14] == ["--all", "--strict", "--summary"]
     assert not (tmp_path / "planted").exists()
+
+
+def test_the_program_takes_what_the_action_gives_it(tmp_path: Path) -> None:
+    from attnbench.cli.app import app
+
+    _, words, _ = gated(tmp_path, head="HEAD", backend="naive", arguments="--all")
+    program: Any = typer.main.get_command(app)
+    read = program.commands[words[0]].make_context("gate", words[1:])
+    assert (read.params["base"], read.params["head"], read.params["effect"]) == ("HEAD^1", "HEAD", 0.05)
+    assert read.params["annotations"]
+    assert read.params["summary"] == tmp_path / "attnbench-gate.md"

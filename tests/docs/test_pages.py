@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -17,6 +21,28 @@ FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE |
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
     return [(title or "", body) for lang, title, body in FENCE.findall(page.read_text()) if lang == language]
+
+
+def follow(page: Path, folder: Path) -> None:
+    """Do in a folder what a page says, in its order: write each file that it shows, run each `$` of its consoles.
+
+    The lines shown after a command have to be in its output; without any, the command has to succeed.
+    """
+    for language, title, body in FENCE.findall(page.read_text()):
+        if title:
+            (folder / title).write_text(body)
+        if language != "console":
+            continue
+        for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            line, *shown = part.strip().splitlines()
+            done = shell(line, folder)
+            said = f"{line}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0 or (shown and done.returncode == 1), said
+            assert [text for text in shown if squeezed(text) not in squeezed(said)] == [], said
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -41,18 +67,41 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_backend_of_adding_a_backend_is_checked_run_and_tested(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "adding-a-backend.md"
-    for language in ("python", "toml"):
-        for title, body in blocks(page, language):
-            if title:
-                (tmp_path / title).write_text(body)
-    for _, body in blocks(page, "console"):
-        for line in re.findall(r"^\$ (.+)$", body, re.MULTILINE):
-            done = shell(line, tmp_path)
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    follow(ROOT / "docs" / "adding-a-backend.md", tmp_path)
     assert (tmp_path / "compared" / "results.jsonl").read_text().count("\n") == 4
     done = shell(f"{sys.executable} -m pytest -q test_mine.py", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", ["tutorial", "writing-a-suite"])
+def test_what_a_page_says_happens(name: str, tmp_path: Path) -> None:
+    follow(ROOT / "docs" / f"{name}.md", tmp_path)
+
+
+def test_a_page_that_shows_another_output_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('```toml title="a.toml"\nx = 1\n```\n\n```console\n$ cat a.toml\nx  = 1\n```\n')
+    follow(page, tmp_path)
+    page.write_text(page.read_text().replace("x  = 1", "x = 2"))
+    with pytest.raises(AssertionError):
+        follow(page, tmp_path)
+
+
+def test_the_python_of_reading_the_results_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "reading-the-results.md"
+    monkeypatch.chdir(ROOT)
+    for _, body in blocks(page, "python"):
+        exec(compile(body, str(page), "exec"), {})
+
+
+def test_the_files_that_gating_a_change_shows_are_what_they_are_said_to_be(tmp_path: Path) -> None:
+    from attnbench.gate.accepted import read_accepted
+
+    page = ROOT / "docs" / "gating-a-change.md"
+    shown = dict(blocks(page, "yaml") + blocks(page, "toml"))
+    assert shown["gate.yml"] == (ROOT / "docs" / "examples" / "gate.yml").read_text()
+    (tmp_path / "accepted.toml").write_text(shown["accepted-regressions.toml"])
+    assert len(read_accepted(tmp_path / "accepted.toml")) == 1
 
 
 def test_the_package_of_adding_a_backend_is_listed_when_installed(tmp_path: Path) -> None:
@@ -66,3 +115,34 @@ def test_the_package_of_adding_a_backend_is_listed_when_installed(tmp_path: Path
     assert shell(command, tmp_path).returncode == 0
     done = shell(f"PYTHONPATH={site} attnbench list --json", tmp_path.parent)
     assert '"mine"' in done.stdout, done.stdout + done.stderr
+
+
+def commands(page: Path) -> list[str]:
+    """Each `attnbench ...` line of a page's consoles and scripts, continued lines joined."""
+    shown = [body for language in ("console", "sh", "bash") for _, body in blocks(page, language)]
+    lines = "\n".join(shown).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("attnbench ")]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_command_lines_on_a_page_are_ones_that_the_program_takes(page: Path) -> None:
+    for line in commands(page):
+        parse(shlex.split(line, comments=True)[1:])
+
+
+def parse(words: list[str]) -> None:
+    """Read a command line as the program does, and do nothing; UsageError where it does not take it."""
+    from attnbench.cli.app import app
+
+    command: Any = typer.main.get_command(app)
+    words = list(takewhile(lambda word: word not in ("|", "||", "&&", ";"), words))
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command, words = command.commands[words[0]], words[1:]
+    if "OPTIONS" not in "".join(words):  # the reference's usage lines
+        command.make_context("attnbench", words)
+
+
+@pytest.mark.parametrize("words", ["run quick --bakend naive", "report", "gate --effect many"])
+def test_a_command_line_that_the_program_does_not_take_is_seen(words: str) -> None:
+    with pytest.raises(Exception, match=r"No such option|Missing|valid number"):
+        parse(words.split())
