@@ -20,7 +20,7 @@ TOKENS = (
 )
 PLAIN, SHARE = "format(datum.value, '~g')", "format(datum.value, '~%')"
 RATE = "format(datum.value, '~s')"
-TIMES = "format(datum.value, '.3~r') + 'x'"
+TIMES = "format(datum.value, '~g') + 'x'"
 
 # quantity: title, label of a tick
 QUANTITIES = {
@@ -34,7 +34,7 @@ QUANTITIES = {
 def specifications() -> dict[str, dict[str, Any]]:
     """Every chart by name. Colours, shapes and dashes are values of the data: no name becomes part of an expression."""
     found = {name: curves(title, label) for name, (title, label) in QUANTITIES.items()}
-    found |= {"roofline": roofline(), "noise": noise(), "compare": forest()}
+    found |= {"roofline": roofline(), "noise": noise(), "compare": ratios()}
     return {name: chart.to_dict() for name, chart in found.items()}
 
 
@@ -51,19 +51,20 @@ def _log(**more: Any) -> alt.Scale:
 
 
 def curves(title: str, label: str) -> alt.LayerChart:
-    """A quantity over the length: a line a backend, bars from the 10 % to the 90 % quantile of the samples."""
-    lengths = alt.param("lengths", value=[])
+    """A quantity over the length: a line a backend, bars from the 10 % to the 90 % quantile of the samples.
+
+    `lengths` and `ticks` are where the axes are labelled: a logarithm's own ticks crowd at the end of a decade.
+    """
+    lengths, ticks = alt.param("lengths", value=[]), alt.param("ticks", value=[])
     axis = alt.Axis(values={"expr": "lengths"}, labelExpr=TOKENS, grid=False, labelOverlap="greedy")
-    x = alt.X("length:Q", title="sequence length (tokens)", scale=_log(base=2), axis=axis)
-    y_axis = alt.Axis(labelExpr=label, tickCount=5, labelOverlap="greedy")
+    x = alt.X("place:Q", title="sequence length (tokens)", scale=_log(base=2), axis=axis)
+    y_axis = alt.Axis(values={"expr": "ticks"}, labelExpr=label, labelOverlap="greedy")
     y = alt.Y("value:Q", title=None, scale=_log(), axis=y_axis)
     base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y, **_marks())
     line = base.mark_line(strokeWidth=2, clip=True).encode(strokeDash=alt.StrokeDash("dash:N", scale=None))
-    spread = base.mark_rule(strokeWidth=5, opacity=0.28).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    point = base.mark_point(filled=True, size=70, opacity=1).encode(
-        shape=alt.Shape("shape:N", scale=None), order=alt.Order("place:Q")
-    )
-    return _whole(alt.layer(spread, line, point).add_params(lengths), title, 250)
+    spread = base.mark_rule(strokeWidth=3, opacity=0.4).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    point = base.mark_point(filled=True, size=70, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
+    return _whole(alt.layer(spread, line, point).add_params(lengths, ticks), title, 250)
 
 
 def roofline() -> alt.LayerChart:
@@ -101,10 +102,11 @@ def noise() -> alt.LayerChart:
     return _whole(alt.layer(span, middle), "Spread of the samples, by backend", 200)
 
 
-def forest() -> alt.LayerChart:
-    """The largest changes: ratio and interval a row, the margin of the gate as a band."""
-    y = alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=430, grid=True))
-    x_axis = alt.Axis(labelExpr=TIMES, tickCount=7, labelOverlap="greedy")
+def ratios() -> alt.LayerChart:
+    """Every pass of both sets as a ratio with its interval, a row a backend; the margin of the gate as a band."""
+    y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
+    ticks = alt.param("ticks", value=[])
+    x_axis = alt.Axis(values={"expr": "ticks"}, labelExpr=TIMES, labelOverlap="greedy")
     x = alt.X("point:Q", title="time, over the first set", scale=_log(), axis=x_axis)
     band = (
         alt.Chart(alt.NamedData("margin"))
@@ -112,10 +114,10 @@ def forest() -> alt.LayerChart:
         .encode(x=alt.X("from:Q", scale=_log()), x2="to:Q")
     )
     one = alt.Chart(alt.NamedData("margin")).mark_rule(strokeDash=[4, 3]).encode(x="one:Q")
-    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, **_marks())
-    span = base.mark_rule(strokeWidth=4, opacity=0.45).encode(x=alt.X("low:Q", title=None), x2="high:Q")
-    middle = base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
-    return _whole(alt.layer(band, one, span, middle), "The largest changes", 200)
+    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, yOffset="lane:Q", **_marks())
+    span = base.mark_rule(strokeWidth=2, opacity=0.3).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    middle = base.mark_point(filled=True, size=45, opacity=0.9).encode(shape=alt.Shape("shape:N", scale=None))
+    return _whole(alt.layer(band, one, span, middle).add_params(ticks), "Every pass, by backend", 200)
 
 
 def _axis(label: str) -> alt.Axis:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from attnbench.errors import NotComparable
 from attnbench.gate import FAILING, KINDS, Finding, ResultSet, gate
@@ -13,7 +12,7 @@ from attnbench.report.page.winners import Winner
 from attnbench.report.text import clean, factor, milliseconds, three_digits
 
 PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
-MOST_DRAWN, MOST_ROWS = 24, 400
+MOST_ROWS = 400  # of a table, and points of the chart: the largest changes
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class Compared:
 
     base: str
     head: str
-    verdict: str
-    failed: bool
-    margin: float
-    counts: tuple[tuple[str, int], ...]
+    verdict: str  # empty where they have nothing in common; `refusal` says so
+    kind: str  # failed, unsure, fine
     refusal: str
-    unlike: tuple[str, ...]
-    ratios: tuple[Ratio, ...]
-    others: tuple[tuple[str, str, str, str], ...]  # kind, backend, case, message
-    means: tuple[tuple[str, str, int, str], ...]  # backend, pass, cases, factor
-    changed: tuple[tuple[str, str, str], ...]  # case, winner in base, winner in head
+    margin: float = 0.0
+    counts: tuple[tuple[str, int, bool], ...] = ()  # kind, how often, whether it fails the gate
+    unlike: tuple[str, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    others: tuple[tuple[str, str, str, str], ...] = ()  # kind, backend, case, message
+    means: tuple[tuple[str, str, int, str], ...] = ()  # backend, pass, cases, factor
+    changed: tuple[tuple[str, str, str], ...] = ()  # case, winner in base, winner in head
     left_out: int = 0
 
 
@@ -62,9 +61,9 @@ def compared(
     try:
         found = gate(base, head, allow_unlike=True)
     except NotComparable as problem:
-        nothing: tuple[Any, ...] = ((), "", (), (), (), (), ())
-        return Compared(_name(base), _name(head), clean(problem, 600), True, 0.0, *nothing)
+        return Compared(_name(base), _name(head), "", "failed", clean(problem, 600))
     unlike = tuple(clean(text, 200) for text in found.unlike)
+    verdict, kind = _verdict(found.findings)
     refusal = "They were not measured alike, so the gate would refuse to judge them." if unlike else ""
     ratios = sorted(
         (_ratio(one, named) for one in found.findings if one.ratio is not None),
@@ -78,11 +77,11 @@ def compared(
     return Compared(
         _name(base),
         _name(head),
-        _verdict(found.exit_code() != 0, bool(found.inconclusive), found.findings),
-        found.exit_code() != 0,
-        found.margin,
-        tuple((kind, found.count(kind)) for kind in KINDS if found.count(kind)),
+        verdict,
+        kind,
         refusal,
+        found.margin,
+        tuple((one, found.count(one), one in FAILING) for one in KINDS if found.count(one)),
         unlike,
         tuple(ratios[:MOST_ROWS]),
         tuple(others[:MOST_ROWS]),
@@ -96,11 +95,17 @@ def _name(one: ResultSet) -> str:
     return clean(one.name, 60)
 
 
-def _verdict(failed: bool, unsure: bool, findings: Sequence[Finding]) -> str:
-    if failed:
-        bad = sum(one.kind in FAILING for one in findings)
-        return f"Worse: {bad} {'finding' if bad == 1 else 'findings'} would fail the gate."
-    return "Not worse, as far as it can be told." if unsure else "Not worse."
+def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
+    """The gate's verdict in a sentence, and its class on the page."""
+    bad, suspect, unsure = (
+        sum(one.kind in kinds for one in findings) for kinds in (FAILING, ("suspect",), ("inconclusive",))
+    )
+    if bad:
+        return f"Worse: {bad} {'finding' if bad == 1 else 'findings'} would fail the gate.", "failed"
+    if suspect:
+        said = f"{suspect} {'pass looks' if suspect == 1 else 'passes look'} slower"
+        return f"Not sure: {said}, and separate runs of one process can only advise.", "unsure"
+    return ("Not worse, as far as it can be told.", "unsure") if unsure else ("Not worse.", "fine")
 
 
 def _ratio(one: Finding, named: Mapping[str, str]) -> Ratio:

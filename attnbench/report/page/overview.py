@@ -77,6 +77,8 @@ class Grid:
 
 def lines(table: pd.DataFrame, won: Sequence[Winner]) -> list[Line]:
     """The backends, the most useful first: nothing wrong, most right, most often at the front, nearest to it."""
+    if table.empty:
+        return []
     clear, level, timed = Counter[str](), Counter[str](), Counter[str]()
     for winner in won:
         for name in winner.level:
@@ -180,9 +182,7 @@ def facts(table: pd.DataFrame, environments: Mapping[str, Any]) -> list[tuple[st
     keys = [key for key in table["environment"].dropna().unique() if key in environments]
     places = [environments[key] for key in keys if isinstance(environments[key], dict)]
     started = sorted(s for s in table["started_at"].dropna() if s)
-    date = " to ".join(
-        dict.fromkeys(clean(s, 40)[:16].replace("T", " ") for s in (started[:1] + started[-1:]))
-    )
+    ends = [clean(s, 40)[:16].replace("T", " ") for s in (started[:1] + started[-1:])]
     commits = [clean(c, 40)[:12] for c in table["commit"].dropna().unique() if c]
     dirty = any((place.get("git") or {}).get("dirty") for place in places)
     libraries: dict[str, list[str]] = {}
@@ -190,19 +190,30 @@ def facts(table: pd.DataFrame, environments: Mapping[str, Any]) -> list[tuple[st
         for name, version in (place.get("libraries") or {}).items():
             if version:
                 libraries.setdefault(clean(name, 40), []).append(clean(version, 40))
+    for place in places:
+        if place.get("python"):
+            libraries.setdefault("python", []).append(clean(place["python"], 40))
     versions = ", ".join(f"{name} {' and '.join(dict.fromkeys(v))}" for name, v in libraries.items())
+    threads = ", ".join(
+        dict.fromkeys(clean(place["threads"], 20) for place in places if place.get("threads"))
+    )
     found = [
         ("Machine", _distinct(table["machine"])),
-        ("Device", _distinct(table["device"])),
+        ("Device", _distinct(table["device"]) + (f", {threads} threads" if threads else "")),
         ("Suite", _distinct(table["suite"])),
-        ("Measured", date and f"{date} UTC"),
+        ("Measured", _span(*ends) if ends else ""),
         ("Commit", ", ".join(commits[:3]) + (", with uncommitted changes" if dirty else "")),
         ("Versions", versions),
-        ("Python", ", ".join(dict.fromkeys(clean(place.get("python", ""), 40) for place in places))),
         ("System", ", ".join(dict.fromkeys(clean(place.get("os", ""), 80) for place in places))),
-        ("Threads", ", ".join(dict.fromkeys(clean(place.get("threads", ""), 20) for place in places))),
     ]
     return [(label, text) for label, text in found if text]
+
+
+def _span(first: str, last: str) -> str:
+    """`2026-11-21 07:15 to 07:17 UTC`."""
+    if first == last:
+        return f"{first} UTC"
+    return f"{first} to {last[11:] if first[:10] == last[:10] else last} UTC"
 
 
 def _distinct(column: pd.Series) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 
 from attnbench.errors import BackendUnavailable
-from attnbench.gate import ResultSet
+from attnbench.gate import FAILING, ResultSet
 from attnbench.report.frame import frame
 from attnbench.report.page import overview, trust
-from attnbench.report.page.compared import MOST_DRAWN, Compared, compared
+from attnbench.report.page.compared import Compared, compared
 from attnbench.report.page.rows import page_rows, rest_text, roofs_of
 from attnbench.report.page.winners import Winner, winners
 from attnbench.report.palette import COLOURS, MARKERS, contrasted
@@ -43,6 +43,8 @@ SHAPES = {
     "*": "M0,-1L.25,-.3L1,-.3L.4,.15L.6,.9L0,.45L-.6,.9L-.4,.15L-1,-.3L-.25,-.3Z",
 }
 DASHES: tuple[list[float], ...] = ([1, 0], [6, 2], [2, 2])
+MOST_ROWS_AT_ONCE = 16
+LANES = 7  # of a backend's row in the chart of ratios: points beside one another stay apart
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 INSTALL = "the page needs altair, vl-convert-python and jinja2: pip install 'attnbench[page]'"
 
@@ -66,6 +68,11 @@ class Shown:
     remarks: list[tuple[str, int, str]]
     clocks: list[tuple[str, str]]
 
+    @property
+    def shows_all(self) -> bool:
+        """Whether the grids of all shapes are few enough to be seen at once."""
+        return sum(len(grid.rows) for grid in self.grids) <= MOST_ROWS_AT_ONCE
+
 
 def write_page(sets: Sequence[ResultSet], path: Path, pictures: Mapping[int, bytes] | None = None) -> Path:
     """Write the page of one or several result sets (the first is what others are compared to).
@@ -87,7 +94,7 @@ def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None)
         _shown(n, names[n], one, tables[n], won[n], (pictures or {}).get(n)) for n, one in enumerate(sets)
     ]
     pairs = _pairs(sets, names, tables, won)
-    looks = _looks({clean(name, 60) for table in tables for name in table["backend"]})
+    looks = _looks(tables)
     data = {
         **page_rows(tables),
         "sets": names,
@@ -106,6 +113,7 @@ def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None)
         policy=policy,
         style=_asset("page.css"),
         spread_text=trust.spread_text,
+        failing=FAILING,
         bundle=bundle,
         script=script,
         data=json_text(data),
@@ -170,8 +178,13 @@ def _names(sets: Sequence[ResultSet]) -> list[str]:
     return found
 
 
-def _looks(backends: set[str]) -> dict[str, dict[str, Any]]:
-    """How each backend is drawn, on light and on dark paper: at least 3:1 against it, with a shape and a dash."""
+def _looks(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """How each backend is drawn, on light and on dark paper: at least 3:1 against it, with a shape and a dash.
+
+    Those that answered come first, so that the colours go to what is drawn.
+    """
+    answered = {clean(name, 60) for t in tables for name in t.loc[t["status"] == "ok", "backend"].unique()}
+    names = {clean(name, 60) for t in tables for name in t["backend"].unique()}
     return {
         name: {
             "place": place,
@@ -179,7 +192,7 @@ def _looks(backends: set[str]) -> dict[str, dict[str, Any]]:
             "shape": SHAPES[MARKERS[place % len(MARKERS)]],
             "dash": DASHES[(place // len(COLOURS)) % len(DASHES)],
         }
-        for place, name in enumerate(sorted(backends))
+        for place, name in enumerate(sorted(names, key=lambda name: (name not in answered, name)))
     }
 
 
@@ -237,13 +250,13 @@ def _pairs(
 def _drawn(one: Compared) -> dict[str, Any]:
     rows = [
         {
-            "label": f"{r.backend}, {r.case}, {r.which}",
             "backend": r.backend,
+            "lane": place % LANES,
             "point": r.point,
             "low": r.low or r.point,
             "high": r.high or r.point,
             "said": f"{r.backend}, {r.case}, {r.which}: {r.base} became {r.head}, {r.said} ({r.interval}): {r.kind}",
         }
-        for r in one.ratios[:MOST_DRAWN]
+        for place, r in enumerate(sorted(one.ratios, key=lambda r: r.backend))
     ]
     return {"margin": one.margin, "points": rows}

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from attnbench.report.text import clean, is_missing
@@ -54,7 +53,7 @@ def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     rows: list[list[Any]] = []
     for number, table in enumerate(tables):
         places: dict[str, int] = {}
-        for row in table.itertuples():
+        for row in table[list(NEEDED)].itertuples():
             if row.case not in places:
                 places[str(row.case)] = len(cases)
                 cases.append([number, *_case(row, words)])
@@ -76,6 +75,14 @@ CASE_FIELDS = (
 ROW_FIELDS = (
     ("case", "backend", "status", "reason", "kernel", "fwd", "bwd", "fwd_roof", "bwd_roof", "roof")
     + ("peak", "error", "prepare_ms", "seed", "notes")
+)  # fmt: skip
+
+NEEDED = (
+    ("case", "family", "q_heads", "kv_heads", "head_dim", "v_dim", "dtype", "batch", "scores", "layout")
+    + ("q_len", "k_len", "direction", "length", "fwd_flops", "bwd_flops", "fwd_least_bytes")
+    + ("bwd_least_bytes", "least_peak_bytes", "pairs", "backend", "status", "reason", "kernel")
+    + ("fwd_samples_ms", "bwd_samples_ms", "fwd_roof_share", "bwd_roof_share", "roof_share", "peak_bytes")
+    + ("error_over_budget", "prepare_total_ms", "seed", "notes")
 )  # fmt: skip
 
 
@@ -107,11 +114,19 @@ def _row(row: Any, words: Words, kept: bool) -> list[Any]:
 
 def _samples(rounds: Iterable[Sequence[float]], kept: bool) -> list[Any] | None:
     given = [list(one) for one in rounds]
-    samples = np.asarray([ms for one in given for ms in one], dtype=float)
-    if not samples.size:
+    samples = sorted(ms for one in given for ms in one)
+    if not samples:
         return None
-    found = [_short(value) for value in np.quantile(samples, QUANTILES)]
-    return [found, int(samples.size), [[_short(ms) for ms in one] for one in given] if kept else None]
+    found = [_short(_quantile(samples, share)) for share in QUANTILES]
+    return [found, len(samples), *([[[_short(ms) for ms in one] for one in given]] if kept else [])]
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """As numpy's, with linear interpolation; twenty times as fast on few samples."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _short(value: Any) -> float | None:

@@ -56,7 +56,7 @@ def agreements(table: pd.DataFrame) -> list[Agreement]:
     order = [WORST, *(t for t in TENSORS if t in tensors), *sorted(tensors - {WORST, *TENSORS})]
     return [
         Agreement(
-            clean(tensor, 30),
+            tensor,
             tuple(masks),
             {
                 b: tuple(_cell(worst.get((tensor, b, m)), statuses.get((b, m)), tensor) for m in masks)
@@ -76,7 +76,7 @@ def _errors(row: Any) -> Iterable[tuple[str, float]]:
     for tensor, found in json.loads(row.errors).items():
         over = found.get("over_budget") if isinstance(found, dict) else None
         if isinstance(over, (int, float)):
-            yield str(tensor), float(over)
+            yield clean(tensor, 30), float(over)
 
 
 def _cell(found: tuple[float, str] | None, statuses: Counter[str] | None, tensor: str) -> Cell:

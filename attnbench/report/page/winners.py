@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,11 @@ import pandas as pd
 from attnbench.gate import Ratio, ratio_of_medians
 
 Rounds = Sequence[Sequence[float]]
+NEEDED = (
+    ("case", "backend", "status", "family", "shape", "direction", "length")
+    + ("fwd_samples_ms", "bwd_samples_ms")
+)  # fmt: skip
+FEWEST = 5  # rounds of which an interval is made
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,19 @@ def whole_case(row: Any) -> Rounds:
 
 def winners(table: pd.DataFrame) -> list[Winner]:
     """One per case, in the order of the sweep; the table as `with_families` gives it."""
-    right = table[table["status"] == "ok"].drop_duplicates(["case", "backend"])
-    answered = {str(case): group for case, group in right.groupby("case", sort=False)}
-    firsts = table.drop_duplicates("case")
-    return [_winner(row, answered.get(str(row.case))) for row in firsts.itertuples()]
+    by_case: dict[str, dict[str, Any]] = {}
+    for row in table[list(NEEDED)].itertuples():
+        rows = by_case.setdefault(str(row.case), {})
+        known = rows.get(str(row.backend))
+        if known is None or (known.status != "ok" and row.status == "ok"):
+            rows[str(row.backend)] = row
+    return [_winner(rows) for rows in by_case.values()]
 
 
-def _winner(first: Any, right: pd.DataFrame | None) -> Winner:
-    rows = [] if right is None else list(right.itertuples())
-    timed = {str(row.backend): rounds for row in rows if (rounds := whole_case(row))}
-    untimed = tuple(str(row.backend) for row in rows if str(row.backend) not in timed)
+def _winner(rows: dict[str, Any]) -> Winner:
+    first = next(iter(rows.values()))
+    right = {name: whole_case(row) for name, row in rows.items() if row.status == "ok"}
+    timed = {name: rounds for name, rounds in right.items() if rounds}
     typical = {name: float(np.median([min(one) for one in rounds])) for name, rounds in timed.items()}
     order = sorted(typical, key=typical.__getitem__)
     ratio = ratio_of_medians(timed[order[0]], timed[order[1]]) if len(order) > 1 else None
@@ -72,15 +80,17 @@ def _winner(first: Any, right: pd.DataFrame | None) -> Winner:
         fastest_ms=typical[order[0]] if order else None,
         rival=order[1] if len(order) > 1 else "",
         ratio=ratio,
-        untimed=untimed,
+        untimed=tuple(name for name, rounds in right.items() if not rounds),
     )
 
 
-def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterable[str]:
+def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[str]:
     """Those whose ratio to the fastest has an interval that holds 1, or too few samples for an interval."""
     slowest = max((max(one) for one in timed[order[0]]), default=0.0) if order else 0.0
     for name in order[1:]:
-        if min(min(one) for one in timed[name]) > slowest:
+        if min(min(one) for one in timed[name]) > slowest and len(timed[name]) >= FEWEST <= len(
+            timed[order[0]]
+        ):
             continue  # no sample of it reaches the fastest one's: no resampling can bring them together
         ratio = ratio_of_medians(timed[order[0]], timed[name])
         if ratio is None or ratio.low is None or ratio.low <= 1:

@@ -7,7 +7,8 @@
   const FIELDS = ["set", "mask", "direction", "heads", "dims", "dtype", "rest"];
   const TEXTS = ["id", "mask", "heads", "dims", "dtype", "rest", "direction"];
   const QUANTITIES = ["time", "tflops", "share", "memory"];
-  const ROW_HEIGHT = { noise: 24, compare: 22 };
+  const ROW_HEIGHT = { noise: 24, compare: 34 };
+  const RATIOS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10, 20, 50, 100];
   const DIRECTIONS = { fwd: "inference: forward", fwd_bwd: "training" };
   const PASSES = { whole: "forward + backward", fwd: "forward", bwd: "backward" };
 
@@ -95,7 +96,7 @@
   const theme = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const drawn = (backend) => {
     const look = page.looks[backend];
-    return { backend, place: look.place, colour: look[theme()], shape: look.shape, dash: look.dash };
+    return { backend, colour: look[theme()], shape: look.shape, dash: look.dash };
   };
 
   function pointsOf(name, found) {
@@ -105,10 +106,30 @@
       share: (f) => f.share && [f.share, f.share * f.q[3] / f.q[5], f.share * f.q[3] / f.q[1]],
       memory: (f) => f.peak && [f.peak, f.peak, f.peak],
     }[name];
+    // A little apart at each length, so that the bars do not cover one another.
+    const order = [...new Set(found.map((f) => f.row.backend))].sort();
+    const lengths = [...new Set(found.map((f) => f.length))].sort((x, y) => x - y);
+    const nearest = Math.min(2, ...lengths.slice(1).map((length, n) => length / lengths[n]));
+    const apart = (backend) => nearest ** (0.2 * ((order.indexOf(backend) + 0.5) / order.length - 0.5));
     return found.flatMap((f) => {
       const given = values(f);
-      return given ? [{ ...drawn(f.row.backend), length: f.length, value: given[0], low: given[1], high: given[2], said: f.said }] : [];
+      return given ? [{ ...drawn(f.row.backend), place: f.length * apart(f.row.backend), value: given[0], low: given[1], high: given[2], said: f.said }] : [];
     });
+  }
+
+  // Where a value axis is labelled: at 1, 2, 5 of each decade, or at powers of two of bytes.
+  function ticksOf(name, points) {
+    const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high)), ratio = high / low;
+    if (!state.log) {
+      const unit = name === "memory" ? 2 ** Math.ceil(Math.log2(high / 6)) : 10 ** Math.floor(Math.log10(high / 2));
+      const step = name === "memory" ? unit : unit * [1, 2, 5].find((n) => high / (unit * n) <= 8);
+      return Array.from({ length: Math.floor(high / step) + 1 }, (_, n) => n * step);
+    }
+    const base = name === "memory" ? (ratio > 64 ? 4 : 2) : 10;
+    const steps = name === "memory" ? [1] : ratio > 300 ? [1] : ratio > 6 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+    const found = [], log = (x) => Math.log(x) / Math.log(base);
+    for (let power = Math.floor(log(low)) - 1; power <= log(high) + 1; power += 1) found.push(...steps.map((step) => Number((step * base ** power).toPrecision(12))));
+    return found.filter((tick) => tick > low / 1.6 && tick < high * 1.6);
   }
 
   function roofline(found) {
@@ -141,6 +162,7 @@
   }
   const views = new Map();
   const drawing = new Map();
+  let arriving = null; // the view that the address names, until the charts above it have their height
 
   async function draw(element, name, data, signals = {}) {
     const look = `${theme()} ${state.log}`;
@@ -160,8 +182,8 @@
       return;
     }
     const text = JSON.stringify(page.specs[name]);
-    const spec = JSON.parse(state.log || !QUANTITIES.includes(name) ? text : text.replaceAll('"type":"log"', '"type":"linear"'));
-    if (ROW_HEIGHT[name]) spec.height = ROW_HEIGHT[name] * data.points.length;
+    const spec = JSON.parse(state.log || !QUANTITIES.includes(name) ? text : text.replaceAll('"type":"log"', '"type":"linear"').replaceAll('"base":2,', ""));
+    if (ROW_HEIGHT[name]) spec.height = ROW_HEIGHT[name] * new Set(data.points.map((p) => p.backend)).size;
     for (const one of spec.params || []) if (one.name in signals) one.value = signals[one.name];
     const options = { renderer: "svg", actions: false, ast: true, config: config(), logLevel: 1 };
     const made = await vegaEmbed(element, { ...spec, datasets: data }, options);
@@ -181,6 +203,8 @@
       }
       drawing.delete(element);
       document.documentElement.dataset.drawing = String(drawing.size);
+      if (!drawing.size && arriving) arriving.scrollIntoView();
+      if (!drawing.size) arriving = null;
     })();
     document.documentElement.dataset.drawing = String(drawing.size);
   }
@@ -190,12 +214,12 @@
       const points = page.noise[Number(element.dataset.setChart)].map((n) => ({ ...drawn(n.backend), low: n.low, median: n.median, high: n.high, said: `${n.backend}: median ±${percent(n.median)}, 10 % ±${percent(n.low)}, 90 % ±${percent(n.high)}` }));
       if (element.offsetParent) ask(element, "noise", { points });
     }
-    for (const element of $$(".forest")) {
+    for (const element of $$(".ratios")) {
       const pair = page.compare[Number(element.dataset.pair)];
       const margin = [{ from: 1 / (1 + pair.margin), to: 1 + pair.margin, one: 1 }];
-      const spec = page.specs.compare;
-      for (const layer of spec.layer) if (layer.encoding.y) layer.encoding.y.axis.labelLimit = innerWidth < 700 ? 130 : 430;
-      ask(element, "compare", { points: pair.points.map((p) => ({ ...drawn(p.backend), ...p })), margin });
+      const points = pair.points.map((p) => ({ ...drawn(p.backend), ...p }));
+      const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high));
+      ask(element, "compare", { points, margin }, { ticks: RATIOS.filter((tick) => tick > low && tick < high) });
     }
   }
 
@@ -268,7 +292,10 @@
     });
     drawControls(rows);
     const lengths = [...new Set(chosen.cases.map((one) => one.length))].sort((a, b) => a - b);
-    for (const name of QUANTITIES) ask($(`#chart-${name}`), name, { points: pointsOf(name, found) }, { lengths });
+    for (const name of QUANTITIES) {
+      const points = pointsOf(name, found);
+      ask($(`#chart-${name}`), name, { points }, { lengths, ticks: ticksOf(name, points) });
+    }
     ask($("#chart-roofline"), "roofline", roofline(found));
     drawTable(found);
     const absent = new Map();
@@ -301,6 +328,7 @@
     drawAll();
     const section = ["overview", "explore", "trust", "compare"].includes(view) && document.getElementById(view);
     if (section) section.scrollIntoView();
+    arriving = section || null;
   }
 
   function changed(event) {
@@ -322,14 +350,12 @@
   $("#none").addEventListener("click", () => { for (const box of $$("#backends input")) state.off.add(box.value); drawAll(); write("explore"); });
   addEventListener("hashchange", read);
 
-  // Grids by shape, maps by tensor: one at a time.
+  // Grids by shape, maps by tensor: one at a time, or all.
   for (const [select, part, key] of [[".shape", ".grid", "shape"], [".tensor", ".heat", "tensor"]]) {
     for (const one of $$(select)) {
-      const show = () => $$(part, one.closest("[data-set]")).forEach((grid) => { grid.hidden = one.value !== "all" && grid.dataset[key] !== one.value; });
-      const grids = $$(part, one.closest("[data-set]"));
-      if (key === "shape" && $$("tbody tr", one.closest("[data-set]").querySelector(part).parentElement).filter((row) => row.closest(part)).length <= 16) one.value = "all";
-      one.addEventListener("change", show);
-      if (grids.length) show();
+      one.addEventListener("change", () => {
+        for (const grid of $$(part, one.closest("[data-set]"))) grid.hidden = one.value !== "all" && grid.dataset[key] !== one.value;
+      });
     }
   }
 

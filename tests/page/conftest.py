@@ -1,0 +1,95 @@
+"""What do the page's tests share? A browser without a network, and a page opened in it from a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.gate import ResultSet
+from attnbench.report.page import write_page
+from tests.page.sets import small_set
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NO_BROWSER = "no Chromium is installed (apt-get install chromium, or set ATTNBENCH_BROWSER to one)"
+
+
+def browser_path() -> str | None:
+    given = os.environ.get("ATTNBENCH_BROWSER")
+    return given or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    path = browser_path()
+    if path is None:
+        pytest.skip(NO_BROWSER)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+class Opened:
+    """A page opened from a file in a browser that may not use the network; what it asked for and complained about."""
+
+    def __init__(self, tab: Any, path: Path) -> None:
+        self.tab, self.path = tab, path
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        tab.on("console", self._note)
+        tab.on("pageerror", self._fail)
+        tab.on("dialog", self._dismiss)
+        tab.on("request", lambda request: self.asked.append(request.url))
+
+    def _note(self, said: Any) -> None:
+        self.complaints.append(f"{said.type}: {said.text}")
+
+    def _fail(self, problem: Any) -> None:
+        self.complaints.append(f"error: {problem}")
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def go(self, address: str = "") -> Opened:
+        self.tab.goto("about:blank")
+        self.tab.goto(f"{self.path.as_uri()}{address}")
+        return self.ready()
+
+    def ready(self) -> Opened:
+        """Wait until every chart that was asked for is drawn."""
+        self.tab.wait_for_function("document.documentElement.dataset.drawing === '0'")
+        return self
+
+    def select(self, field: str, value: str) -> Opened:
+        self.tab.select_option(f"[data-field={field}]", value)
+        return self.ready()
+
+    def marks(self, chart: str) -> list[str]:
+        """The colour and place of each point of a chart."""
+        script = "all => all.map(p => ['fill', 'transform', 'd'].map(name => p.getAttribute(name)).join(' '))"
+        return self.tab.eval_on_selector_all(f"#chart-{chart} .mark-symbol path", script)
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    """`opened(result_set, width=400, dark=True)`: its page in a browser without a network."""
+    contexts: list[Any] = []
+
+    def open_page(*sets: ResultSet, width: int = 1400, dark: bool = False, address: str = "") -> Opened:
+        path = write_page(sets or [small_set()], tmp_path / f"page{len(contexts)}.html")
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", offline=True
+        )
+        contexts.append(context)
+        return Opened(context.new_page(), path).go(address)
+
+    yield open_page
+    for context in contexts:
+        context.close()

@@ -1,0 +1,102 @@
+"""Who may win, and when is there no winner? On results made for the question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attnbench.gate import ResultSet
+from attnbench.report.frame import frame
+from attnbench.report.page.compared import compared
+from attnbench.report.page.overview import lines, square
+from attnbench.report.page.winners import Winner, winners
+from attnbench.report.words import with_families
+from attnbench.sweep.result import Result
+from tests.page.sets import a_result, a_set, small_set
+
+
+def the_winner(*results: Result) -> Winner:
+    (found,) = winners(with_families(frame(results)))
+    return found
+
+
+def test_the_fastest_wins_by_the_ratio_to_the_next_one() -> None:
+    found = the_winner(a_result("slow", 3.0), a_result("quick", 1.0), a_result("next", 1.5, seed=2))
+    assert found.level == ("quick",)
+    assert found.rival == "next"
+    assert found.ratio is not None
+    assert found.ratio.low is not None
+    assert found.ratio.low < found.ratio.point == pytest.approx(1.5, rel=0.02)
+
+
+def test_there_is_no_clear_winner_where_the_interval_reaches_one() -> None:
+    found = the_winner(a_result("one", 1.0), a_result("two", 1.0, seed=2), a_result("far", 2.0, seed=3))
+    assert sorted(found.level) == ["one", "two"]
+    assert not found.is_clear
+    shown = square(found, {})
+    assert (shown.kind, shown.backend) == ("level", "")
+    assert "far" not in shown.said
+
+
+def test_there_is_no_clear_winner_of_too_few_samples() -> None:
+    one = a_result("one", samples_ms={"fwd": [[1.0, 1.0]]})
+    found = the_winner(one, a_result("two", samples_ms={"fwd": [[9.0, 9.0]]}))
+    assert found.level == ("one", "two")
+    assert square(found, {}).interval == "too few samples"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"status": "wrong"}, {"status": "refused"}, {"samples_ms": {}, "notes": ["an interpreter"]}],
+    ids=["wrong", "refused", "never timed"],
+)
+def test_only_what_is_right_and_timed_can_win(changes: dict[str, Any]) -> None:
+    found = the_winner(a_result("quick", 0.001, **changes), a_result("plain", 1.0))
+    assert found.level == ("plain",)
+    assert found.ratio is None
+    assert the_winner(a_result("quick", 0.001, **changes)).level == ()
+
+
+def test_training_is_won_by_forward_and_backward_together() -> None:
+    ahead = {"fwd": [[1.0]] * 8, "bwd": [[9.0]] * 8}
+    behind = {"fwd": [[2.0]] * 8, "bwd": [[3.0]] * 8}
+    found = the_winner(
+        a_result("ahead", direction="fwd_bwd", samples_ms=ahead),
+        a_result("whole", direction="fwd_bwd", samples_ms=behind),
+    )
+    assert found.level == ("whole",)
+    assert found.fastest_ms == 5.0
+
+
+def test_the_verdict_lines_count_right_wrong_and_refused() -> None:
+    table = with_families(frame(small_set().results))
+    found = {line.backend: line for line in lines(table, winners(table))}
+    assert found["quick"].verdict == "right on 12 of 12 cases"
+    assert (found["quick"].clear, found["plain"].clear) == (12, 0)
+    assert found["liar"].verdict == "right on 0 of 12 cases, wrong on 12"
+    assert found["idle"].verdict == "refused all 12 cases"
+    assert found["slow"].timed == 0
+
+
+def test_sets_without_a_common_case_are_not_compared_and_it_is_said() -> None:
+    found = compared(a_set([a_result()], "one"), a_set([a_result(length=512)], "two"), {}, ([], []))
+    assert found.verdict == ""
+    assert "no case in common" in found.refusal
+
+
+def test_sets_of_unlike_machines_are_compared_and_what_differs_is_said() -> None:
+    base, head = a_set([a_result()], "one"), a_set([a_result("naive", 2.0, environment="there")], "two")
+    found = compared(base, head, {}, ([], []))
+    assert found.ratios[0].said == "2.00x"
+    assert any("threads" in text for text in found.unlike)
+    assert "would refuse" in found.refusal
+    same = compared(base, ResultSet(base.results, base.environments, "same"), {}, ([], []))
+    assert (same.kind, same.refusal) == ("fine", "")
+
+
+def test_a_wrong_answer_makes_the_comparison_fail() -> None:
+    wrong = a_result(status="wrong", reason="off", error_over_budget=2.0)
+    found = compared(a_set([a_result()]), a_set([wrong]), {}, ([], []))
+    assert found.kind == "failed"
+    assert found.others[0][0] == "wrong"
