@@ -13,7 +13,7 @@ from attnbench.backend.registry import function_backend, resolve
 from attnbench.errors import AttnbenchError
 from attnbench.judge.battery import LEVELS, battery
 from attnbench.judge.diagnosis import causes_of
-from attnbench.judge.known import settle_known_defects
+from attnbench.judge.known import is_known, settle_known_defects
 from attnbench.judge.properties import PROPERTIES
 from attnbench.judge.property import Finding
 from attnbench.judge.protocol import protocol_faults
@@ -55,7 +55,7 @@ def check(
     report = Report(plan.backend.name, level, plan.device, seed, plan.contract)
     if case is not None:
         one = case if isinstance(case, Case) else Case.from_json(case)
-        _Run(plan, report, one.dtype).one(ORACLE, one, distribution)
+        _Run(plan, report, one.dtype, settles=False).one(ORACLE, one, distribution)
         return report
     for dtype in plan.dtypes:
         run = _Run(plan, report, dtype)
@@ -132,8 +132,8 @@ def _among(what: str, given: Iterable[str] | None, known: Sequence[str]) -> tupl
 class _Run:
     """The checks of one dtype, each of which writes into the report."""
 
-    def __init__(self, plan: _Plan, report: Report, dtype: str) -> None:
-        self.plan, self.report, self.dtype = plan, report, dtype
+    def __init__(self, plan: _Plan, report: Report, dtype: str, settles: bool = True) -> None:
+        self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
         backward = "fwd_bwd" in plan.directions
         self.subject = Subject(
             plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
@@ -278,13 +278,16 @@ class _Run:
                 failure.reason,
                 failure.error_over_budget,
             )
-        self.report.failures.append(self._explained(failure))
+        # What is known needs no search for a smaller case; with --case it is asked about, and told.
+        known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
+        self.report.failures.append(failure if known else self._explained(failure))
 
     def _explained(self, failure: Failure) -> Failure:
         case, distribution = failure.case, failure.distribution
-        if failure.check == ORACLE and sum(f.check == ORACLE for f in self.report.failures) < EXPLAINED:
+        explained = [f for f in self.report.failures if f.command]
+        if failure.check == ORACLE and sum(f.check == ORACLE for f in explained) < EXPLAINED:
             case, distribution = smallest_failing(self.subject, case, distribution)
-        if not failure.causes and len(self.report.failures) < DIAGNOSED:
+        if not failure.causes and len(explained) < DIAGNOSED:
             failure = replace(failure, causes=self._causes(failure, case, distribution))
         contract = self.plan.given_contract
         command = command_for(self.plan.backend.name, case, distribution, failure.seed, contract)

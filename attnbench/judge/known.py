@@ -28,16 +28,28 @@ def _is_of(key: str, defect: KnownDefect, found: _Found) -> bool:
     return found.case is None or defect.shows(found.case)
 
 
+def defects_here(backend: Backend, device: str) -> dict[str, KnownDefect]:
+    """The declared defects that the library has in the version that runs, on this device."""
+    version, kind = backend.version(), device.split(":")[0]
+    return {
+        key: defect
+        for key, defect in backend.known_defects.items()
+        if kind in defect.devices and defect.is_in(version)
+    }
+
+
+def is_known(backend: Backend, device: str, found: _Found) -> bool:
+    """Whether a failure is one of the library's known defects."""
+    return any(_is_of(key, defect, found) for key, defect in defects_here(backend, device).items())
+
+
 def settle_known_defects(backend: Backend, report: Report) -> None:
     """Take failures that the backend declares as known out of the report's failures, and say so.
 
     Strict: a defect that none of its cases shows any more fails the check, and in other versions than the declared
     ones a failure is a failure.
     """
-    version = backend.version()
-    for key, defect in backend.known_defects.items():
-        if report.device.split(":")[0] not in defect.devices or not defect.is_in(version):
-            continue
+    for key, defect in defects_here(backend, report.device).items():
         seen = [o for o in report.outcomes if _is_of(key, defect, o) and o.status in (OK, WRONG)]
         if any(o.status == WRONG for o in seen):
             report.failures = [f for f in report.failures if not _is_of(key, defect, f)]

@@ -53,7 +53,7 @@ SMALL_MUTANTS = (
 # In the small form: trials that between them hold every mask, score change, layout and distribution's worst.
 SMALL_RIGHT = 12
 DIAGNOSED = "bf16"  # the dtype in which causes are named: the hardest, since its noise hides the most
-SMALL_DIAGNOSES = 7  # in the small form every seventh mutant of the catalogue is diagnosed
+SMALL_DIAGNOSES = 12  # in the small form every twelfth mutant of the catalogue is diagnosed
 RIGHT_CAUSES = 0.8  # the promise: on that share of the mutants the right cause is among the first two named
 
 
@@ -91,8 +91,8 @@ def small_plan() -> list[Job]:
     jobs = [Job("mutants", "bf16", SMALL_MUTANTS, (0,), quick=True)]
     # Every n-th trial, another start in each dtype: together they are all seen once or more.
     every_nth = -(-len(short) // SMALL_RIGHT)
-    every_seventh = tuple(m.name for m in catalogue(DIAGNOSED))[::SMALL_DIAGNOSES]
-    jobs += [Job("diagnosis", DIAGNOSED, short, (0,), mutants=every_seventh)]
+    every_twelfth = tuple(m.name for m in catalogue(DIAGNOSED))[::SMALL_DIAGNOSES]
+    jobs += [Job("diagnosis", DIAGNOSED, short, (0,), mutants=every_twelfth)]
     jobs += [
         Job("right", dtype, short[start::every_nth], FRESH_SEEDS[:1]) for start, dtype in enumerate(DTYPES)
     ]
