@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 OUT ?= runs/quick
 PATHS := attnbench backends suites tests tools
 
-.PHONY: bench test test-all lint format types wheel docs perf interpret selftest gpu clean
+.PHONY: bench test test-all jax lint format types wheel docs perf interpret selftest gpu clean
 
 # A virtual environment of the repository's own, made again when what it needs changes.
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +30,13 @@ test-all: $(READY)  ## the tests, the long ones too
 
 interpret: $(READY)  ## the long half of the Triton interpreter's tests
 	$(BIN)/python -m pytest tests/triton -m interpret
+
+# Its own environment, beside .venv and made once; a package index that stumbles is asked once more.
+jax: export ATTNBENCH_ENVS = $(CURDIR)/$(VENV)/envs
+jax: export ATTNBENCH_TEST_JAX = 1
+jax: $(READY)  ## JAX and flax in an environment of their own, and their tests (about 50 s of CPU)
+	$(BIN)/attnbench env create jax || $(BIN)/attnbench env create jax
+	$(BIN)/python -m pytest tests/environments/test_jax.py
 
 lint: $(READY)
 	$(BIN)/ruff check $(PATHS)
