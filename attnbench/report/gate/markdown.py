@@ -12,7 +12,7 @@ from attnbench.report.text import NOTHING, clean, markdown_cell, milliseconds
 # GitHub's limits: a comment holds 65,536 characters, the summary of a step 1 MiB.
 COMMENT_BYTES, SUMMARY_BYTES = 65_536, 1 << 20
 FEWEST_BYTES = 4_000
-HEAD = ("verdict", "backend", "case", "pass", "head / base", "base", "head", "95 % interval")
+HEAD = ("verdict", "backend", "case", "pass", "head / base", "base", "head", "interval")
 TEXTS = 4
 # Of the limit, what a part and those before it may take.
 SHARES = {"notes": 0.2, "changed": 0.5, "sentences": 0.8, "same": 1.0}
