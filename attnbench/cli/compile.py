@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,67 +47,66 @@ def compile_kernels(
         print_json(rows)
     else:
         _show(rows)
-    worse = regressions(rows, committed(backend)) if check else []
-    for line in worse:
-        remark(line)
-    if worse:
+    if check and (worse := against_the_table(rows, backend)):
+        for line in worse:
+            remark(line)
         raise typer.Exit(1)
 
 
-def compiled_rows(backend: str, arch: str, only: str = "") -> list[dict[str, Any]]:
-    """One record per architecture, specimen and kernel, from a process that compiles instead of interpreting."""
-    command = [sys.executable, "-m", f"{_package(backend)}.ahead_of_time", "--arch", arch, "--only", only]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def compiled_rows(
+    backend: str, arch: str, only: str = "", folder: Path | None = None
+) -> list[dict[str, Any]]:
+    """One record per architecture, specimen and kernel, from a process that compiles instead of interpreting.
+
+    `folder` takes the backends from elsewhere (a worktree of a revision).
+    """
+    package = _package(backend, folder)
+    command = [sys.executable, "-m", f"{package}.ahead_of_time", "--arch", arch, "--only", only]
+    with tempfile.TemporaryDirectory(prefix="attnbench-") as scratch:
+        environment = dict(os.environ)
+        if folder is not None:
+            # Found before the installed package, under its name: what is in it imports by that.
+            (Path(scratch) / package.split(".")[0]).symlink_to(folder.resolve(), target_is_directory=True)
+            before = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = f"{scratch}{os.pathsep}{before}" if before else scratch
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AttnbenchError(f"{backend} could not be compiled for {arch}: {last[0]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def committed(backend: str) -> list[dict[str, Any]]:
+def against_the_table(rows: list[dict[str, Any]], backend: str) -> list[str]:
+    """What is worse than the committed table, or not in it, in sentences."""
+    from attnbench.gate.compiled import regressions, unknown
+
+    table = committed(backend)
+    found = [f"{_named(row)} {said}" for row, said in regressions(rows, table)]
+    new = [
+        f"{_named(row)} is not in the table; write it anew and look at the difference"
+        for row in unknown(rows, table)
+    ]
+    return found + new
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['kernel']} of {row['specimen']} on {row['arch']}"
+
+
+def committed(backend: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """The table that is kept with the backend."""
     from attnbench.backend.registry import bundled_folder
 
-    path = bundled_folder() / backend / COMPILED
+    path = (folder or bundled_folder()) / backend / COMPILED
     if not path.is_file():
         raise AttnbenchError(f"{backend} has no table of compiled kernels at {path}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def regressions(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
-    """What got worse than the table: more spills, fewer matrix instructions, too much shared memory, a new kernel
-    that the table lacks."""
-    table = {_key(row): row for row in before}
-    found = []
-    for row in now:
-        where = f"{row['kernel']} of {row['specimen']} on {row['arch']}"
-        old = table.get(_key(row))
-        if old is None:
-            found.append(f"{where} is not in the table; write it anew and look at the difference")
-            continue
-        if row["spill_bytes"] > old["spill_bytes"]:
-            found.append(f"{where} spills {row['spill_bytes']} bytes, {old['spill_bytes']} in the table")
-        if row["matrix_instructions"] < old["matrix_instructions"]:
-            counts = (
-                f"{row['matrix_instructions']} matrix instructions, {old['matrix_instructions']} in the table"
-            )
-            found.append(f"{where} has {counts}")
-        if row["shared_bytes"] > row["shared_limit"]:
-            limit = (
-                f"{row['shared_bytes']} bytes of shared memory, the architecture has {row['shared_limit']}"
-            )
-            found.append(f"{where} takes {limit}")
-    return found
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return (row["arch"], row["kernel"], row["specimen"])
-
-
-def _package(backend: str) -> str:
+def _package(backend: str, folder: Path | None = None) -> str:
     from attnbench.backend.registry import BUNDLED, bundled_folder
 
-    if not (Path(bundled_folder()) / backend / "ahead_of_time.py").is_file():
+    if not ((folder or bundled_folder()) / backend / "ahead_of_time.py").is_file():
         raise AttnbenchError(f"{backend} does not compile ahead of time; triton does")
     importlib.import_module(BUNDLED)
     return f"{BUNDLED}.{backend}"

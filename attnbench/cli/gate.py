@@ -54,6 +54,9 @@ def gate_change(
     threads: int = typer.Option(
         1, "--threads", min=1, help="torch threads on a CPU; with 1 it is processor time that counts."
     ),
+    arch: str = typer.Option(
+        "sm_90", "--arch", help="Kernels that compile without their GPU: the architectures to compile for."
+    ),
     margin: float = typer.Option(0.10, "--margin", min=0.0, max=10.0, help=MARGIN_TEXT),
     allow_unlike: bool = typer.Option(
         False, "--allow-unlike", help="Result folders: gate although machines or libraries differ."
@@ -100,7 +103,7 @@ def gate_change(
     from attnbench.report.gate import gate_annotations
 
     longest = minutes or (15.0 if calibrate else 10.0)
-    asked = Asked(suite, texts(backend), everything, effect, longest, device, threads, record)
+    asked = Asked(suite, texts(backend), everything, effect, longest, device, threads, record, arch)
     if calibrate:
         if base or head:
             raise AttnbenchError("--calibrate gates nothing; leave --base and --head out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from attnbench.cli.console import plural, remark
 
 if TYPE_CHECKING:
-    from attnbench.gate import Gate
+    from attnbench.gate import Contest, Finding, Gate
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Asked:
     device: str
     threads: int
     record: Path | None
+    arch: str
 
 
 def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
     """Hold head (None: the working folder as it is) against base; what is being done goes to stderr."""
     from attnbench.gate import Gate, Rule, hold_against, touched
     from attnbench.gate.recording import rows_of, write_rows
+    from attnbench.gate.verdict import gathered
     from attnbench.report.session import resolve_device
     from attnbench.sweep.arms import Ran, Track
     from attnbench.sweep.suite import load_suite
@@ -71,4 +74,26 @@ def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
             )
         if asked.record is not None:
             write_rows(rows_of(ran), asked.record)
-        return Gate(verdict.findings, verdict.margin, notes=(*notes, *verdict.notes))
+        findings = [*verdict.findings, *_compiled(found.contests, asked.arch)]
+        return gathered(findings, verdict.margin, notes=(*notes, *verdict.notes))
+
+
+def _compiled(contests: Sequence[Contest], arch: str) -> Iterator[Finding]:
+    """Of backends whose kernels compile without their GPU: what became worse."""
+    from attnbench.cli.compile import committed, compiled_rows
+    from attnbench.gate.compiled import compiled_findings
+
+    for contest in contests:
+        folders = [
+            arm.folder for arm in (contest.base, contest.head) if arm is not None and arm.folder is not None
+        ]
+        if len(folders) != 2 or not all((f / contest.name / "ahead_of_time.py").is_file() for f in folders):
+            continue
+        remark(f"compiling the kernels of {contest.name} for {arch}")
+        head = compiled_rows(contest.name, arch, folder=folders[1])
+        wanted = {row["arch"] for row in head}
+        base = [row for row in committed(contest.name, folders[0]) if row["arch"] in wanted]
+        if {row["triton"] for row in base} != {row["triton"] for row in head}:
+            # Registers and spills differ between versions of Triton.
+            base = compiled_rows(contest.name, arch, folder=folders[0])
+        yield from compiled_findings(contest.name, head, base)

@@ -19,6 +19,7 @@ Kind = Literal[
     "broken",
     "less accurate",
     "bigger",
+    "worse compiled",
     "slower",
     "suspect",
     "inconclusive",
@@ -27,7 +28,15 @@ Kind = Literal[
     "faster",
     "same",
 ]
-FAILING: tuple[Kind, ...] = ("wrong", "missing", "broken", "less accurate", "bigger", "slower")
+FAILING: tuple[Kind, ...] = (
+    "wrong",
+    "missing",
+    "broken",
+    "less accurate",
+    "bigger",
+    "worse compiled",
+    "slower",
+)
 KINDS: tuple[Kind, ...] = (*FAILING, "suspect", "inconclusive", "accepted", "new", "faster", "same")
 BROKEN = ("crashed", "error", "timeout", "oom")
 # Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import triton
 
-from attnbench.cli.compile import committed, compiled_rows, regressions
+from attnbench.cli.compile import against_the_table, committed, compiled_rows
+from attnbench.gate import FAILING
+from attnbench.gate.compiled import compiled_findings, regressions
 
 FEW = "bf16-d128-causal"
 TABLE: list[dict[str, Any]] = committed("triton")
@@ -17,7 +20,11 @@ TABLE: list[dict[str, Any]] = committed("triton")
 
 def _row(**changes: Any) -> dict[str, Any]:
     first = {"arch": "sm_90", "kernel": "forward", "specimen": "x", "spill_bytes": 0, "shared_bytes": 1000}
-    return first | {"shared_limit": 2000, "matrix_instructions": 8} | changes
+    return (
+        first
+        | {"shared_limit": 2000, "config": "64x64", "triton": "3.8.0", "matrix_instructions": 8}
+        | changes
+    )
 
 
 def test_the_committed_table_has_no_spill(triton_backend: Any) -> None:
@@ -52,27 +59,53 @@ def test_float32_products_are_ieee_and_not_tf32() -> None:
 def test_what_compiles_today_is_no_worse_than_the_table(arch: str) -> None:
     rows = compiled_rows("triton", arch, FEW)
     assert len(rows) == 4
-    assert regressions(rows, TABLE) == []
+    assert against_the_table(rows, "triton") == []
 
 
 @pytest.mark.interpret
 def test_all_of_the_table_compiles_today_and_is_no_worse() -> None:
-    assert regressions(compiled_rows("triton", "sm_80,sm_90,sm_100"), TABLE) == []
+    assert against_the_table(compiled_rows("triton", "sm_80,sm_90,sm_100"), "triton") == []
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"spill_bytes": 4}, "spills 4 bytes, 0 in the table"),
-        ({"matrix_instructions": 7}, "7 matrix instructions, 8 in the table"),
+        ({"spill_bytes": 4}, "spills 4 bytes, base 0"),
+        ({"matrix_instructions": 7}, "7 matrix instructions, base 8"),
         ({"shared_bytes": 2001}, "2001 bytes of shared memory"),
-        ({"specimen": "y"}, "not in the table"),
     ],
 )
-def test_a_kernel_that_got_worse_is_named(change: dict[str, Any], words: str) -> None:
-    (line,) = regressions([_row(**change)], [_row()])
-    assert words in line
-    assert "sm_90" in line
+def test_a_kernel_that_got_worse_is_named_and_fails(change: dict[str, Any], words: str) -> None:
+    ((row, said),) = regressions([_row(**change)], [_row()])
+    assert words in said
+    (finding,) = compiled_findings("triton", [row], [_row()])
+    assert finding.kind == "worse compiled"
+    assert finding.kind in FAILING
+    assert "sm_90" in finding.case
+
+
+def test_a_kernel_that_is_gone_fails_and_a_new_one_does_not() -> None:
+    gone = compiled_findings("triton", [_row()], [_row(), _row(specimen="y")])
+    assert [finding.kind for finding in gone] == ["missing", "same"]
+    new = compiled_findings("triton", [_row(), _row(specimen="y")], [_row()])
+    assert [finding.kind for finding in new] == ["same"]
+
+
+def test_a_kernel_that_the_table_lacks_is_said() -> None:
+    (line,) = against_the_table([TABLE[0] | {"specimen": "a new one"}], "triton")
+    assert "not in the table" in line
+
+
+def test_kernels_of_another_folder_are_compiled_from_there(tmp_path: Path) -> None:
+    """Planted: the copy calls a kernel by another name."""
+    import attnbench_backends
+
+    there = tmp_path / "backends"
+    shutil.copytree(Path(attnbench_backends.__path__[0]), there, ignore=shutil.ignore_patterns("__pycache__"))
+    file = there / "triton" / "ahead_of_time.py"
+    file.write_text(file.read_text().replace('"delta_kernel": "delta"', '"delta_kernel": "another name"'))
+    rows = compiled_rows("triton", "sm_90", "bf16-d128-causal", folder=there)
+    assert "another name" in {row["kernel"] for row in rows}
 
 
 def test_a_kernel_as_good_as_the_table_is_no_regression() -> None:
