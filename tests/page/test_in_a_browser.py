@@ -52,14 +52,17 @@ def test_a_stranger_finds_the_fastest_right_backend_by_mask_direction_and_length
 
 def test_a_filter_changes_the_charts_and_the_table(opened: Any) -> None:
     page = opened(small_set())
-    before, rows = page.marks("time"), page.tab.locator("#figures tbody tr").count()
-    assert len(before) == rows == 6  # two timed backends at three lengths; what is wrong is in no speed chart
+    before = page.marks("time")
+    assert len(before) == 6  # two timed backends at three lengths; what is wrong is in no speed chart
+    assert (
+        len(page.marks("memory")) == page.tab.locator("#figures tbody tr").count() == 9
+    )  # memory needs no clock
     page.select("direction", "fwd_bwd")
     assert page.marks("time") != before
     page.tab.uncheck("#backends input[value=plain]")
     page.ready()
-    assert len(page.marks("time")) == len(page.marks("memory")) == 3
-    assert page.tab.locator("#figures tbody tr").count() == 3
+    assert len(page.marks("time")) == 3
+    assert page.tab.locator("#figures tbody tr").count() == 6
     assert "liar (wrong: out is 37 budgets off)" in page.tab.inner_text("#absent")
     assert "slow (right, not timed" in page.tab.inner_text("#absent")
 
@@ -109,6 +112,14 @@ def test_hover_shows_the_raw_figures(opened: Any) -> None:
     said.wait_for(state="visible")
     for part in ("tokens", "10 %", "90 %", "samples", "of its budget"):
         assert part in said.inner_text()
+
+
+def test_the_raw_samples_of_a_figure_are_a_click_away(opened: Any) -> None:
+    page = opened(small_set()).select("direction", "fwd_bwd")
+    page.tab.locator("#figures button").first.click()
+    page.ready()
+    assert len(page.marks("samples")) == 48  # eight rounds of three, forward and backward
+    assert page.tab.locator("#rounds tbody tr").count() == 16
 
 
 @pytest.mark.parametrize("where", ["names", "texts"])

@@ -34,7 +34,7 @@ QUANTITIES = {
 def specifications() -> dict[str, dict[str, Any]]:
     """Every chart by name. Colours, shapes and dashes are values of the data: no name becomes part of an expression."""
     found = {name: curves(title, label) for name, (title, label) in QUANTITIES.items()}
-    found |= {"roofline": roofline(), "noise": noise(), "compare": ratios()}
+    found |= {"roofline": roofline(), "noise": noise(), "samples": samples(), "compare": ratios()}
     return {name: chart.to_dict() for name, chart in found.items()}
 
 
@@ -53,24 +53,25 @@ def _log(**more: Any) -> alt.Scale:
 def curves(title: str, label: str) -> alt.LayerChart:
     """A quantity over the length: a line a backend, bars from the 10 % to the 90 % quantile of the samples.
 
-    `lengths` and `ticks` are where the axes are labelled: a logarithm's own ticks crowd at the end of a decade.
+    `across` and `up` are where the axes are labelled: a logarithm's own ticks crowd at the end of a decade.
     """
-    lengths, ticks = alt.param("lengths", value=[]), alt.param("ticks", value=[])
-    axis = alt.Axis(values={"expr": "lengths"}, labelExpr=TOKENS, grid=False, labelOverlap="greedy")
+    across, up = alt.param("across", value=[]), alt.param("up", value=[])
+    axis = alt.Axis(values={"expr": "across"}, labelExpr=TOKENS, grid=False, labelOverlap="greedy")
     x = alt.X("place:Q", title="sequence length (tokens)", scale=_log(base=2), axis=axis)
-    y_axis = alt.Axis(values={"expr": "ticks"}, labelExpr=label, labelOverlap="greedy")
-    y = alt.Y("value:Q", title=None, scale=_log(), axis=y_axis)
+    y = alt.Y("value:Q", title=None, scale=_log(), axis=_axis(label, "up"))
     base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y, **_marks())
     line = base.mark_line(strokeWidth=2, clip=True).encode(strokeDash=alt.StrokeDash("dash:N", scale=None))
     spread = base.mark_rule(strokeWidth=3, opacity=0.4).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     point = base.mark_point(filled=True, size=70, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
-    return _whole(alt.layer(spread, line, point).add_params(lengths, ticks), title, 250)
+    return _whole(alt.layer(spread, line, point).add_params(across, up), title, 250)
 
 
 def roofline() -> alt.LayerChart:
     """Achieved rate over arithmetic intensity, under the roofs that were measured on this machine."""
-    x = alt.X("intensity:Q", title="useful FLOP per byte that must move", scale=_log(), axis=_axis(PLAIN))
-    y = alt.Y("rate:Q", title="FLOP/s", scale=_log(), axis=_axis(RATE))
+    across, up = alt.param("across", value=[]), alt.param("up", value=[])
+    title = "useful FLOP per byte that must move"
+    x = alt.X("intensity:Q", title=title, scale=_log(), axis=_axis(PLAIN, "across"))
+    y = alt.Y("rate:Q", title="FLOP/s", scale=_log(), axis=_axis(RATE, "up"))
     roofs = (
         alt.Chart(alt.NamedData("roofs"))
         .mark_line(strokeWidth=1.5)
@@ -87,26 +88,37 @@ def roofline() -> alt.LayerChart:
         .mark_point(filled=True, size=70, opacity=1)
         .encode(x=x, y=y, shape=alt.Shape("shape:N", scale=None), **_marks())
     )
-    return _whole(alt.layer(roofs, label, point), "Roofline", 320)
+    return _whole(alt.layer(roofs, label, point).add_params(across, up), "Roofline", 320)
 
 
 def noise() -> alt.LayerChart:
     """Per backend: the spread of its samples, from its calm cases to its wild ones."""
     y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
-    x_axis = alt.Axis(labelExpr=SHARE, tickCount=5, labelOverlap="greedy")
+    across = alt.param("across", value=[])
+    x_axis = _axis(SHARE, "across")
     title = "half the 10 % to 90 % span over the median"
     x = alt.X("median:Q", title=title, scale=_log(), axis=x_axis)
     base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, **_marks())
     span = base.mark_rule(strokeWidth=5, opacity=0.35).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     middle = base.mark_point(filled=True, size=80, opacity=1).encode(shape=alt.Shape("shape:N", scale=None))
-    return _whole(alt.layer(span, middle), "Spread of the samples, by backend", 200)
+    return _whole(alt.layer(span, middle).add_params(across), "Spread of the samples, by backend", 200)
+
+
+def samples() -> alt.LayerChart:
+    """Every sample of one result in the order of its rounds: a machine that slows down or is disturbed is seen."""
+    x = alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    y_axis = alt.Axis(labelExpr=MILLISECONDS, tickCount=6)
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=10), axis=y_axis)
+    base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y, **_marks())
+    point = base.mark_point(size=45, opacity=0.8).encode(shape=alt.Shape("shape:N", scale=None))
+    return _whole(alt.layer(point), "Samples, round by round", 220)
 
 
 def ratios() -> alt.LayerChart:
     """Every pass of both sets as a ratio with its interval, a row a backend; the margin of the gate as a band."""
     y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
-    ticks = alt.param("ticks", value=[])
-    x_axis = alt.Axis(values={"expr": "ticks"}, labelExpr=TIMES, labelOverlap="greedy")
+    across = alt.param("across", value=[])
+    x_axis = _axis(TIMES, "across")
     x = alt.X("point:Q", title="time, over the first set", scale=_log(), axis=x_axis)
     band = (
         alt.Chart(alt.NamedData("margin"))
@@ -117,11 +129,11 @@ def ratios() -> alt.LayerChart:
     base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, yOffset="lane:Q", **_marks())
     span = base.mark_rule(strokeWidth=2, opacity=0.3).encode(x=alt.X("low:Q", title=None), x2="high:Q")
     middle = base.mark_point(filled=True, size=45, opacity=0.9).encode(shape=alt.Shape("shape:N", scale=None))
-    return _whole(alt.layer(band, one, span, middle).add_params(ticks), "Every pass, by backend", 200)
+    return _whole(alt.layer(band, one, span, middle).add_params(across), "Every pass, by backend", 200)
 
 
-def _axis(label: str) -> alt.Axis:
-    return alt.Axis(labelExpr=label, tickCount=6, labelOverlap="greedy")
+def _axis(label: str, ticks: str) -> alt.Axis:
+    return alt.Axis(labelExpr=label, values={"expr": ticks}, labelOverlap="greedy")
 
 
 def _whole(chart: Any, title: str, height: int) -> alt.LayerChart:

@@ -188,7 +188,7 @@ def clocks(environments: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     for environment in environments:
         policy = environment.get("clock_policy")
         for name, value in (policy if isinstance(policy, dict) else {}).items():
-            if not isinstance(value, (dict, list)):
+            if not isinstance(value, (dict, list, bool)) and value is not None:
                 found[clean(name, 40).replace("_", " ")] = clean(value, 80)
     return list(found.items())
 

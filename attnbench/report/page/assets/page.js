@@ -74,17 +74,17 @@
 
   function figuresOf(row) {
     const q = quantiles(row);
-    if (row.status !== "ok" || !q) return null;
+    if (row.status !== "ok" || (!q && row.peak == null)) return null;
     const one = row.case, which = passOf(one), flops = sumOf(one, "flops");
     const least = sumOf(one, "bytes"), share = which === "whole" ? row.roof : row[`${which}_roof`];
-    const samples = which === "whole" ? row.fwd[1] : row[which][1];
+    const samples = q ? (row[which] || row.fwd)[1] : 0;
     const found = { row, length: one.length, q, samples, share, peak: row.peak, error: row.error };
-    found.tflops = flops ? flops / q[3] / 1e9 : null;
+    found.tflops = q && flops ? flops / q[3] / 1e9 : null;
     found.intensity = flops && least ? flops / least : null;
     found.said = [
       `${row.backend}, ${one.length} tokens`,
-      `time ${ms(q[3])} (10 % ${ms(q[1])}, 90 % ${ms(q[5])}, least ${ms(q[0])}, largest ${ms(q[6])})`,
-      `${samples} samples, ${plain(found.tflops)} TFLOP/s, ${percent(share)} of the roof`,
+      q ? `time ${ms(q[3])} (10 % ${ms(q[1])}, 90 % ${ms(q[5])}, least ${ms(q[0])}, largest ${ms(q[6])})` : "never timed",
+      q && `${samples} samples, ${plain(found.tflops)} TFLOP/s, ${percent(share)} of the roof`,
       `memory ${bytes(row.peak)}, least possible ${bytes(one.least_peak)}`,
       `error ${plain(row.error)} of its budget`,
       row.kernel && `ran ${row.kernel}`,
@@ -101,9 +101,9 @@
 
   function pointsOf(name, found) {
     const values = {
-      time: (f) => [f.q[3], f.q[1], f.q[5]],
+      time: (f) => f.q && [f.q[3], f.q[1], f.q[5]],
       tflops: (f) => f.tflops && [f.tflops, f.tflops * f.q[3] / f.q[5], f.tflops * f.q[3] / f.q[1]],
-      share: (f) => f.share && [f.share, f.share * f.q[3] / f.q[5], f.share * f.q[3] / f.q[1]],
+      share: (f) => f.q && f.share && [f.share, f.share * f.q[3] / f.q[5], f.share * f.q[3] / f.q[1]],
       memory: (f) => f.peak && [f.peak, f.peak, f.peak],
     }[name];
     // A little apart at each length, so that the bars do not cover one another.
@@ -115,6 +115,13 @@
       const given = values(f);
       return given ? [{ ...drawn(f.row.backend), place: f.length * apart(f.row.backend), value: given[0], low: given[1], high: given[2], said: f.said }] : [];
     });
+  }
+
+  // 1, 2 and 5 of each decade that values lie in.
+  function decades(values) {
+    const low = Math.min(...values), high = Math.max(...values), found = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) found.push(...[1, 2, 5].map((step) => Number((step * 10 ** power).toPrecision(6))));
+    return found.filter((tick) => tick >= low && tick <= high);
   }
 
   // Where a value axis is labelled: at 1, 2, 5 of each decade, or at powers of two of bytes.
@@ -212,21 +219,21 @@
   function drawFixed() {
     for (const element of $$(".noise")) {
       const points = page.noise[Number(element.dataset.setChart)].map((n) => ({ ...drawn(n.backend), low: n.low, median: n.median, high: n.high, said: `${n.backend}: median ±${percent(n.median)}, 10 % ±${percent(n.low)}, 90 % ±${percent(n.high)}` }));
-      if (element.offsetParent) ask(element, "noise", { points });
+      if (element.offsetParent) ask(element, "noise", { points }, { across: decades(points.flatMap((p) => [p.low, p.high])) });
     }
     for (const element of $$(".ratios")) {
       const pair = page.compare[Number(element.dataset.pair)];
       const margin = [{ from: 1 / (1 + pair.margin), to: 1 + pair.margin, one: 1 }];
       const points = pair.points.map((p) => ({ ...drawn(p.backend), ...p }));
       const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high));
-      ask(element, "compare", { points, margin }, { ticks: RATIOS.filter((tick) => tick > low && tick < high) });
+      ask(element, "compare", { points, margin }, { across: RATIOS.filter((tick) => tick > low && tick < high) });
     }
   }
 
   // Tables.
   const COLUMNS = [
-    ["backend", (f) => f.row.backend], ["tokens", (f) => String(f.length)], ["time, median", (f) => ms(f.q[3])],
-    ["10 %", (f) => ms(f.q[1])], ["90 %", (f) => ms(f.q[5])], ["least", (f) => ms(f.q[0])], ["samples", (f) => String(f.samples)],
+    ["backend", (f) => f.row.backend], ["tokens", (f) => String(f.length)], ["time, median", (f) => ms(f.q && f.q[3])],
+    ["10 %", (f) => ms(f.q && f.q[1])], ["90 %", (f) => ms(f.q && f.q[5])], ["least", (f) => ms(f.q && f.q[0])], ["samples", (f) => String(f.samples)],
     ["TFLOP/s", (f) => plain(f.tflops)], ["of the roof", (f) => percent(f.share)], ["FLOP/byte", (f) => plain(f.intensity)], ["peak memory", (f) => bytes(f.peak)],
     ["over least", (f) => f.peak && f.row.case.least_peak ? `${digits(f.peak / f.row.case.least_peak)}x` : "–"], ["error / budget", (f) => plain(f.error)],
   ];
@@ -249,13 +256,36 @@
   function drawTable(found) {
     $("#figures thead").replaceChildren(element("tr", ""));
     $("#figures thead tr").append(...COLUMNS.map(([name], n) => element("th", name, { scope: "col", class: n ? "n" : "" })));
-    const order = [...found].sort((a, b) => a.length - b.length || a.q[3] - b.q[3]);
+    const order = [...found].sort((a, b) => a.length - b.length || (a.q ? a.q[3] : Infinity) - (b.q ? b.q[3] : Infinity));
     $("#figures tbody").replaceChildren(...order.map((f) => {
       const line = element("tr", "");
       line.append(...COLUMNS.map(([, text], n) => element(n ? "td" : "th", text(f), n ? { class: "n" } : { scope: "row" })));
       line.firstChild.prepend(swatch(f.row.backend), " ");
+      if (!f.samples) return line;
+      const button = element("button", String(f.samples), { type: "button", "aria-label": `${f.samples} samples of ${f.row.backend} at ${f.length} tokens` });
+      button.addEventListener("click", () => drawSamples(f));
+      line.children[COLUMNS.findIndex(([name]) => name === "samples")].replaceChildren(button);
       return line;
     }));
+  }
+
+  function drawSamples(f) {
+    const points = [], lines = [];
+    for (const which of ["fwd", "bwd"]) {
+      for (const [n, round] of ((f.row[which] || [])[2] || []).entries()) {
+        lines.push([PASSES[which], String(n + 1), round.map(digits).join(", ")]);
+        for (const value of round) points.push({ ...drawn(f.row.backend), shape: which === "fwd" ? "circle" : "cross", round: n + 1, value, said: `${PASSES[which]}, round ${n + 1}: ${ms(value)}` });
+      }
+    }
+    $("#raw").hidden = false;
+    $("#raw-told").textContent = `${f.said.replaceAll("\n", "; ")}. ${points.length ? "Circles: forward; crosses: backward." : "A set this large keeps quantiles only; the samples are in its results.jsonl."}`;
+    ask($("#chart-samples"), "samples", { points });
+    $("#rounds tbody").replaceChildren(...lines.map((texts) => {
+      const line = element("tr", "");
+      line.append(...texts.map((text, n) => element("td", text, { class: n === 1 ? "n" : "" })));
+      return line;
+    }));
+    $("#raw").focus();
   }
 
   function fill(select, values, current, text = (value) => value) {
@@ -294,10 +324,12 @@
     const lengths = [...new Set(chosen.cases.map((one) => one.length))].sort((a, b) => a - b);
     for (const name of QUANTITIES) {
       const points = pointsOf(name, found);
-      ask($(`#chart-${name}`), name, { points }, { lengths, ticks: ticksOf(name, points) });
+      ask($(`#chart-${name}`), name, { points }, { across: lengths, up: ticksOf(name, points) });
     }
-    ask($("#chart-roofline"), "roofline", roofline(found));
+    const roofs = roofline(found), drawnPoints = [...roofs.points, ...roofs.roofs];
+    ask($("#chart-roofline"), "roofline", roofs, { across: decades(drawnPoints.map((p) => p.intensity)), up: decades(drawnPoints.map((p) => p.rate)) });
     drawTable(found);
+    $("#raw").hidden = true;
     const absent = new Map();
     for (const row of rows) if (row.status !== "ok" && row.status !== "unavailable") absent.set(row.backend, `${row.status}${row.reason ? `: ${row.reason}` : ""}`);
     for (const row of rows) if (row.status === "ok" && !quantiles(row)) absent.set(row.backend, `right, not timed${row.notes ? `: ${row.notes}` : ""}`);
