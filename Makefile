@@ -58,7 +58,7 @@ docs: $(READY)  ## the documentation's code blocks and links, and the site in si
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 selftest: $(READY)  ## does the judge catch liars, and leave the right ones alone? (within 20 minutes)
-	$(BIN)/attnbench selftest --full
+	$(BIN)/attnbench selftest --full --write docs/selftest.md
 
 perf: $(READY)  ## what the harness itself costs, as ratios measured side by side
 	$(BIN)/python tests/perf/costs.py
