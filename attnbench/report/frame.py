@@ -49,8 +49,13 @@ REALS = (
         "bwd_roof_share",
         "roof_share",
     )
+    + ("fwd_warm_l2_ms", "bwd_warm_l2_ms", "fwd_graph_ms", "bwd_graph_ms")
     + ("peak_over_least", "error_over_budget", "prepare_total_ms")
 )
+OTHER_CLOCKS = {
+    "warm_l2": "cuda_events_warm_l2",
+    "graph": "cuda_graph_rotating",
+}  # a column's word: the clock
 LISTS = ("fwd_samples_ms", "bwd_samples_ms", "prepare_ms", "errors", "notes")
 COLUMNS = [*TEXTS, *WHOLES, *REALS, *LISTS]
 
@@ -175,6 +180,7 @@ def _times(name: str, result: Result, least_ms: float | None) -> dict[str, Any]:
         f"{name}_min_ms": float(samples.min()) if some else None,
         f"{name}_flops": flops,
         f"{name}_least_bytes": result.least_bytes.get(name),
+        **{f"{name}_{w}_ms": result.other_clocks_ms.get(c, {}).get(name) for w, c in OTHER_CLOCKS.items()},
         f"{name}_tflops": _ratio(flops, median and median * 1e9),
         f"{name}_roof_share": _ratio(least_ms, median),
     }

@@ -75,6 +75,16 @@ def test_figures_follow_from_the_raw_samples(a_case: Any, a_result: Any, roofs: 
     assert row["roof_share"] == pytest.approx((5e-3 + 1_600_000 / 150e9 * 1e3) / 8.0)
 
 
+def test_the_other_clocks_of_a_gpu_have_columns_of_their_own(a_case: Any, a_result: Any) -> None:
+    from attnbench.measure.beside import GRAPH
+    from attnbench.measure.clocks import WarmCudaClock
+
+    times = {WarmCudaClock.name: {"fwd": 1.5, "bwd": 4.0}, GRAPH: {"fwd": 1.2}}
+    row = frame([a_result(a_case(direction="fwd_bwd"), other_clocks_ms=times)]).iloc[0]
+    assert (row["fwd_warm_l2_ms"], row["bwd_warm_l2_ms"], row["fwd_graph_ms"]) == (1.5, 4.0, 1.2)
+    assert np.isnan(row["bwd_graph_ms"])
+
+
 def test_without_roofs_there_is_no_share(a_case: Any, a_result: Any) -> None:
     assert np.isnan(frame([a_result(a_case())])["roof_share"][0])
 
