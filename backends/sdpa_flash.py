@@ -30,7 +30,7 @@ def _many_keys(case: Case) -> bool:
 
 
 def _many_queries(case: Case) -> bool:
-    return case.needs_backward and case.dtype != "fp32" and case.q_len >= 64
+    return case.needs_backward and case.dtype != "fp32" and case.q_len > 32
 
 
 def _in_the_dtype(what: str, shows: Callable[[Case], bool]) -> KnownDefect:
