@@ -10,8 +10,10 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from rich.console import Console
@@ -21,6 +23,7 @@ from attnbench.backend import resolve
 from attnbench.judge import judge, make_reference
 from attnbench.measure import clock_for, find_pace, time_block
 from attnbench.problem import Case, Causal, make_inputs
+from attnbench.sweep.bench import Bench
 
 ROUNDS = 15
 
@@ -104,6 +107,28 @@ def importing() -> tuple[float, float, float]:
     return ratios(lambda: run("import torch, attnbench; attnbench.Case"), lambda: run("import torch"), 5)
 
 
+def warm_case() -> str:
+    """What a worker that is warm spends on a tiny case beside warm-up and rounds: all its steps, no sample."""
+    case = Case(q_len=64, k_len=64, q_heads=2, head_dim=32, dtype="fp32", direction="fwd_bwd")
+    backend = resolve("naive")
+    backend.capabilities = replace(backend.capabilities, timed=False)
+    bench = Bench("cpu")
+    bench.open(backend)
+    bench.settle(None)  # as a worker does: what is loaded is not collected again
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = f"{scratch}/reference.npz"
+        bench.reference(case.to_json(), 0, "randn", "dense", reference)
+
+        def steps() -> None:
+            bench.admit(case.to_json())
+            bench.judge(case.to_json(), 0, "randn", reference)
+            bench.release()
+
+        steps()
+        milliseconds = sorted(1e3 * seconds(steps) for _ in range(ROUNDS))
+    return f"{milliseconds[len(milliseconds) // 2]:.1f} ms (at best {milliseconds[0]:.1f})"
+
+
 def long_oracle() -> str:
     """The reference of 32k x 32k, one head, forward and backward: seconds, and the memory it took above before."""
     case = Case(
@@ -130,6 +155,7 @@ def main() -> None:
         table.add_row(what, f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
     console = Console()
     console.print(table)
+    console.print(f"fixed cost of a warm case, forward + backward: {warm_case()}")
     console.print(f"reference of 32k x 32k, one head, forward + backward: {long_oracle()}")
 
 
