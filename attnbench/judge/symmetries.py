@@ -172,9 +172,11 @@ def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
 @holds("strides and offsets of heads, heads that are not computed")
 def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
     """Key heads in another order, their query heads with them, give each head its own answer."""
-    for _, case in subject.any_case(q_heads=8, kv_heads=4):
-        if case.mask.varies_over_heads:
-            continue
+    for heads in ({"q_heads": 8, "kv_heads": 4}, {"q_heads": 4}):
+        alike = (case for _, case in subject.any_case(**heads) if not case.mask.varies_over_heads)
+        case = next(alike, None)
+        if case is None:
+            continue  # a backend without grouped queries has heads all the same
         inputs = subject.inputs(case)
         order = torch.randperm(case.kv_heads, generator=torch.Generator().manual_seed(subject.seed + 1))
         order = order.to(subject.device)
@@ -196,4 +198,4 @@ def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
         yield from judged(
             case, subject.reference(inputs), Answer(output, gradients), inputs, "heads in another order"
         )
-        break
+        return
