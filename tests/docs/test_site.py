@@ -83,3 +83,11 @@ def test_links_that_leave_the_pages_become_text() -> None:
     page = ROOT / "docs" / "decisions" / "01.md"
     text = "[a](../method.md) [b](../../backends/naive.py) [`c`](../../x#y) [d e](../../z) [f](#g) ![h](../../i.png)"
     assert inside(text, page) == "[a](../method.md) `b` `c` d e [f](#g) ![h](../../i.png)"
+
+
+def test_a_pattern_in_the_nav_stands_for_its_pages(tmp_path: Path) -> None:
+    for name in ("02-b.md", "01-a.md", "README.md"):
+        (tmp_path / name).write_text("# x")
+    nav = ["a.md", {"Decisions": ["README.md", "[0-9]*.md"]}, {"Home": "index.md"}, "none*.md"]
+    expected = ["a.md", {"Decisions": ["README.md", "01-a.md", "02-b.md"]}, {"Home": "index.md"}]
+    assert tool("site_hooks").expanded(nav, tmp_path) == expected
