@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -31,6 +32,7 @@ QUANTITIES = {
 }
 
 
+@cache
 def specifications() -> dict[str, dict[str, Any]]:
     """Every chart by name. Colours, shapes and dashes are values of the data: no name becomes part of an expression."""
     found = {name: curves(title, label) for name, (title, label) in QUANTITIES.items()}

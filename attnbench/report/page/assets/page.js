@@ -8,8 +8,8 @@
   const TEXTS = ["id", "mask", "heads", "dims", "dtype", "rest", "direction"];
   const QUANTITIES = ["time", "tflops", "share", "memory"];
   const ROW_HEIGHT = { noise: 24, compare: 34 };
-  const RATIOS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 10, 20, 50, 100];
-  const DIRECTIONS = { fwd: "inference: forward", fwd_bwd: "training" };
+  const RATIOS = [0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2]; // where all lie near 1; else 1, 2, 5 of each decade
+  const DIRECTIONS = { fwd: "inference", fwd_bwd: "training" };
   const PASSES = { whole: "forward + backward", fwd: "forward", bwd: "backward" };
 
   const record = (fields, values) => Object.fromEntries(fields.map((name, n) => [name, values[n]]));
@@ -226,7 +226,7 @@
       const margin = [{ from: 1 / (1 + pair.margin), to: 1 + pair.margin, one: 1 }];
       const points = pair.points.map((p) => ({ ...drawn(p.backend), ...p }));
       const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high));
-      ask(element, "compare", { points, margin }, { across: RATIOS.filter((tick) => tick > low && tick < high) });
+      ask(element, "compare", { points, margin }, { across: high / low > 4 ? decades([low, high]) : RATIOS.filter((tick) => tick > low && tick < high) });
     }
   }
 
