@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
-from attnbench.judge.selftest import Part, interval, only_killers, survivors, table
+from attnbench.judge.selftest import OURS, Part, interval, only_killers, survivors, table
 from attnbench.judge.trials import TRIALS
 from attnbench.report.markdown import grid
 from attnbench.report.text import markdown_cell
@@ -66,6 +66,17 @@ def _lines(named: dict[str, list[str]]) -> list[str]:
     ]
 
 
+def asked_of_right_ones(part: Part) -> str:
+    """How many implementations, trials and seeds the right answers of each dtype come from."""
+    lines = []
+    for (criterion, dtype, direction), count in sorted(part.false_alarms.items()):
+        if criterion == OURS and direction == "fwd_bwd" and count.asked:
+            named = [name.split(" | ") for name in count.asked]
+            who, where, seeds = (sorted({words[n] for words in named}) for n in range(3))
+            lines.append(f"- {dtype}: {len(who)} implementations, {len(where)} trials, {', '.join(seeds)}")
+    return "\n".join(lines) or "None."
+
+
 def diagnosis_table(part: Part) -> str:
     """How often the right cause is among the first two named, by cause, and what was named where it is not."""
     blocks = []
@@ -105,6 +116,8 @@ def document(part: Part) -> str:
         "mutants that show there. *No LSE* is the same judge of backends that return none. The classic criteria see "
         "the same numbers; they look at out and gradients. Intervals are Clopper and Pearson's.",
         grid(list(HEAD), cells(part), texts=3),
+        "Right answers are those of",
+        asked_of_right_ones(part),
         "## Mutants that are not found",
         "\n".join(_lines(survivors(part))) or "None.",
         "## False alarms",

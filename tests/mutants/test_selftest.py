@@ -87,9 +87,11 @@ def test_the_interval_is_clopper_and_pearsons() -> None:
 
 
 def a_part(kills: int, of: int, alarms: int, right: int) -> Part:
-    count = lambda n, of: Count({f"{i}" for i in range(n)}, {f"{i}" for i in range(of)})  # noqa: E731
+    def count(n: int, of: int, name: str = "{}") -> Count:
+        return Count({name.format(i) for i in range(n)}, {name.format(i) for i in range(of)})
+
     key = (OURS, "bf16", BOTH)
-    return Part({key: count(kills, of)}, {key: count(alarms, right)})
+    return Part({key: count(kills, of)}, {key: count(alarms, right, "right {} | plain | seed 101")})
 
 
 def test_parts_add_up_without_counting_a_verdict_twice() -> None:
@@ -166,6 +168,7 @@ def test_the_document_holds_the_table_and_what_was_missed() -> None:
     text = document(part)
     assert "119 of 122" in text
     assert "120, 121" in text  # the survivors, by name
+    assert "- bf16: 1000 implementations, 1 trials, seed 101" in text
     assert cells(part)[0][:3] == [OURS, "bf16", "forward and backward"]
     assert set(CLASSIC).isdisjoint(row[0] for row in cells(part))
 
