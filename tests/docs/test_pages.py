@@ -95,6 +95,7 @@ def test_the_python_of_reading_the_results_runs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_files_that_gating_a_change_shows_are_what_they_are_said_to_be(tmp_path: Path) -> None:
+    from attnbench.gate import KINDS
     from attnbench.gate.accepted import read_accepted
 
     page = ROOT / "docs" / "gating-a-change.md"
@@ -102,6 +103,8 @@ def test_the_files_that_gating_a_change_shows_are_what_they_are_said_to_be(tmp_p
     assert shown["gate.yml"] == (ROOT / "docs" / "examples" / "gate.yml").read_text()
     (tmp_path / "accepted.toml").write_text(shown["accepted-regressions.toml"])
     assert len(read_accepted(tmp_path / "accepted.toml")) == 1
+    # Every verdict is explained.
+    assert [kind for kind in KINDS if f"`{kind}`" not in page.read_text()] == []
 
 
 def test_the_package_of_adding_a_backend_is_listed_when_installed(tmp_path: Path) -> None:
