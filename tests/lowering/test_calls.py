@@ -115,6 +115,30 @@ def test_the_call_computes_what_was_asked(stand_in: Any, name: str, case: Case) 
     assert found.ok, found.reason
 
 
+@pytest.mark.parametrize(
+    "mask", ["full", "documents(7, 9, 8)", "documents([7, 17], [20, 4])", "padding(24, 11)"]
+)
+@pytest.mark.parametrize(
+    "changes", [{}, {"layout": "bshd", "scale": 0.5}, {"dtype": "bf16", "head_dim": 16, "v_dim": 8}]
+)
+def test_nested_tensors_are_right_on_this_machine(mask: str, changes: dict[str, Any]) -> None:
+    case = problem(mask=parse_mask(mask), batch=2, **changes)
+    backend = resolve("torch_nested")
+    assert backend.refuses(case) is None
+    inputs = make_inputs(case, seed=3)
+    prepared = backend.prepare(case, inputs)
+    assert inputs.dout is not None
+    output, gradients = prepared.forward(), prepared.backward(inputs.dout)
+    found = judge(make_reference(inputs, "dense", 0), output, gradients, inputs)
+    assert found.ok, found.reason
+
+
+@pytest.mark.parametrize("mask", ["causal", "window(3, 3)", "documents(10, 14) & causal"])
+def test_nested_tensors_take_no_band(mask: str) -> None:
+    refusal = resolve("torch_nested").refuses(problem(mask=parse_mask(mask)))
+    assert refusal is not None
+
+
 FORWARD = [
     *PROBLEMS,
     problem(mask=parse_mask("prefix(5) & padding(24, 11)"), batch=2),
