@@ -64,7 +64,8 @@ class Opened:
 
     def ready(self) -> Opened:
         """Wait until every chart that was asked for is drawn."""
-        self.tab.wait_for_function("document.documentElement.dataset.drawing === '0'")
+        # Not wait_for_function: it polls with eval, which the page's policy forbids.
+        self.tab.locator("html[data-drawing='0']").wait_for(state="attached")
         return self
 
     def select(self, field: str, value: str) -> Opened:

@@ -253,6 +253,7 @@ def test_it_has_headings_landmarks_labels_and_a_table_by_every_chart(opened: Any
     assert all(below <= above + 1 for above, below in pairwise(levels))
     for section in ("explore", "trust", "compare"):
         assert tab.locator(f"#{section} .chart svg").count() > 0
+        assert tab.locator(f"#{section} .chart:has(svg):not([aria-label*='table below'])").count() == 0
         assert tab.locator(f"#{section} table tbody tr").count() > 0
 
 

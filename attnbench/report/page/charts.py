@@ -140,4 +140,5 @@ def _axis(label: str, ticks: str) -> alt.Axis:
 
 def _whole(chart: Any, title: str, height: int) -> alt.LayerChart:
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    return chart.properties(title=title, width="container", height=height, autosize=fit)
+    said = f"{title}; the same figures are in the table below"
+    return chart.properties(title=title, description=said, width="container", height=height, autosize=fit)
