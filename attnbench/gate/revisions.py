@@ -98,8 +98,7 @@ def hold_against(
                 asked = [q.plan for (name, _), q in open_ones.items() if name == contest.name and q.both_ok]
                 if not asked:
                     continue
-                # Two groups at least: one alone has no spread.
-                if ends is not None and time.monotonic() > ends and group >= 2:
+                if ends is not None and time.monotonic() > ends:
                     notes = [f"the {minutes:g} minutes were over in stage {stage + 1}, group {index + 1}"]
                     continue
                 on_group(

@@ -17,6 +17,7 @@ from attnbench.gate.statistics import Ratio
 
 RESAMPLES = 2000
 FAIL_CONFIDENCE = 0.999  # one-sided, of the bound that a failure must clear
+FEWEST_GROUPS = 2  # for any verdict but `inconclusive`
 PASS_CONFIDENCE = 0.975  # one-sided, of the bound that a pass must stay below
 
 Speed = Literal["slower", "faster", "same", "inconclusive"]
@@ -72,6 +73,7 @@ def decide(stages: Sequence[Stage], rule: Rule, *, seed: int = 0) -> Outcome:
     groups = [group for stage in stages for group in stage if len(group)]
     if not groups:
         raise ValueError("no round to decide on")
+    enough = len(groups) >= FEWEST_GROUPS
     median = float(np.median(np.concatenate(groups)))
     drawn = resampled_medians(groups, seed)
     low, high = np.quantile(drawn, (1 - PASS_CONFIDENCE, PASS_CONFIDENCE))
@@ -89,12 +91,16 @@ def decide(stages: Sequence[Stage], rule: Rule, *, seed: int = 0) -> Outcome:
         if median > rule.point and surely_above > rule.sure:
             return outcome("slower", why=f"in each of {rule.stages} stages of fresh processes")
         return outcome("inconclusive", why=_what_it_takes(median, float(low), rule, len(groups)))
-    if high < rule.point:
+    if high < rule.point and enough:
         faster = median < -rule.point and surely_below < -rule.sure
         return outcome("faster" if faster else "same")
-    if last:
+    if last and enough:
         return outcome("inconclusive", why=_what_it_takes(median, float(high), rule, len(groups)))
-    return outcome("inconclusive", True, "the interval is too wide yet")
+    return outcome(
+        "inconclusive",
+        not last,
+        "the interval is too wide" if enough else "one group of processes has no spread",
+    )
 
 
 def resampled_medians(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

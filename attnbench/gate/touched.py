@@ -38,12 +38,13 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
 
     `names` takes these whether changed or not (file.py:function is looked up in both trees), `everything` all that
     can run here; else those whose own files, or siblings that these import, mean something else. Comments and
-    layout mean nothing.
+    layout mean nothing. Those whose own files changed come first.
     """
     by_path = [name for name in names or () if ".py:" in name]
     by_name = None if names is None else [name for name in names if ".py:" not in name]
     contests = [_by_path(name, base, head) for name in by_path]
     same: list[str] = []
+    through_others: set[str] = set()
     unavailable: list[tuple[str, str]] = []
     if by_name is None or by_name:
         folders = base / FOLDER, head / FOLDER
@@ -63,7 +64,8 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
                 sources_of(files[name], folder) if name in files else {}
                 for files, folder in ((before, folders[0]), (after, folders[1]))
             ]
-            if not changed(*sides) and by_name is None and not everything:
+            differing = changed(*sides)
+            if not differing and by_name is None and not everything:
                 same.append(name)
             elif all(
                 name in lacks or name not in files
@@ -77,7 +79,16 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
                     for arm, files, folder in ((BASE, before, folders[0]), (HEAD, after, folders[1]))
                 ]
                 contests.append(Contest(name, *arms))
+                if not set(differing) & _own(name, *folders):
+                    through_others.add(name)
+    contests.sort(key=lambda contest: contest.name in through_others)
     return Touched(tuple(contests), tuple(same), tuple(unavailable))
+
+
+def _own(name: str, *folders: Path) -> set[str]:
+    """The files of a backend itself, in either folder: its file, or those of its folder."""
+    inside = {f.relative_to(folder).as_posix() for folder in folders for f in (folder / name).rglob("*")}
+    return {f"{name}.py", *inside}
 
 
 def _by_path(name: str, base: Path, head: Path) -> Contest:

@@ -90,6 +90,11 @@ def test_groups_of_unlike_length_are_decided_on_too() -> None:
     assert verdict(samples)[0].kind == "slower"
 
 
+def test_one_group_of_processes_decides_nothing() -> None:
+    outcome = decide(stages(0.0, 1, count=1, groups=1, noise=0.001), RULE)
+    assert (outcome.kind, outcome.undecided) == ("inconclusive", True)
+
+
 def test_nothing_to_decide_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="no round"):
         decide([[]], RULE)

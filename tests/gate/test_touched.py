@@ -70,6 +70,12 @@ def test_a_change_touches_what_is_made_of_it_and_nothing_else(
     assert names_of(base, tree(tmp_path / "head", **{file: text})) == [name]
 
 
+def test_what_changed_itself_comes_first(base: Path, tmp_path: Path) -> None:
+    changes = {"backends/_deeper.py": "def g(*a):\n    return a[1]\n", "backends/zest.py": "backend = 2\n"}
+    tree(base, **{"backends/zest.py": "backend = 1\n"})
+    assert names_of(base, tree(tmp_path / "head", **changes)) == ["zest", "plain"]
+
+
 def test_a_backend_that_is_gone_or_new_has_one_side(base: Path, tmp_path: Path) -> None:
     head = tree(tmp_path / "head", **{"backends/other.py": None, "backends/new.py": "backend = None\n"})
     sides = {c.name: (c.base is not None, c.head is not None) for c in touched(base, head).contests}
