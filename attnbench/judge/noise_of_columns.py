@@ -182,4 +182,6 @@ def _column_runs(
     of_slope = _runs(slope_noise(problem, block, of_scores, rounding), rounding)
     slope, wide = _runs(block.slope, rounding), _runs(ds, rounding)
     run_clean = (run_ds + wide) * (slope + u_pair() * of_slope) - wide * slope
+    # What underflows after the slope is not made smaller by it.
+    run_clean += u_pair() * _runs(ds_eta * block.allowed.double(), rounding)
     return _ColumnRuns(p, ds, ds * block.slope, run_p, run_ds, run_clean)

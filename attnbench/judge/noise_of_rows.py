@@ -134,6 +134,8 @@ def row_noise(problem: Problem, rows: Rows, rounding: Rounding, uniform: Uniform
         through_cap = (d_ds + _wide(rows.ds, work)) * (slope + u_pair() * of_slope) - _wide(
             rows.ds, work
         ) * slope
+        # What underflows after the slope is not made smaller by it.
+        through_cap = through_cap + u_pair() * _wide(ds_eta * block.allowed.double(), work)
         clean = rows.ds * block.slope
     squares = problem.by_key_head(clean**2, k64**2)
     sum_dq = sum_noise(k_len, squares, largest_partial(problem, clean, k64)) * abs(problem.scale)
