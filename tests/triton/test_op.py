@@ -126,7 +126,8 @@ def test_packed_documents_give_what_each_gives_alone(
     mask = parse_mask(f"window({bounds[0]}, {bounds[1]})" + (" & causal" if causal else ""))
     leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
     parts = zip(*(x.split(lengths) for x in leaves), strict=True)
-    alone = [_exact(*(x.transpose(0, 1)[None] for x in part), mask) for part in parts if part[0].shape[0]]
+    each = [[x.transpose(0, 1)[None] for x in part] for part in parts if part[0].shape[0]]
+    alone = [_exact(q, k, v, mask) for q, k, v in each]
     exact = torch.cat([o[0].transpose(0, 1) for o, _ in alone])  # [T, H, Dv]
     exact_lse = torch.cat([x[0] for _, x in alone], dim=-1)  # [H, T]
     wanted = torch.autograd.grad((exact * weight).sum(), leaves)
