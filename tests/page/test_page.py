@@ -15,7 +15,8 @@ from attnbench.cli.compare import read_set
 from attnbench.errors import BackendUnavailable
 from attnbench.report.frame import frame
 from attnbench.report.page import page, rows
-from attnbench.report.page.render import PAPER, json_text
+from attnbench.report.page.looks import PAPER
+from attnbench.report.page.render import json_text
 from attnbench.report.page.rows import QUANTILES, page_rows
 from attnbench.report.palette import contrast
 from attnbench.report.words import with_families

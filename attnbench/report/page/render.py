@@ -19,30 +19,14 @@ from attnbench.gate import FAILING, ResultSet
 from attnbench.report.frame import frame
 from attnbench.report.page import overview, trust
 from attnbench.report.page.compared import Compared, compared
+from attnbench.report.page.looks import looks_of
 from attnbench.report.page.rows import page_rows, rest_text, roofs_of
 from attnbench.report.page.winners import Winner, winners
-from attnbench.report.palette import COLOURS, MARKERS, contrasted
 from attnbench.report.tables import heading, reasons
 from attnbench.report.text import clean
 from attnbench.report.words import case_text, dims_text, heads_text, with_families
 
-PAPER = {"light": "#FFFFFF", "dark": "#14181D"}
-# Markers as paths in a square of -1 to 1, the same in the charts and in the text.
-SHAPES = {
-    "o": "M-.9,0A.9,.9,0,1,1,.9,0A.9,.9,0,1,1,-.9,0Z",
-    "s": "M-.8,-.8L.8,-.8L.8,.8L-.8,.8Z",
-    "D": "M0,-1.1L.9,0L0,1.1L-.9,0Z",
-    "^": "M0,-1L1,.8L-1,.8Z",
-    "v": "M0,1L1,-.8L-1,-.8Z",
-    "P": "M-.35,-1L.35,-1L.35,-.35L1,-.35L1,.35L.35,.35L.35,1L-.35,1L-.35,.35L-1,.35L-1,-.35L-.35,-.35Z",
-    "X": "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z",
-    "<": "M-1,0L.8,-1L.8,1Z",
-    ">": "M1,0L-.8,-1L-.8,1Z",
-    "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",
-    "h": "M-.87,-.5L0,-1L.87,-.5L.87,.5L0,1L-.87,.5Z",
-    "*": "M0,-1L.25,-.3L1,-.3L.4,.15L.6,.9L0,.45L-.6,.9L-.4,.15L-1,-.3L-.25,-.3Z",
-}
-DASHES: tuple[list[float], ...] = ([1, 0], [6, 2], [2, 2])
+SCRIPTS = ("figures.js", "draw.js", "tables.js", "page.js")  # in this order, in one scope
 MOST_ROWS_AT_ONCE = 16
 LANES = 7  # of a backend's row in the chart of ratios: points beside one another stay apart
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
@@ -94,7 +78,7 @@ def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None)
         _shown(n, names[n], one, tables[n], won[n], (pictures or {}).get(n)) for n, one in enumerate(sets)
     ]
     pairs = _pairs(sets, names, tables, won)
-    looks = _looks(tables)
+    looks = looks_of(tables)
     data = {
         **page_rows(tables),
         "sets": names,
@@ -104,7 +88,7 @@ def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None)
         "noise": [[vars(one) for one in s.noises] for s in shown],
         "compare": [_drawn(one) for one in pairs],
     }
-    script = _asset("page.js")
+    script = _script()
     policy = f"{POLICY}; script-src {' '.join(_hash(text) for text in (bundle, script))}"
     return environment.get_template("page.html").render(
         shown=shown,
@@ -157,6 +141,11 @@ def _asset(name: str) -> str:
     return files("attnbench.report.page").joinpath("assets", name).read_text(encoding="utf-8")
 
 
+def _script() -> str:
+    parts = "\n".join(_asset(name) for name in SCRIPTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
+
+
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -176,24 +165,6 @@ def _names(sets: Sequence[ResultSet]) -> list[str]:
         name = clean(one.name, 60) or f"set {place + 1}"
         found.append(name if name not in found else f"{name} ({place + 1})")
     return found
-
-
-def _looks(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """How each backend is drawn, on light and on dark paper: at least 3:1 against it, with a shape and a dash.
-
-    Those that answered come first, so that the colours go to what is drawn.
-    """
-    answered = {clean(name, 60) for t in tables for name in t.loc[t["status"] == "ok", "backend"].unique()}
-    names = {clean(name, 60) for t in tables for name in t["backend"].unique()}
-    return {
-        name: {
-            "place": place,
-            **{paper: contrasted(COLOURS[place % len(COLOURS)], PAPER[paper], 3.2) for paper in PAPER},
-            "shape": SHAPES[MARKERS[place % len(MARKERS)]],
-            "dash": DASHES[(place // len(COLOURS)) % len(DASHES)],
-        }
-        for place, name in enumerate(sorted(names, key=lambda name: (name not in answered, name)))
-    }
 
 
 def _shown(
