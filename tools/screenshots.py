@@ -44,6 +44,7 @@ def take(browser: Any, path: Path, address: str, width: int, to: Path) -> None:
     context = browser.new_context(viewport={"width": width, "height": HEIGHT}, offline=True)
     tab = context.new_page()
     tab.goto(f"{path.resolve().as_uri()}{address}")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")  # every chart, not only what is in sight
     tab.locator("html[data-drawing='0']").wait_for(state="attached")
     tab.screenshot(path=to)
     print(to, to.stat().st_size)

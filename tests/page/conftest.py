@@ -57,9 +57,12 @@ class Opened:
         self.complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
-    def go(self, address: str = "") -> Opened:
+    def go(self, address: str = "", *, whole: bool = True) -> Opened:
+        """Open the page; with every chart drawn, or (not `whole`) as a reader has it before scrolling."""
         self.tab.goto("about:blank")
         self.tab.goto(f"{self.path.as_uri()}{address}")
+        if whole:
+            self.ready().tab.evaluate("dispatchEvent(new Event('beforeprint'))")
         return self.ready()
 
     def ready(self) -> Opened:

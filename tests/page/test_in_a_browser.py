@@ -34,6 +34,15 @@ def test_it_opens_from_a_file_without_a_network_and_without_a_complaint(opened: 
     assert page.tab.locator(".chart.empty").count() == 0
 
 
+def test_a_chart_is_drawn_when_it_is_scrolled_to(opened: Any) -> None:
+    page = opened(small_set())
+    page.go(whole=False)
+    assert page.tab.locator("#trust .chart svg").count() == 0
+    page.tab.locator("#trust .chart").scroll_into_view_if_needed()
+    page.tab.locator("#trust .chart svg").wait_for()
+    assert page.tab.locator("#chart-memory svg").count() == 0  # passed over
+
+
 def test_a_stranger_finds_the_fastest_right_backend_by_mask_direction_and_length(opened: Any) -> None:
     page = opened(small_set())
     row = page.tab.locator("#overview tr", has_text="causal").filter(has_text="forward + backward")
@@ -291,8 +300,9 @@ def test_many_rows_open_and_filter(opened: Any, capsys: pytest.CaptureFixture[st
     page = opened(many(count))
     assert page.path.stat().st_size < 2e6 + 360 * count  # 20 MB for 50,000
     start = time.perf_counter()
-    page.go()
+    page.go(whole=False)
     opening = time.perf_counter() - start
+    page.go()
     start = time.perf_counter()
     page.select("mask", "causal").select("dtype", "bf16")
     filtering = (time.perf_counter() - start) / 2

@@ -37,11 +37,29 @@ async function draw(element, name, data, signals = {}) {
   for (const one of spec.params || []) if (one.name in signals) one.value = signals[one.name];
   const options = { renderer: "svg", actions: false, ast: true, config: config(), logLevel: 1 };
   const made = await vegaEmbed(element, { ...spec, datasets: data }, options);
-  views.set(element, { view: made, look });
-  views.get(element).view = made.view;
+  views.set(element, { view: made.view, look });
 }
+
+// A chart is drawn when it comes near to what is seen, so that a large set opens soon; all of them before printing.
+const near = new Set(), later = new Map();
+function approach(element) {
+  near.add(element);
+  if (later.has(element)) ask(element, ...later.get(element));
+  later.delete(element);
+}
+const watch = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) if (isIntersecting) approach(target);
+}, { rootMargin: "30%" });
+for (const element of $$(".chart")) watch.observe(element);
+addEventListener("beforeprint", () => $$(".chart").forEach(approach));
+for (const name of ["wheel", "touchmove", "keydown", "pointerdown"]) addEventListener(name, () => { arriving = null; }, { passive: true });
+
 // One drawing of an element after the other, and only the newest of those that wait.
 function ask(element, ...what) {
+  if (!near.has(element)) {
+    later.set(element, what);
+    return;
+  }
   const waits = drawing.has(element);
   drawing.set(element, what);
   if (waits) return;
@@ -61,11 +79,13 @@ function ask(element, ...what) {
 
 function drawFixed() {
   for (const element of $$(".noise")) {
+    element.style.minHeight = `${90 + ROW_HEIGHT.noise * page.noise[Number(element.dataset.setChart)].length}px`;
     const points = page.noise[Number(element.dataset.setChart)].map((n) => ({ ...drawn(n.backend), low: n.low, median: n.median, high: n.high, said: `${n.backend}: median ±${percent(n.median)}, 10 % ±${percent(n.low)}, 90 % ±${percent(n.high)}` }));
     if (element.offsetParent) ask(element, "noise", { points }, { across: decades(points.flatMap((p) => [p.low, p.high])) });
   }
   for (const element of $$(".ratios")) {
     const pair = page.compare[Number(element.dataset.pair)];
+    element.style.minHeight = `${90 + ROW_HEIGHT.compare * new Set(pair.points.map((p) => p.backend)).size}px`;
     const margin = [{ from: 1 / (1 + pair.margin), to: 1 + pair.margin, one: 1 }];
     const points = pair.points.map((p) => ({ ...drawn(p.backend), ...p }));
     const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high));

@@ -106,4 +106,5 @@ function drawAll() {
   $("#told").textContent = `${chosen.mask}, ${DIRECTIONS[chosen.direction] || chosen.direction}, ${chosen.heads}, ${chosen.dims}, ${chosen.dtype}, ${chosen.rest}: ${found.length} figures at ${lengths.length} lengths.`;
   for (const one of $$("[data-set]")) one.hidden = one.dataset.set !== chosen.set;
   drawFixed();
+  document.documentElement.dataset.drawing = String(drawing.size);
 }
