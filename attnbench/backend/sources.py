@@ -1,20 +1,22 @@
-"""Which files is a backend made of, and do they say something else now? Read, never run.
+"""Which code is a backend made of, and does it say something else now? Read, never run.
 
-A backend's files are its own (or those of its folder) and the siblings that these import, and so on. A Python file
-is what it means, without comments and layout; any other file is its bytes.
+A backend is its own files whole (those of its folder), and of the siblings that these import the definitions that
+they name, with what those name, and so on. A Python file is what it means, without comments and layout; any other
+file is its bytes.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from attnbench.errors import AttnbenchError
 
 SKIPPED = {"__pycache__"}
+BUNDLED = "attnbench_backends"  # the package under which an installed folder of backends is imported
 
 
 def backends_in(folder: Path) -> dict[str, Path]:
@@ -28,60 +30,126 @@ def backends_in(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if not name.startswith("_")}
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file, or of a Python file the definitions with these names."""
+
+    file: Path
+    names: frozenset[str] | None = None
+
+    def called(self, folder: Path) -> str:
+        """How it is called: `_shared.py`, `_shared.py: attend`."""
+        path = self.file.relative_to(folder).as_posix()
+        return path if self.names is None else f"{path}: {', '.join(sorted(self.names))}"
+
+
 def sources_of(path: Path, folder: Path) -> dict[str, str]:
-    """File (relative to `folder`) -> digest of its meaning, of the backend at `path` and of what it imports there."""
-    todo, found = [path], {}
+    """Part (a file relative to `folder`, or names in it) -> digest of its meaning, of the backend at `path`."""
+    todo = [Part(path)]
+    if path.name == "__init__.py":
+        inside = (file for file in path.parent.rglob("*") if file.is_file())
+        todo += [Part(file) for file in inside if not SKIPPED & set(file.parts)]
+    found: dict[str, str] = {}
     while todo:
-        file = todo.pop()
-        name = file.relative_to(folder).as_posix()
-        if name in found:
-            continue
-        found[name] = digest_of(file)
-        if file.suffix == ".py":
-            todo += _imported(file, folder)
-        if file.name == "__init__.py" and file.parent != folder:
-            inside = (f for f in file.parent.rglob("*") if f.is_file() and not SKIPPED & set(f.parts))
-            todo += inside
+        part = todo.pop()
+        name = part.called(folder)
+        if name not in found:
+            found[name], imported = _read(part, folder)
+            todo += imported
     return found
 
 
-def digest_of(file: Path) -> str:
-    """Of a Python file's syntax tree, where it has one; of the bytes of any other."""
-    content = file.read_bytes()
-    if file.suffix == ".py":
-        with contextlib.suppress(SyntaxError, ValueError):  # broken files differ by their bytes
-            content = ast.dump(ast.parse(content)).encode()
-    return hashlib.sha256(content).hexdigest()
+def changed(base: Mapping[str, str], head: Mapping[str, str]) -> list[str]:
+    """The parts that one side lacks, or that say something else."""
+    return sorted(name for name in base.keys() | head.keys() if base.get(name) != head.get(name))
 
 
-def _imported(file: Path, folder: Path) -> list[Path]:
-    """The files of relative imports and of `attnbench_backends`, and those that a string names."""
+def _read(part: Part, folder: Path) -> tuple[str, list[Part]]:
+    """The digest of a part, and what it imports from the folder."""
+    content = part.file.read_bytes()
+    if part.file.suffix != ".py":
+        return hashlib.sha256(content).hexdigest(), []
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(content)
     except (SyntaxError, ValueError):
-        return []
-    found = []
-    for node in ast.walk(tree):
+        return hashlib.sha256(content).hexdigest(), []  # broken files differ by their bytes
+    statements = tree.body if part.names is None else _needed(tree.body, part.names)
+    digest = hashlib.sha256("\n".join(ast.dump(one) for one in statements).encode()).hexdigest()
+    return digest, [found for one in statements for found in _imports(one, part.file, folder)]
+
+
+def _needed(body: list[ast.stmt], names: frozenset[str]) -> list[ast.stmt]:
+    """The statements that define these names, those that define what they name, and all that define nothing.
+
+    The whole body where a name is not defined in plain sight.
+    """
+    defining: dict[str, list[ast.stmt]] = {}
+    for statement in body:
+        for name in _defined(statement):
+            defining.setdefault(name, []).append(statement)
+    kept = {id(one) for one in body if not _defined(one) and not _is_text(one)}
+    todo = [*names, *(name for one in body if id(one) in kept for name in _mentioned(one))]
+    if not names <= defining.keys():
+        return body
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for statement in defining.get(name, ()):
+            kept.add(id(statement))
+            todo += _mentioned(statement)
+    return [one for one in body if id(one) in kept]
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [statement.name]
+        case ast.Import() | ast.ImportFrom():
+            return [(alias.asname or alias.name).split(".")[0] for alias in statement.names]
+        case ast.Assign() | ast.AnnAssign():
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            return [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+    return []
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _mentioned(statement: ast.stmt) -> Iterator[str]:
+    return (node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
+
+
+def _imports(statement: ast.stmt, file: Path, folder: Path) -> Iterator[Part]:
+    """What a statement imports from the folder, and the programs whose file it names."""
+    for node in ast.walk(statement):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".py"):
             # A program that runs in another environment is called by its file's name.
-            found += [p for p in (file.parent / node.value,) if p.is_file()]
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        if node.level:
-            home = file.parent
-            for _ in range(node.level - 1):
-                home = home.parent
-        elif (node.module or "").split(".")[0] == "attnbench_backends":
-            home = folder
-        else:
-            continue
-        parts = (node.module or "").split(".") if node.level else (node.module or "").split(".")[1:]
-        target = home.joinpath(*[p for p in parts if p])
-        named = [target, *(target / alias.name for alias in node.names)]
-        found += [p for n in named for p in (n.with_suffix(".py"), n / "__init__.py") if p.is_file()]
-    return [p for p in found if p.is_relative_to(folder)]
+            if (file.parent / node.value).is_file():
+                yield Part(file.parent / node.value)
+        elif isinstance(node, ast.ImportFrom):
+            yield from _imported(node, file, folder)
 
 
-def changed(base: Mapping[str, str], head: Mapping[str, str]) -> list[str]:
-    """The files that one side lacks, or that say something else."""
-    return sorted(name for name in base.keys() | head.keys() if base.get(name) != head.get(name))
+def _imported(node: ast.ImportFrom, file: Path, folder: Path) -> Iterator[Part]:
+    inside = (node.module or "").split(".") if node.module else []
+    if node.level:
+        home = file.parents[node.level - 1]
+    elif inside and inside[0] == BUNDLED:
+        home, inside = folder, inside[1:]
+    else:
+        return
+    target = home.joinpath(*inside)
+    if not target.is_relative_to(folder):
+        return
+    names = frozenset(alias.name for alias in node.names)
+    for module in (target.with_suffix(".py"), target / "__init__.py"):
+        if inside and module.is_file():
+            yield Part(module, None if "*" in names else names)
+    for name in names:  # `from . import module`
+        for module in (target / f"{name}.py", target / name / "__init__.py"):
+            if module.is_file():
+                yield Part(module)

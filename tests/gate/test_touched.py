@@ -70,8 +70,54 @@ def test_a_change_touches_what_is_made_of_it_and_nothing_else(
     assert names_of(base, tree(tmp_path / "head", **{file: text})) == [name]
 
 
+SHARED = """
+LIMIT = 3
+
+def near(x):
+    return far(x) + LIMIT
+
+def far(x):
+    return x
+
+def unused(x):
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "touches"),
+    [
+        ("def unused(x):\n    return x", "def unused(x):\n    return 2 * x", False),
+        ("def far(x):\n    return x", "def far(x):\n    return 2 * x", True),
+        ("LIMIT = 3", "LIMIT = 4", True),
+        ("LIMIT = 3", "LIMIT = 3\nprint('at import')", True),
+        ("LIMIT = 3", "LIMIT = 3\nOTHER = 4", False),
+        ("LIMIT = 3", "LIMIT = 3\nLIMIT += 1", True),
+    ],
+    ids=[
+        "not imported",
+        "named by what is",
+        "a constant of it",
+        "runs at import",
+        "another constant",
+        "changed later",
+    ],
+)
+def test_of_a_sibling_only_what_is_imported_counts(
+    base: Path, tmp_path: Path, before: str, after: str, touches: bool
+) -> None:
+    uses = {"backends/uses.py": "from ._near import near\nbackend = near\n"}
+    tree(base, **uses, **{"backends/_near.py": SHARED})
+    head = tree(tmp_path / "head", **uses, **{"backends/_near.py": SHARED.replace(before, after)})
+    assert SHARED.replace(before, after) != SHARED
+    assert names_of(base, head) == (["uses"] if touches else [])
+
+
 def test_what_changed_itself_comes_first(base: Path, tmp_path: Path) -> None:
-    changes = {"backends/_deeper.py": "def g(*a):\n    return a[1]\n", "backends/zest.py": "backend = 2\n"}
+    changes: dict[str, str | None] = {
+        "backends/_deeper.py": "def g(*a):\n    return a[1]\n",
+        "backends/zest.py": "backend = 2\n",
+    }
     tree(base, **{"backends/zest.py": "backend = 1\n"})
     assert names_of(base, tree(tmp_path / "head", **changes)) == ["zest", "plain"]
 
