@@ -158,8 +158,8 @@ def _dense(scale_on: str) -> Right:
         f"plain, scale on {scale_on}",
         lambda: plain_attention(scale_on),
         _divides_twice,
-        "autograd's gradient of exp / sum divides by the sum twice, which underflows in fp16 and loses delta: dq is off "
-        "by thousands of times its noise at 20,000 keys; not judged in fp16 beyond 1,024 keys (torch.softmax is)",
+        "autograd's gradient of exp / sum divides by the sum twice, which underflows in fp16 and loses delta: dq is "
+        "off by thousands of times its noise at 20,000 keys; not judged in fp16 beyond 1,024 keys (torch.softmax is)",
     )
 
 
