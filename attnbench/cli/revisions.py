@@ -54,7 +54,7 @@ def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
         notes = [f"not gated, {name} cannot run here: {reason}" for name, reason in found.unavailable]
         if found.same:
             notes.append(
-                f"not timed, the code is the same in both: {', '.join(found.same)} (--all times them too)"
+                f"{plural(len(found.same), 'backend')} not timed: the code is the same in both (--all)"
             )
         for note in notes:
             remark(note)
