@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from attnbench.gate import Comparison, ResultSet
+    from attnbench.gate import Comparison, GeometricMean, ResultSet
 
 PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
 
@@ -60,15 +60,30 @@ def _json(found: Comparison) -> dict[str, Any]:
                 "backend": b,
                 "which": w,
                 "mean": m.mean,
-                "spread": None if math.isnan(m.spread) else m.spread,
+                "spread": _number(m.spread),
                 "cases": m.count,
             }
             for (b, w), m in found.means.items()
+        ],
+        "geometric_means_by_mask": [
+            {
+                "backend": b,
+                "mask": m,
+                "which": w,
+                "mean": mean.mean,
+                "spread": _number(mean.spread),
+                "cases": mean.count,
+            }
+            for (b, m, w), mean in found.mask_means.items()
         ],
         "statuses": [vars(change) for change in found.statuses],
         "only_base": [{"case": r.case_id, "backend": r.backend} for r in found.pairs.only_base],
         "only_head": [{"case": r.case_id, "backend": r.backend} for r in found.pairs.only_head],
     }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _lines(found: Comparison, rows: int) -> Iterator[RenderableType]:
@@ -119,11 +134,20 @@ def _changes(found: Comparison, rows: int) -> Iterator[RenderableType]:
         )
     means = _table("\ngeometric mean of head / base", "backend", "pass", "cases", "mean", "spread")
     for (backend, which), mean in found.means.items():
-        spread = "-" if math.isnan(mean.spread) else f"x/÷ {mean.spread:.3f}"
-        means.add_row(
-            Text(clean(backend, 60)), PASS_TEXT[which], str(mean.count), f"{mean.mean:.3f}x", spread
-        )
+        means.add_row(Text(clean(backend, 60)), PASS_TEXT[which], *_figures(mean))
     yield means
+    if len({mask for _, mask, _ in found.mask_means}) > 1:
+        by_mask = _table("\nby mask", "backend", "mask", "pass", "cases", "mean", "spread")
+        for (backend, mask, which), mean in found.mask_means.items():
+            by_mask.add_row(
+                Text(clean(backend, 60)), Text(clean(mask, 60)), PASS_TEXT[which], *_figures(mean)
+            )
+        yield by_mask
+
+
+def _figures(mean: GeometricMean) -> tuple[str, str, str]:
+    spread = "-" if math.isnan(mean.spread) else f"x/÷ {mean.spread:.3f}"
+    return str(mean.count), f"{mean.mean:.3f}x", spread
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -134,6 +158,6 @@ def _table(title: str, *columns: str) -> Table:
     )
     for name in columns:
         table.add_column(
-            name, justify="left" if name in ("backend", "pass", "case") else "right", overflow="fold"
+            name, justify="left" if name in ("backend", "pass", "case", "mask") else "right", overflow="fold"
         )
     return table

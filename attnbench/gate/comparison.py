@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from attnbench.gate.pairing import Pairs, ResultSet, differences, pair
 from attnbench.gate.statistics import GeometricMean, Ratio, geometric_mean, ratio_of_medians
 from attnbench.sweep.result import Result
 
 PASSES = ("fwd", "bwd")
+Key = TypeVar("Key", bound=tuple[str, ...])
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,16 @@ class StatusChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`changes` sorted by size of effect; `means` by backend and pass; what only one side has; unlike machines."""
+    """`changes` sorted by size of effect; `means` by backend and pass, `mask_means` by backend, mask and pass; what
+    only one side has; unlike machines.
+    """
 
     changes: tuple[Change, ...]
     means: dict[tuple[str, str], GeometricMean]
     statuses: tuple[StatusChange, ...]
     pairs: Pairs
     unlike: tuple[str, ...]
+    mask_means: dict[tuple[str, str, str], GeometricMean] = field(default_factory=dict)
 
 
 def compare(base: ResultSet, head: ResultSet) -> Comparison:
@@ -56,15 +61,23 @@ def compare(base: ResultSet, head: ResultSet) -> Comparison:
     pairs = pair(base, head)
     changes = [change for one, two in pairs.both for change in changes_of(one, two)]
     changes.sort(key=lambda change: -abs(math.log(change.ratio.point)))
-    means = {}
-    for key in sorted({(change.backend, change.which) for change in changes}):
-        means[key] = geometric_mean([c.ratio.point for c in changes if (c.backend, c.which) == key])
+    means = _means(changes, lambda change: (change.backend, change.which))
+    mask_means = _means(changes, lambda change: (change.backend, change.mask, change.which))
     statuses = [
         StatusChange(one.case_id, one.backend, one.status, two.status, two.reason)
         for one, two in pairs.both
         if one.status != two.status
     ]
-    return Comparison(tuple(changes), means, tuple(statuses), pairs, tuple(differences(base, head, pairs)))
+    unlike = tuple(differences(base, head, pairs))
+    return Comparison(tuple(changes), means, tuple(statuses), pairs, unlike, mask_means)
+
+
+def _means(changes: Sequence[Change], key: Callable[[Change], Key]) -> dict[Key, GeometricMean]:
+    """The geometric mean of the ratios of each group of changes."""
+    ratios: dict[Key, list[float]] = {}
+    for change in changes:
+        ratios.setdefault(key(change), []).append(change.ratio.point)
+    return {group: geometric_mean(ratios[group]) for group in sorted(ratios)}
 
 
 def changes_of(base: Result, head: Result) -> Sequence[Change]:

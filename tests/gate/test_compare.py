@@ -37,6 +37,16 @@ def test_means_are_geometric_and_by_backend_and_pass(result: Any, result_set: An
     assert means["flex", "fwd"].count == 1
 
 
+def test_means_are_by_mask_too(result: Any, result_set: Any, rounds: Any) -> None:
+    causal = {"case": {**result().case, "mask": "causal"}}
+    base = result_set(result("a"), result("b", **causal))
+    head = result_set(
+        result("a", samples_ms={"fwd": rounds(2.0)}), result("b", samples_ms={"fwd": rounds(0.5)}, **causal)
+    )
+    means = {key: mean.mean for key, mean in compare(base, head).mask_means.items()}
+    assert means == pytest.approx({("naive", "full", "fwd"): 2.0, ("naive", "causal", "fwd"): 0.5})
+
+
 def test_changed_statuses_and_lone_cases_are_said(result: Any, result_set: Any) -> None:
     base = result_set(result("a"), result("gone"))
     head = result_set(result("a", status="wrong", reason="off"), result("new"))

@@ -35,7 +35,7 @@ def test_a_transformer_encoder_of_torch_agrees_in_output_and_gradients(backend: 
     model = an_encoder().train(training)
     x = torch.randn(3, 9, 16)
     padding = torch.arange(9)[None] >= torch.tensor([[9], [5], [7]])
-    # Not the sum of squares: what a layer norm gives has one size, so its exact gradient is 0 and only rounding is left.
+    # Not the sum of squares: what a layer norm gives has one size, so its exact gradient is 0; the rest is rounding.
     weights = torch.rand(21, 16)
 
     def program(model: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
