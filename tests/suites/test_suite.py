@@ -81,7 +81,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, says: str)
 
 def test_an_unknown_suite_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(
-        SuiteError, match=r"no suite called 'quik'; did you mean 'quick'\?; there are core, masks"
+        SuiteError, match=r"no suite called 'quik'; did you mean 'quick'\?; there are core, gate, masks"
     ):
         load_suite("quik")
     with pytest.raises(SuiteError, match=r"no file 'nowhere\.toml'"):
