@@ -12,5 +12,5 @@ def test_where_rounding_decides_which_key_wins_dense_backends_are_not_asked() ->
 
     assert max(asked("flash", "bf16")) > 1
     assert max(asked("dense", "fp32")) > 1
-    assert max(asked("dense", "bf16")) <= 1
+    assert max(asked("dense", "bf16")) < 1.01
     assert asked("dense", "bf16")
