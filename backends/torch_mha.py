@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared, Refusal
-from attnbench.problem import Case, Inputs, Score
+from attnbench.problem import Case, Full, Inputs, Score
 
 from ._dense import DenseScores, allowed
+from .sdpa_flash import backend as sdpa_flash
 
 
 def identity_layer(case: Case, inputs: Inputs) -> torch.nn.MultiheadAttention:
@@ -29,15 +31,25 @@ def identity_layer(case: Case, inputs: Inputs) -> torch.nn.MultiheadAttention:
     return layer.requires_grad_(False)
 
 
+OPERATORS = {
+    SDPBackend.MATH: "_scaled_dot_product_attention_math",
+    SDPBackend.FLASH_ATTENTION: "_scaled_dot_product_flash_attention",
+    SDPBackend.EFFICIENT_ATTENTION: "_scaled_dot_product_efficient_attention",
+    SDPBackend.CUDNN_ATTENTION: "_scaled_dot_product_cudnn_attention",
+}
+
+
 class TorchMha(Backend):
     capabilities = Capabilities(
         scores=frozenset({"alibi", "bias", "relative"}),
         gqa=False,
         unequal_v_dim=False,
-        contract="dense",
         layer_level=True,
         source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
     )
+
+    # On a CPU the layer runs the kernel that sdpa_flash pins: P is made again from the LSE, and its defects show.
+    known_defects = sdpa_flash.known_defects
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -66,7 +78,7 @@ class TorchMha(Backend):
             case,
             inputs,
             compute,
-            kernel="torch.nn.MultiheadAttention, identity projections",
+            kernel=f"torch.nn.MultiheadAttention, identity projections, on {_chosen(case, inputs)}",
             reusable=True,
         )
         with prepared.step("mask"):
@@ -79,6 +91,17 @@ class TorchMha(Backend):
                 whole = permitted.expand(case.batch, case.q_heads, case.q_len, case.k_len)
                 fixed_mask = ~whole.flatten(0, 1)  # [B * H, Q, K]
         return prepared
+
+
+def _chosen(case: Case, inputs: Inputs) -> str:
+    """The operator that torch will choose for such tensors inside the layer, which pins none."""
+    masked = case.mask != Full() or case.scores
+    mask = inputs.q.new_zeros(case.batch, case.q_heads, case.q_len, case.k_len) if masked else None
+    q, k, v = (x.detach().requires_grad_(case.needs_backward) for x in (inputs.q, inputs.k, inputs.v))
+    choice = SDPBackend(torch._fused_sdp_choice(q, k, v, attn_mask=mask))
+    name = OPERATORS[choice]
+    on_cpu = choice == SDPBackend.FLASH_ATTENTION and inputs.device.type == "cpu"
+    return f"{name}_for_cpu" if on_cpu else name
 
 
 backend = TorchMha()
