@@ -48,8 +48,8 @@ class TorchMha(Backend):
         source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
     )
 
-    # On a CPU the layer runs the kernel that sdpa_flash pins: P is made again from the LSE, and its defects show.
-    known_defects = sdpa_flash.known_defects
+    # On a CPU the layer runs the kernel that sdpa_flash pins: P made again from the LSE, dq added up in the dtype.
+    known_defects = {"oracle:cancelling_dq": sdpa_flash.known_defects["oracle:cancelling_dq"]}
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
