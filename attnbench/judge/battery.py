@@ -14,143 +14,32 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from attnbench.backend.interface import MASK_KINDS, Capabilities, declared_refusal
+from attnbench.backend.interface import Capabilities, declared_refusal
 from attnbench.errors import AttnbenchError, CaseError, MaskError, ScoreError
-from attnbench.problem import (
-    ALiBi,
-    Bias,
-    BlockSparse,
-    Case,
-    Causal,
-    Dilated,
-    Documents,
-    Explicit,
-    Full,
-    GlobalTokens,
-    Mask,
-    Padding,
-    PrefixLM,
-    RelativeBias,
-    Score,
-    Sink,
-    SlidingWindow,
-    Softcap,
-    parse_mask,
+from attnbench.judge.battery_values import (
+    BATCHES,
+    DISTRIBUTIONS,
+    HEAD_DIMS,
+    HEADS,
+    LAYOUTS,
+    LENGTHS,
+    MASKS,
+    SCALES,
+    SCORES,
+    Sizes,
+    masks_named,
 )
-from attnbench.problem.distributions import DISTRIBUTIONS as BY_NAME
+from attnbench.problem import ALiBi, Case, Mask, Score
 
 LEVELS = ("smoke", "standard", "exhaustive")
 SIZES = {"smoke": 6, "standard": 30, "exhaustive": 120}  # cases a dtype
 CANDIDATES = 60  # random rows looked at for each row chosen
-NEW_VALUE = (
-    20  # a value that no row has yet counts as that many new pairs: each is there for a bug of its own
-)
-
-# q_len, k_len. Tile sizes are 16 to 256, so one more, one less, one tile and a half; q_len % 128 == 64 and
-# k_len % 32 == 1 occur (last diagonal tile, tail tile); more queries than keys gives rows without a key.
-LENGTHS = (
-    (1, 1),
-    (2, 257),
-    (63, 63),
-    (64, 64),
-    (65, 65),
-    (127, 129),
-    (128, 128),
-    (129, 129),
-    (129, 65),
-    (192, 193),
-    (192, 257),
-    (257, 257),
-    (8, 8),
-)
-HEADS = ((4, 4), (6, 2), (8, 1), (5, 1), (8, 8))
-HEAD_DIMS = ((64, 64), (128, 128), (32, 32), (40, 40), (80, 80), (96, 96), (192, 128), (256, 256))
-BATCHES = (1, 2, 3)
-LAYOUTS = ("bhsd", "bshd", "qkv_packed")
-SCALES = (None, None, 0.2)  # a caller's own scale in a third of the rows
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a mask of the battery is made for."""
-
-    q_len: int
-    k_len: int
-    batch: int
-    heads: int
-
-    @property
-    def narrow(self) -> int:
-        return max(1, self.k_len // 5)
-
-    @property
-    def wide(self) -> int:
-        return max(1, self.k_len // 3)
-
-    def lengths(self) -> tuple[int, ...]:
-        """A length a batch row: no multiple of a tile, one of them 0 where there are several rows."""
-        return tuple(0 if b == 1 else max(1, self.k_len - 1 - 7 * b) for b in range(self.batch))
-
-    def documents(self) -> tuple[int, ...]:
-        """Documents with an empty one among them, and slack after the last."""
-        return (max(1, self.q_len // 3), 0, max(0, self.q_len // 2 - 1))
-
-    def table(self, rows: int, columns: int, per_batch: bool) -> np.ndarray:
-        """A random table of 0 and 1, one a batch row or one a head: [B, 1, rows, columns] or [1, H, ...]."""
-        shape = (self.batch, 1) if per_batch and self.batch > 1 else (1, self.heads)
-        # The default generator's stream is not promised across versions of numpy; this one's is.
-        bits = np.random.RandomState(self.q_len * 1009 + self.k_len).random_sample((*shape, rows, columns))
-        return (bits < 0.6).astype(np.int64)
-
-
-def _block_sparse(at: Sizes) -> Mask:
-    block = 16
-    return BlockSparse(
-        at.table(-(-at.q_len // block), -(-at.k_len // block), per_batch=False)[0].tolist(), block
-    )
-
-
-MASKS: dict[str, Callable[[Sizes], Mask]] = {
-    "full": lambda at: Full(),
-    "causal": lambda at: Causal(),
-    "causal(top_left)": lambda at: Causal("top_left"),
-    "causal & window": lambda at: Causal() & SlidingWindow(at.wide, 0),
-    "window": lambda at: SlidingWindow(at.wide, at.narrow),
-    "padding": lambda at: Padding(at.lengths()),
-    "causal & padding": lambda at: Causal() & Padding(at.lengths()),
-    "padding left": lambda at: Padding(at.lengths(), "left"),
-    "causal & documents": lambda at: Causal() & Documents(at.documents()),
-    "documents": lambda at: Documents(at.documents()),
-    "prefix": lambda at: PrefixLM(at.narrow),
-    "global | window": lambda at: GlobalTokens(3) | Causal() & SlidingWindow(at.narrow, 0),
-    "block_sparse": _block_sparse,
-    "dilated & causal": lambda at: Dilated(3) & Causal(),
-    "explicit": lambda at: Explicit(at.table(at.q_len, at.k_len, per_batch=True)),
-    "~window": lambda at: ~SlidingWindow(at.narrow, at.narrow),
-}
-
-SCORES: tuple[tuple[Score, ...], ...] = (
-    (),
-    (),
-    (Softcap(5.0),),
-    (ALiBi(),),
-    (Bias("bhqk"),),
-    (Bias("hqk"),),
-    (Bias("bk"),),
-    (RelativeBias("t5(32,128,bidirectional)"),),
-    (RelativeBias("t5(16,64,causal)"),),
-    (Sink(),),
-    (Sink(100.0),),
-    (Softcap(20.0), Bias("bhqk"), ALiBi()),
-)
-DISTRIBUTIONS = tuple(BY_NAME)
+NEW_VALUE = 20  # pairs that a value which no row has yet counts for: each is there for a bug of its own
 
 
 @dataclass(frozen=True)
 class Row:
-    """One value of each factor, as places in the lists above."""
+    """One value of each factor."""
 
     lengths: tuple[int, int]
     heads: tuple[int, int]
@@ -310,18 +199,6 @@ def battery(
         if case is not None:
             found.setdefault((case.id, distribution), (case, distribution))
     return list(found.values())
-
-
-def masks_named(words: Iterable[str]) -> dict[str, Callable[[Sizes], Mask]]:
-    """The battery's masks whose kinds are all among the words, and the words that are texts of masks."""
-    words = set(words)
-    kinds = words & MASK_KINDS
-    at = Sizes(64, 64, 1, 1)
-    found = {name: make for name, make in MASKS.items() if make(at).kinds <= kinds or name in words}
-    for text in sorted(words - MASK_KINDS - MASKS.keys()):
-        mask = parse_mask(text)
-        found[text] = lambda at, mask=mask: mask  # type: ignore[misc]
-    return found
 
 
 def _rows(wanted: _Wanted, level: str) -> list[Row]:

@@ -21,8 +21,9 @@ from attnbench.judge.hypotheses import ALL_ZEROS, of_problem
 from attnbench.judge.noise import UNITS
 from attnbench.judge.oracle import Exact, exact_attention
 from attnbench.judge.patterns import of_backward, patterns, root_mean_square, when_called_again
+from attnbench.judge.reference import Reference
 from attnbench.judge.subject import Answer, Failed, Refused, Subject
-from attnbench.judge.verdict import Reference, Verdict, judge
+from attnbench.judge.verdict import Verdict, judge
 from attnbench.problem import Case, Inputs
 
 if TYPE_CHECKING:

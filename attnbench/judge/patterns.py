@@ -11,8 +11,8 @@ from torch import Tensor
 from attnbench.judge.causes import Guess
 from attnbench.judge.dense import TILES
 from attnbench.judge.protocol import same_bits
+from attnbench.judge.reference import Reference
 from attnbench.judge.subject import Answer, Subject, allowed_pairs
-from attnbench.judge.verdict import Reference
 from attnbench.problem import Case, Inputs
 
 SLIGHT = (

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attnbench.judge.protocol import same_bits
+from attnbench.judge.reference import Reference
 from attnbench.judge.subject import Answer, Subject
-from attnbench.judge.verdict import LARGEST, Reference, judge
+from attnbench.judge.verdict import LARGEST, judge
 from attnbench.problem import Case, Inputs
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
-from attnbench.judge.verdict import Reference, judge
+from attnbench.judge.reference import Reference
+from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 
 CLOCKS = ("perf_counter", "perf_counter_ns", "time", "monotonic", "monotonic_ns", "process_time", "time_ns")

@@ -20,9 +20,10 @@ from attnbench.judge.mutants import MUTANTS, Mutant, TiledBackend
 from attnbench.judge.mutants.right import RIGHT, Right, plain_attention
 from attnbench.judge.oracle import exact_attention
 from attnbench.judge.protocol import clocks_watched, memory_poisoned, protocol_faults
+from attnbench.judge.reference import Reference, make_reference
 from attnbench.judge.selftest_diagnosis import Diagnosis
 from attnbench.judge.trials import TRIALS, Trial
-from attnbench.judge.verdict import Reference, judge, make_reference
+from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 
 DTYPES = ("bf16", "fp16", "fp32")

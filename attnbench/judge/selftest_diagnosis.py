@@ -9,9 +9,10 @@ from attnbench.judge.causes import Guess
 from attnbench.judge.diagnosis import Made, guesses, of_words
 from attnbench.judge.mutants import Mutant
 from attnbench.judge.protocol import clocks_watched, protocol_faults
+from attnbench.judge.reference import Reference, make_reference
 from attnbench.judge.subject import Answer, Failed, Subject
 from attnbench.judge.trials import TRIALS, Trial
-from attnbench.judge.verdict import Reference, judge, make_reference
+from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 
 NAMED = 2  # guesses that a failure shows

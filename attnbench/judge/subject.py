@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
 from attnbench.errors import CaseError, MaskError, ScoreError
-from attnbench.judge.battery import MASKS, Sizes, masks_named
+from attnbench.judge.battery_values import MASKS, Sizes, masks_named
 from attnbench.judge.protocol import memory_poisoned
-from attnbench.judge.verdict import Reference, Verdict, judge, make_reference
+from attnbench.judge.reference import Reference, make_reference
+from attnbench.judge.verdict import Verdict, judge
 from attnbench.problem import Case, Inputs, make_inputs
 
 

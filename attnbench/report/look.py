@@ -14,7 +14,8 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge import Verdict, judge, make_reference
 from attnbench.judge.blocks import Part, Problem, full_precision
 from attnbench.judge.oracle import attend
-from attnbench.judge.verdict import MAX_Z, Reference
+from attnbench.judge.reference import Reference
+from attnbench.judge.verdict import MAX_Z
 from attnbench.problem import Case, make_inputs
 
 MOST_PAIRS = 1 << 26  # of one head: beyond, a dense picture of the mask does not fit a laptop

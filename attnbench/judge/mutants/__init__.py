@@ -1,10 +1,10 @@
 """Does the judge find real bugs? A readable tiled attention, right variants of it, and the catalogue of mutants."""
 
-from attnbench.judge.mutants import backward, cheats, layout, meaning, softmax, split
+from attnbench.judge.mutants import backward, cheats, layout, masks, score_changes, softmax, split
 from attnbench.judge.mutants.catalogue import MUTANTS, Mutant
 from attnbench.judge.mutants.tiled import Tiled, TiledBackend, Tiling, variant
 
 __all__ = ["MUTANTS", "Mutant", "Tiled", "TiledBackend", "Tiling", "variant"]
 
 # Importing a chapter enters its mutants.
-CHAPTERS = (meaning, softmax, layout, split, backward, cheats)
+CHAPTERS = (masks, score_changes, softmax, layout, split, backward, cheats)

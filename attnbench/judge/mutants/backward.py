@@ -10,7 +10,7 @@ from torch import Tensor
 from attnbench.backend.interface import Gradients
 from attnbench.judge.mutants.catalogue import by_leaf, in_backward, mutant
 from attnbench.judge.mutants.layout import ignoring_strides
-from attnbench.judge.mutants.meaning import NARROWER, WIDER
+from attnbench.judge.mutants.masks import NARROWER, WIDER
 from attnbench.judge.mutants.tiled import Tiled, Tiling
 from attnbench.problem import SlidingWindow
 

@@ -1,4 +1,4 @@
-"""Which bugs change what is asked: the mask, the softcap, ALiBi, the bias?"""
+"""Which bugs change which pairs may attend, or leave a mask's empty rows wrong?"""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _whole_tiles(self: Tiled, rows: slice, cols: slice) -> Tensor:
 mutant("mask at block granularity", "mask shape", "pytorch#141126", shows="masked", allowed=_whole_tiles)
 
 
-def _only_in_bounds(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
+def only_in_bounds(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
     return s.masked_fill(~self.in_bounds(self.indices(rows, cols)[3]), -torch.inf)
 
 
@@ -161,7 +161,7 @@ mutant(
     "mask leak",
     "transformers#17306",
     shows="masked",
-    masked=lambda self, s, rows, cols: _only_in_bounds(
+    masked=lambda self, s, rows, cols: only_in_bounds(
         self, torch.where(Tiled.allowed(self, rows, cols), s, -1e4), rows, cols
     ),
 )
@@ -173,7 +173,7 @@ def _sentinel(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
     every = torch.arange(self.case.k_len, device=self.device)[None, None, None, :]
     some = self.permits(self.case.mask, b, h, q, every).any(-1, keepdim=True)
     marked = torch.where(Tiled.allowed(self, rows, cols), s, -5e4).masked_fill(~some, -torch.inf)
-    return _only_in_bounds(self, marked, rows, cols)
+    return only_in_bounds(self, marked, rows, cols)
 
 
 mutant("finite sentinel -5e4", "mask leak", "flashinfer#4401", shows="masked", masked=_sentinel)
@@ -194,7 +194,7 @@ def _two_minima(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
     added = torch.zeros((), dtype=self.dtype, device=self.device)
     for term in terms:
         added = added + (~self.permits(term, b, h, q, inside)).to(self.dtype) * lowest
-    return _only_in_bounds(self, s + added.float(), rows, cols)
+    return only_in_bounds(self, s + added.float(), rows, cols)
 
 
 mutant(
@@ -210,7 +210,7 @@ mutant(
     "mask leak",
     "a masked score becomes 0, not -inf",
     shows="masked",
-    masked=lambda self, s, rows, cols: _only_in_bounds(self, s * Tiled.allowed(self, rows, cols), rows, cols),
+    masked=lambda self, s, rows, cols: only_in_bounds(self, s * Tiled.allowed(self, rows, cols), rows, cols),
 )
 mutant(
     "empty row NaN",
@@ -370,96 +370,4 @@ mutant(
     "j % step == 0 instead of (p - j) % step == 0",
     shows="dilated",
     permits=by_leaf(Dilated, lambda self, leaf, may, b, h, q, k: (q >= 0) & (k % leaf.s == 0)),
-)
-
-
-def _capped_after_mask(self: Tiled, q: Tensor, k: Tensor, rows: slice, cols: slice) -> Tensor:
-    s = self.masked(self.biased(self.raw_scores(q, k, rows, cols), rows, cols), rows, cols)
-    return _only_in_bounds(self, self.capped(s), rows, cols)
-
-
-mutant(
-    "softcap after mask", "score change", "flash-attention#1025", shows="softcap", scores=_capped_after_mask
-)
-mutant(
-    "softcap missing", "score change", "logits_soft_cap not passed on", shows="softcap", cap=lambda self: None
-)
-mutant(
-    "ALiBi slopes of a power of two",
-    "score change",
-    "mlx#3071: other head counts take every other slope of the next power",
-    shows="alibi",
-    slopes=lambda self, score: tuple(
-        2.0 ** (-8.0 * (h + 1) / self.case.q_heads) for h in range(self.case.q_heads)
-    ),
-)
-
-
-def _alibi_top_left(self: Tiled, rows: slice, cols: slice) -> Tensor | None:
-    offset = self.case.k_len - self.case.q_len
-    moved = slice(rows.start - offset, rows.stop - offset)
-    return Tiled.alibi_tile(self, moved, cols)
-
-
-mutant(
-    "ALiBi top-left",
-    "score change",
-    "distance |i - j| instead of |p - j|",
-    shows="alibi",
-    alibi_tile=_alibi_top_left,
-)
-
-
-def _one_on_the_diagonal(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
-    _, _, q, k = self.indices(rows, cols)
-    return Tiled.biased(self, s, rows, cols) + (k == q + self.offset())
-
-
-mutant(
-    "1 added on the diagonal", "score change", "a mask of ones built with eye", biased=_one_on_the_diagonal
-)
-
-
-def _bias(change):  # type: ignore[no-untyped-def]
-    def bias_tile(self: Tiled, rows: slice, cols: slice) -> Tensor | None:
-        tile = Tiled.bias_tile(self, rows, cols)
-        return None if tile is None else change(self, tile)
-
-    return bias_tile
-
-
-mutant(
-    "bias ignored",
-    "score change",
-    "attn_bias not passed on",
-    shows="bias",
-    bias_tile=lambda self, rows, cols: None,
-)
-mutant(
-    "bias of batch row 0",
-    "score change",
-    "batch stride 0",
-    shows="bias",
-    bias_tile=_bias(lambda self, x: x[:1]),
-)
-mutant(
-    "bias of head 0", "score change", "head stride 0", shows="bias", bias_tile=_bias(lambda self, x: x[:, :1])
-)
-mutant(
-    "bias scaled",
-    "score change",
-    "added before the scale",
-    shows="bias",
-    bias_tile=_bias(lambda self, x: x * self.scale()),
-)
-mutant(
-    "relative bias of the opposite offset",
-    "score change",
-    "index(j, i) for index(i, j)",
-    shows="relative",
-    relative_tile=lambda self, rows, cols: (
-        None
-        if self.score("relative") is None
-        else self.score("relative").tensor.float().flip(1)[:, self.relative_index(rows, cols)]
-    ),
 )
