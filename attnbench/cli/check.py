@@ -28,6 +28,9 @@ def check_backend(
     contract: str | None = typer.Option(
         None, "--contract", help="Judge by flash, flash_splits or dense, whatever it declares."
     ),
+    only: list[str] | None = typer.Option(
+        None, "--only", help="Only these checks: oracle, protocol, or a property by its name."
+    ),
     case: str | None = typer.Option(
         None, "--case", help="Only this case, as JSON (a failure prints the command)."
     ),
@@ -47,7 +50,7 @@ def check_backend(
     one = None if case is None else case_of(case)
     remark(f"device {where}: checking {backend}, {f'level {level}' if one is None else one.id}")
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
-    options |= {"contract": contract, "case": one, "distribution": distribution}
+    options |= {"only": texts(only), "contract": contract, "case": one, "distribution": distribution}
     report = check(backend, level=level, device=where, seed=seed, **options)
     if as_json:
         print_json(report.to_json())
@@ -77,8 +80,8 @@ def case_of(text: str) -> Case:
 def look_command(check_command: str) -> str:
     """The `attnbench show` command of what a failed check printed as its `attnbench check` command."""
     words = shlex.split(check_command)
-    if words[:2] != ["attnbench", "check"] or "--case" not in words:
-        return ""
+    if words[:2] != ["attnbench", "check"] or "--case" not in words or "--only" in words:
+        return ""  # a picture shows values on one case, not how they came about
     place = words.index("--case")
     backend, case, rest = words[2], words[place + 1], words[place + 2 :]
     return shlex.join(["attnbench", "show", case, "--backend", backend, *rest, "--out", "pictures"])

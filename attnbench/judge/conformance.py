@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
-import torch
-
-from attnbench.backend.interface import Backend
-from attnbench.backend.registry import function_backend, resolve
 from attnbench.errors import AttnbenchError
-from attnbench.judge.battery import LEVELS, battery
+from attnbench.judge.battery import battery
 from attnbench.judge.diagnosis import causes_of
 from attnbench.judge.known import is_known, settle_known_defects
+from attnbench.judge.plan import Given, Plan, plan_of
 from attnbench.judge.properties import PROPERTIES
 from attnbench.judge.property import Finding
 from attnbench.judge.protocol import protocol_faults
-from attnbench.judge.report import OK, REFUSED, WRONG, Failure, Outcome, Report, command_for
+from attnbench.judge.report import (
+    OK,
+    ORACLE,
+    PROTOCOL,
+    REFUSED,
+    WRONG,
+    Again,
+    Failure,
+    Outcome,
+    Report,
+)
 from attnbench.judge.shrink import smallest_failing
 from attnbench.judge.subject import Failed, Refused, Subject
-from attnbench.judge.verdict import LARGEST, judge
+from attnbench.judge.verdict import LARGEST
 from attnbench.problem import Case, make_inputs
-from attnbench.problem.case import DIRECTIONS, DTYPES
 
-ORACLE, PROTOCOL = "oracle", "protocol"
 EXPLAINED = 3  # failures for which a smaller case and a cause are searched: each costs some dozens of runs
 DIAGNOSED = 8  # failures for which a cause is guessed; a report shows no more
-
-Given = str | Backend | Callable[..., Any]
-Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def check(
@@ -42,109 +44,69 @@ def check(
     dtypes: Iterable[str] | None = None,
     directions: Iterable[str] | None = None,
     contract: str | None = None,
+    only: Iterable[str] | None = None,
     case: Case | dict[str, Any] | None = None,
     distribution: str = "randn",
 ) -> Report:
     """Check a backend (a name, path/to/file.py:function, a Backend or a plain function) and report what is wrong.
 
-    `masks`, `dtypes` and `directions` keep the check to what the backend is meant for; a NotImplementedError from
-    a plain function refuses the case it is given. With `case` only that one is run, on `distribution`. The same
-    seed gives the same check. Raises AttnbenchError where the request makes no sense, never for what the backend does.
+    `masks`, `dtypes` and `directions` keep the check to what the backend is meant for, `only` to some of the checks
+    (oracle, protocol, or a property by its name); a NotImplementedError from a plain function refuses the case it is
+    given. With `case` that one is held against the oracle, on `distribution` (`only="protocol"`: how it is worked on).
+    The same seed gives the same check. Raises AttnbenchError where the request makes no sense, never for what the
+    backend does.
     """
-    plan = _plan(backend, level, device, seed, masks, dtypes, directions, contract)
+    plan = plan_of(
+        backend,
+        level=level,
+        device=device,
+        seed=seed,
+        masks=masks,
+        dtypes=dtypes,
+        directions=directions,
+        contract=contract,
+        only=only,
+    )
     report = Report(plan.backend.name, level, plan.device, seed, plan.contract)
     if case is not None:
         one = case if isinstance(case, Case) else Case.from_json(case)
-        _Run(plan, report, one.dtype, settles=False).one(ORACLE, one, distribution)
+        run = _Run(plan, report, one.dtype, settles=False)
+        for name in (ORACLE,) if only is None else plan.checks:
+            run.on_case(name, one, distribution)
         return report
     for dtype in plan.dtypes:
-        run = _Run(plan, report, dtype)
-        for name, part in run.parts().items():
-            part(name)
+        _Run(plan, report, dtype).everything()
     settle_known_defects(plan.backend, report)
     return report
-
-
-@dataclass(frozen=True)
-class _Plan:
-    backend: Backend
-    given_contract: str | None
-    contract: str
-    level: str
-    device: str
-    seed: int
-    masks: tuple[str, ...] | None
-    dtypes: tuple[str, ...]
-    directions: tuple[str, ...]
-
-
-def _plan(
-    given: Given,
-    level: str,
-    device: str,
-    seed: int,
-    masks: Iterable[str] | None,
-    dtypes: Iterable[str] | None,
-    directions: Iterable[str] | None,
-    contract: str | None,
-) -> _Plan:
-    if level not in LEVELS:
-        raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
-    if isinstance(given, str):
-        backend = resolve(given, contract=contract)
-    elif isinstance(given, Backend):
-        backend = given
-        backend.name = backend.name or type(backend).__name__
-    elif callable(given):
-        backend = function_backend(given, contract=contract)
-    else:
-        raise AttnbenchError(
-            f"{given!r} is no backend; give a name, path/to/file.py:function, a Backend or a function"
-        )
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    can = backend.capabilities
-    wanted_dtypes = _among("dtype", dtypes, tuple(DTYPES))
-    wanted_directions = _among("direction", directions, DIRECTIONS)
-    able = tuple(d for d in wanted_directions if d == "fwd" or can.backward)
-    return _Plan(
-        backend,
-        contract,
-        contract or can.contract,
-        level,
-        where,
-        seed,
-        None if masks is None else tuple([masks] if isinstance(masks, str) else sorted(masks)),
-        tuple(d for d in wanted_dtypes if d in can.dtypes),
-        able,
-    )
-
-
-def _among(what: str, given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    if given is None:
-        return tuple(known)
-    words = [given] if isinstance(given, str) else list(given)
-    for word in words:
-        if word not in known:
-            raise AttnbenchError(f"no {what} {word!r}; take {', '.join(known)}")
-    return tuple(k for k in known if k in words)
 
 
 class _Run:
     """The checks of one dtype, each of which writes into the report."""
 
-    def __init__(self, plan: _Plan, report: Report, dtype: str, settles: bool = True) -> None:
+    def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
         self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
         backward = "fwd_bwd" in plan.directions
         self.subject = Subject(
             plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
         )
 
-    def parts(self) -> dict[str, Callable[[str], None]]:
-        """Every check of this dtype by name, in order; the level says how many."""
-        parts: dict[str, Callable[[str], None]] = {ORACLE: self.oracle, PROTOCOL: self.protocol}
-        if self.plan.level == "smoke":
-            return parts
-        return parts | dict.fromkeys(PROPERTIES, self.property)
+    def everything(self) -> None:
+        """Every check of the plan, in the order of CHECKS."""
+        whole: dict[str, Callable[[], None]] = {ORACLE: self.oracle, PROTOCOL: self.protocol}
+        for name in self.plan.checks:
+            if name in whole:
+                whole[name]()
+            else:
+                self.property(name)
+
+    def on_case(self, name: str, case: Case, distribution: str) -> None:
+        """One check on a case that somebody named."""
+        if name == ORACLE:
+            self.one(case, distribution)
+        elif name == PROTOCOL:
+            self.protocol_of(case, distribution)
+        else:
+            raise AttnbenchError(f"the check {name!r} chooses its own cases; leave the case out")
 
     def cases(self) -> list[tuple[Case, str]]:
         """The battery in the direction that holds most, and a few forward-only cases (no graph is kept there)."""
@@ -165,23 +127,25 @@ class _Run:
             )
         return found
 
-    def oracle(self, name: str) -> None:
+    def oracle(self) -> None:
         for case, distribution in self.cases():
-            self.one(name, case, distribution)
+            self.one(case, distribution)
 
-    def one(self, name: str, case: Case, distribution: str) -> None:
+    def one(self, case: Case, distribution: str) -> None:
         """One case against the oracle."""
         inputs = self.subject.inputs(case, distribution)
         try:
             verdict = self.subject.verdict(inputs)
         except Refused as refusal:
-            self._add(name, case, distribution, REFUSED, str(refusal))
+            self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
-            self._fail(Failure(name, case, distribution, self.plan.seed, "", (), None, LARGEST, str(failure)))
+            self._fail(
+                Failure(ORACLE, case, distribution, self.plan.seed, "", (), None, LARGEST, str(failure))
+            )
             return
         if verdict.ok:
-            self._add(name, case, distribution, OK, "", verdict.error_over_budget)
+            self._add(ORACLE, case, distribution, OK, "", verdict.error_over_budget)
             return
         tensor, error = max(verdict.errors.items(), key=lambda item: item[1]["over_budget"], default=("", {}))
         first = next((n for n, e in verdict.errors.items() if e["over_budget"] > 1), tensor)
@@ -191,7 +155,7 @@ class _Run:
             tensor, error = first, verdict.errors[first]
         self._fail(
             Failure(
-                name,
+                ORACLE,
                 case,
                 distribution,
                 self.plan.seed,
@@ -236,26 +200,31 @@ class _Run:
                 )
             )
 
-    def protocol(self, name: str) -> None:
-        """How the backend works: inputs untouched, calls repeatable, storage not cached."""
+    def protocol(self) -> None:
         found = next((case for _, case in self.subject.any_case()), None)
-        if found is None:
-            return
-        inputs = self.subject.inputs(found)
-        others = make_inputs(found, self.plan.seed + 1, self.plan.device)
+        if found is not None:
+            self.protocol_of(found)
+
+    def protocol_of(self, case: Case, distribution: str = "randn") -> None:
+        """How the backend works: inputs untouched, calls repeatable, storage not cached."""
+        inputs = self.subject.inputs(case, distribution)
+        others = make_inputs(case, self.plan.seed + 1, self.plan.device, distribution)
         references = self.subject.reference(inputs), self.subject.reference(others)
         try:
             self.subject.answer(inputs)
             faults = protocol_faults(self.plan.backend, inputs, others, *references)
         except (Refused, NotImplementedError) as refusal:
-            self._add(name, found, "randn", REFUSED, str(refusal))
+            self._add(PROTOCOL, case, distribution, REFUSED, str(refusal))
             return
         except Exception as problem:  # noqa: BLE001 - whatever a backend raises is its failure, not ours
             faults = [f"raises {type(problem).__name__}: {problem}"]
         if not faults:
-            self._add(name, found, "randn", OK)
+            self._add(PROTOCOL, case, distribution, OK)
         for fault in faults:
-            self._fail(Failure(name, found, "randn", self.plan.seed, "", (), None, LARGEST, fault, (fault,)))
+            failure = Failure(
+                PROTOCOL, case, distribution, self.plan.seed, "", (), None, LARGEST, fault, (fault,)
+            )
+            self._fail(failure)
 
     def _add(
         self,
@@ -289,75 +258,13 @@ class _Run:
             case, distribution = smallest_failing(self.subject, case, distribution)
         if not failure.causes and len(explained) < DIAGNOSED:
             failure = replace(failure, causes=self._causes(failure, case, distribution))
-        contract = self.plan.given_contract
-        command = command_for(self.plan.backend.name, case, distribution, failure.seed, contract)
-        return replace(failure, smallest=case, command=command)
+        again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
+        if failure.check in (ORACLE, PROTOCOL):
+            return replace(failure, smallest=case, command=again.on(case, distribution))
+        chosen = again.on_its_own_cases(self.dtype, self.plan.masks, self.subject.backward)
+        return replace(failure, smallest=case, command=chosen)
 
     def _causes(self, failure: Failure, smallest: Case, distribution: str) -> tuple[str, ...]:
         # The case as it failed shows a pattern that the smallest, of one query or key, cannot.
         causes = causes_of(self.subject, failure, failure.case, failure.distribution)
         return causes or causes_of(self.subject, failure, smallest, distribution)
-
-
-def parametrize_with_backends(
-    *backends: Given, level: str = "standard", **options: Any
-) -> Callable[[Test], Test]:
-    """A pytest decorator: the test is run once for each (backend, dtype, check), and calls what it is given.
-
-    A plug-in author's whole test file:
-
-        @ab.parametrize_with_backends("mine")
-        def test_conformance(check):
-            check()
-    """
-    import pytest
-
-    parameters = []
-    for given in backends:
-        label = (
-            given
-            if isinstance(given, str)
-            else getattr(given, "name", "") or getattr(given, "__name__", "backend")
-        )
-        for dtype in _among("dtype", options.get("dtypes"), tuple(DTYPES)):
-            for name in (ORACLE, PROTOCOL, *(PROPERTIES if level != "smoke" else ())):
-                one = _OneCheck(
-                    given, name, dtype, level, {k: v for k, v in options.items() if k != "dtypes"}
-                )
-                parameters.append(pytest.param(one, id=f"{label}-{dtype}-{name}"))
-    return pytest.mark.parametrize("check", parameters)  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _OneCheck:
-    # One named check of one backend in one dtype, as a test calls it.
-    given: Given
-    name: str
-    dtype: str
-    level: str
-    options: dict[str, Any]
-
-    def __call__(self) -> None:
-        """Run the check; AssertionError with the failures, or a pytest skip where everything was refused."""
-        import pytest
-
-        wanted: dict[str, Any] = {
-            "device": "auto",
-            "seed": 0,
-            "masks": None,
-            "directions": None,
-            "contract": None,
-        } | self.options
-        plan = _plan(self.given, self.level, dtypes=(self.dtype,), **wanted)
-        report = Report(plan.backend.name, self.level, plan.device, plan.seed, plan.contract)
-        if self.dtype in plan.dtypes:
-            run = _Run(plan, report, self.dtype)
-            run.parts()[self.name](self.name)
-            settle_known_defects(plan.backend, report)
-        if report.failures or report.gone:
-            raise AssertionError(str(report))
-        if not any(o.status == OK for o in report.outcomes):
-            pytest.skip(f"{plan.backend.name} takes no {self.dtype} case of {self.name}")
-
-
-__all__ = ["Failure", "Report", "check", "judge", "parametrize_with_backends"]

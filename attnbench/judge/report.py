@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WRONG, OK, REFUSED, KNOWN = "wrong", "ok", "refused", "known"
+ORACLE, PROTOCOL = "oracle", "protocol"  # checks; the others are properties, by their names
 
 
 @dataclass(frozen=True)
@@ -162,18 +163,36 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def command_for(
-    backend: str, case: Case, distribution: str, seed: int, contract: str | None, check: str = ""
-) -> str:
-    """The command that runs one case again; paste it into a shell."""
-    plain = {name: value for name, value in case.to_json().items() if value is not None and value != []}
-    defaults = {"batch": 1, "layout": "bhsd", "direction": "fwd", "mask": "full"}
-    plain = {name: value for name, value in plain.items() if defaults.get(name) != value}
-    if plain["kv_heads"] == plain["q_heads"]:
-        del plain["kv_heads"]
-    if plain["v_dim"] == plain["head_dim"]:
-        del plain["v_dim"]
-    words = ["attnbench", "check", backend, "--case", json.dumps(plain)]
-    words += ["--distribution", distribution] if distribution != "randn" else []
-    words += ["--contract", contract] if contract else []
-    return shlex.join([*words, "--seed", str(seed)])
+@dataclass(frozen=True)
+class Again:
+    """The commands that run a check again, to paste into a shell."""
+
+    backend: str
+    check: str
+    seed: int
+    contract: str | None = None
+
+    def on(self, case: Case, distribution: str) -> str:
+        """On one case: what is not said there has its default."""
+        plain = {name: value for name, value in case.to_json().items() if value is not None and value != []}
+        defaults = {"batch": 1, "layout": "bhsd", "direction": "fwd", "mask": "full"}
+        plain = {name: value for name, value in plain.items() if defaults.get(name) != value}
+        if plain["kv_heads"] == plain["q_heads"]:
+            del plain["kv_heads"]
+        if plain["v_dim"] == plain["head_dim"]:
+            del plain["v_dim"]
+        words = ["--case", json.dumps(plain)]
+        words += ["--distribution", distribution] if distribution != "randn" else []
+        return self._command([] if self.check == ORACLE else ["--only", self.check], words)
+
+    def on_its_own_cases(self, dtype: str, masks: tuple[str, ...] | None, backward: bool) -> str:
+        """On the cases that a property chooses in a dtype."""
+        words = ["--dtype", dtype]
+        for mask in masks or ():
+            words += ["--mask", mask]
+        return self._command(["--only", self.check], words + ([] if backward else ["--direction", "fwd"]))
+
+    def _command(self, only: list[str], words: list[str]) -> str:
+        contract = ["--contract", self.contract] if self.contract else []
+        seed = ["--seed", str(self.seed)]
+        return shlex.join(["attnbench", "check", self.backend, *only, *words, *contract, *seed])

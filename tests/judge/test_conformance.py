@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import attnbench as ab
 from attnbench.backend import Backend, Capabilities, FunctionBackend, KnownDefect
+from attnbench.cli.app import app
 from attnbench.errors import AttnbenchError, CaseError
-from attnbench.judge.battery import MASKS, battery
-from attnbench.judge.conformance import check, parametrize_with_backends
+from attnbench.judge import check, parametrize_with_backends
+from attnbench.judge.battery import battery
+from attnbench.judge.battery_values import MASKS, Sizes
 from attnbench.judge.properties import PROPERTIES
-from attnbench.judge.report import command_for
+from attnbench.judge.report import Again
 from attnbench.judge.shrink import fitted, smallest_failing, way_of_failing
 from attnbench.judge.subject import Subject
 from attnbench.problem import (
@@ -114,9 +120,6 @@ def test_the_command_of_a_failure_shows_the_failure_again() -> None:
 
 
 def test_the_command_holds_the_whole_case() -> None:
-    import json
-    import shlex
-
     case = Case(
         q_len=4,
         k_len=6,
@@ -127,10 +130,53 @@ def test_the_command_holds_the_whole_case() -> None:
         mask=Causal() & SlidingWindow(2, 0),
         scale=0.5,
     )
-    words = shlex.split(command_for("mine.py:f", case, "large", 7, "dense"))
+    words = shlex.split(Again("mine.py:f", "oracle", 7, "dense").on(case, "large"))
     assert words[:4] == ["attnbench", "check", "mine.py:f", "--case"]
     assert Case.from_json(json.loads(words[4])) == case
     assert words[5:] == ["--distribution", "large", "--contract", "dense", "--seed", "7"]
+
+
+PLUG_IN = """
+import torch
+
+kept = {}
+
+
+def forgets_the_mask(q, k, v, *, mask, scores, scale):
+    p = torch.softmax(q.float() @ k.float().transpose(-1, -2) * scale, -1)
+    return (p @ v.float()).to(q.dtype)
+
+
+def remembers_by_storage(q, k, v, *, mask, scores, scale):
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return kept.setdefault((q.data_ptr(), q.shape, out.requires_grad), out)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        ("forgets_the_mask", "oracle"),
+        ("remembers_by_storage", "protocol"),
+        ("forgets_the_mask", "mask_probe"),
+    ],
+)
+def test_the_printed_command_fails_for_the_same_check(function: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(PLUG_IN)
+    asked: dict[str, Any] = {"masks": {"causal(top_left)"}, "dtypes": {"fp32"}, "directions": {"fwd"}}
+    failure = check(f"{file}:{function}", level="smoke", only={name}, **asked).failures[0]
+    words = shlex.split(failure.command)
+    assert words[0] == "attnbench"
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 1, done.output
+    assert f"\n{name}: " in done.output
+
+
+def test_a_property_is_not_run_on_a_case_that_somebody_names() -> None:
+    case = Case(q_len=8, k_len=8, q_heads=1, head_dim=16, dtype="fp32")
+    with pytest.raises(AttnbenchError, match="chooses its own cases"):
+        check(right, only={"mask_probe"}, case=case)
 
 
 def test_a_function_that_refuses_everything_is_not_ok() -> None:
@@ -364,8 +410,6 @@ def test_a_battery_covers_what_it_says_and_is_the_same_each_time(level: str) -> 
 
 
 def make_kinds(make: Callable[..., Any]) -> frozenset[str]:
-    from attnbench.judge.battery import Sizes
-
     return make(Sizes(64, 64, 1, 1)).kinds
 
 
