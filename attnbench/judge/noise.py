@@ -81,6 +81,16 @@ class Rounding:
         """
         return self.u * x.abs() + self.eta * (x != 0)
 
+    def flushed(self, p: Tensor, ds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """What of P and dS (of one shape) a flush to zero may take: all of a pair, and of the same sign from pair to pair.
+
+        P goes below float32's smallest normal number, in DENSE below the dtype's; dS below the dtype's, before or
+        after it is scaled.
+        """
+        lost = p < (self.eta if self.dense else UNDERFLOW["fp32"])
+        small = ds.abs() * min(1.0, abs(scale)) < UNDERFLOW["fp32"]
+        return p * lost, ds * (lost | small)
+
     def scores(self, problem: Problem, part: Part, block: Block) -> Tensor:
         """S before the softmax: float32 accumulation over D; DENSE rounds q, k and S after each step."""
         q, k = problem.q(part), problem.k(part)
@@ -99,6 +109,13 @@ class Rounding:
     def split_weight(self, lse: Tensor, row_max: Tensor) -> Tensor:
         """The logarithm of a split's weight in the merge, from finite LSE and maxima [B, H, R]; 0 without splits."""
         return 2 * U32 * torch.maximum(lse.abs(), row_max.abs()) * self.splits
+
+    def reach(self, s: Tensor, lse: Tensor, amplitude: Tensor) -> Tensor:
+        """How far P may be from exact when each score is off by its amplitude [B, H, R, K], which may be thousands:
+        P times the amplitude where that is small, and up to 1 where rounding decides which key wins the row.
+        """
+        most = torch.exp((s - lse[..., None] + 2 * amplitude).clamp_max(0.0))
+        return most * amplitude.clamp_max(1.0)
 
     def exp_argument(self, s_from_max: Tensor) -> Tensor:
         """What exp sees in the forward: s - max in float32 (DENSE: in the dtype)."""

@@ -155,7 +155,11 @@ def _column_runs(
     u_pair = lambda: uniform(b, h, r, n, c)  # noqa: E731 - one draw a pair and run
     of_scores = rounding.scores(problem, piece, block)
     of_again = 2 * U32 * (block.s.abs().masked_fill(~block.allowed, 0.0) + finite_lse.abs()[..., None])
-    of_again = torch.sqrt(of_scores**2 + of_again**2 + (2 * u**2 if rounding.dense else 0.0))
+    of_again = torch.sqrt(of_scores**2 + of_again**2)
+    if rounding.dense:
+        # The forward's P: of the difference to the maximum, which lies no further away than the LSE, then rounded twice.
+        from_lse = (block.s - finite_lse[..., None]).abs().masked_fill(~block.allowed, 0.0)
+        of_again = torch.sqrt(of_again**2 + rounding.exp_argument(from_lse) ** 2 + 2 * u**2)
     d_lse = uniform(b, h, r, n) * _runs((3 * full.var_lse[at]).sqrt(), rounding)
     argument = _runs(block.s - finite_lse[..., None], rounding)
     noisy = u_pair() * _runs(of_again, rounding) + argument - d_lse[..., None]
@@ -177,6 +181,11 @@ def _column_runs(
     of_ds = math.sqrt(3.0 if rounding.dense else 1.0) * u * ds.abs() + ds_eta * block.allowed
     run_ds = p_again * (centred + u_pair() * _runs(of_dp, rounding) - d_delta[..., None])
     run_ds = run_ds - _runs(ds, rounding) + u_pair() * _runs(of_ds, rounding)
+    lost_p, lost_ds = rounding.flushed(p, ds, problem.scale)
+    if bool(lost_ds.any()):
+        common = uniform(b, h, 1, n, c)
+        run_p = run_p + common * _runs(lost_p, rounding)
+        run_ds = run_ds + common * _runs(lost_ds, rounding)
     if block.slope is None:
         return _ColumnRuns(p, ds, ds, run_p, run_ds, run_ds)
     of_slope = _runs(slope_noise(problem, block, of_scores, rounding), rounding)

@@ -127,6 +127,9 @@ def row_noise(problem: Problem, rows: Rows, rounding: Rounding, uniform: Uniform
     ds_eta = eta * max(1.0, 1.0 / abs(problem.scale)) if problem.scale else eta
     of_ds = math.sqrt(3.0 if rounding.dense else 1.0) * u * rows.ds.abs() + ds_eta * block.allowed
     d_ds = ds - _wide(rows.ds, work) + u_pair() * _wide(of_ds, work)
+    _, lost = rounding.flushed(rows.p, rows.ds, problem.scale)
+    if bool(lost.any()):
+        d_ds = d_ds + uniform(b, h, n, r, 1) * _wide(lost, work)
     through_cap, clean = d_ds, rows.ds
     if block.slope is not None:
         of_slope = _wide(slope_noise(problem, block, of_scores, rounding), work)

@@ -94,6 +94,8 @@ class _Sums:
         if rows.dp is not None:
             level = (self.rounding.u**2 if self.rounding.dense else 0.0) + 4 * U32**2 * problem.case.v_dim
             pair = pair + level * (rows.p * rows.dp) ** 2 / 3
+        if self.rounding.dense and rows.dp is not None:
+            pair = pair + (self._moved(rows) * (rows.dp - rows.delta[..., None])) ** 2 / 3
         if "dtable" in self.values and isinstance(problem.relative, RelativeBias):
             case = problem.case
             index = relative_index(problem.relative.rule, part.rows, part.columns, case.q_len, case.k_len)
@@ -117,6 +119,17 @@ class _Sums:
             common = keys**2 * var_delta[..., None] + rows.ds.sum(-1, keepdim=True) ** 2 * var_lse[..., None]
             first = part.columns[:1]
             add_reduced(self.variances["dbias"], pair.sum(-1, keepdim=True) + common, (*where[:3], first))
+
+
+    def _moved(self, rows: Rows) -> Tensor:
+        # How far rounded scores move P [B, H, R, K]; in FLASH float32's own noise covers it.
+        s, allowed = rows.block.s, rows.block.allowed
+        finite_max = rows.row_max.masked_fill(rows.row_max == -math.inf, 0.0)
+        finite_lse = rows.lse.masked_fill(rows.lse == -math.inf, 0.0)
+        from_max = (s - finite_max[..., None]).abs().masked_fill(~allowed, 0.0)
+        of_scores = self.rounding.scores(self.problem, rows.part, rows.block)
+        amplitude = torch.sqrt(of_scores**2 + self.rounding.exp_argument(from_max) ** 2)
+        return self.rounding.reach(s, finite_lse, amplitude).masked_fill(~allowed, 0.0)
 
 
 def full_pass(problem: Problem, batches: Tensor, kv_heads: Tensor, rounding: Rounding) -> FullPass:
