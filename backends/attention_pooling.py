@@ -1,6 +1,8 @@
 """What does attention pooling cost? One query weighs all tokens into one vector: products and sums, no matmul.
 
-Made for one query a head, as a classifier pools its tokens; several are pooled one after the other.
+Made for one query a head, as a classifier pools its tokens; several are pooled one after the other. Products are
+taken in float32: in fp16 those with small weights are lost, and autograd would add up the shares of several queries
+in the inputs' dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ MOST_QUERIES = 256  # each keeps two tensors of the size of the keys for the bac
 
 class AttentionPooling(Backend):
     capabilities = Capabilities(
-        contract="dense",
         source="Hierarchical Attention Networks, eq. 5 to 7 (N16-1174); Set Transformer's PMA (arXiv 1810.00825)",
     )
 
@@ -40,6 +41,7 @@ class AttentionPooling(Backend):
             permitted: Tensor | None,
             dense: DenseScores,
         ) -> Tensor:
+            dtype, q, k, v = q.dtype, q.float(), k.float(), v.float()
             k, v = repeat_heads(k, case.group), repeat_heads(v, case.group)  # [B, H, K, D], [B, H, K, Dv]
             scores = torch.stack([(k * q[:, :, i : i + 1]).sum(dim=-1) for i in range(case.q_len)], dim=2)
             scores = scores * case.softmax_scale  # [B, H, Q, K]
@@ -50,7 +52,7 @@ class AttentionPooling(Backend):
                 scores = scores + bias
             weights = softmax_with_sink(scores, permitted, sink_of(changes))  # [B, H, Q, K]
             pooled = [(weights[:, :, i, :, None] * v).sum(dim=-2) for i in range(case.q_len)]
-            return torch.stack(pooled, dim=2)  # [B, H, Q, Dv]
+            return torch.stack(pooled, dim=2).to(dtype)  # [B, H, Q, Dv]
 
         return DensePrepared(case, inputs, attend, kernel="product, softmax, weighted sum")
 

@@ -7,6 +7,7 @@ BLOCK + W columns. For a mask without a reach it is attention in blocks of queri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,22 @@ def regions(case: Case, device: torch.device) -> list[Region]:
     return found
 
 
+class _Cut(torch.autograd.Function):
+    """Slices of the keys or values [B, H, K, D]; what overlapping slices give back is added up in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slices: list[slice]) -> tuple[Tensor, ...]:
+        ctx.slices, ctx.shape = slices, x.shape
+        return tuple(x[:, :, here] for here in slices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = torch.zeros(ctx.shape, dtype=torch.float32, device=grads[0].device)
+        for here, grad in zip(ctx.slices, grads, strict=True):
+            total[:, :, here] += grad
+        return total.to(grads[0].dtype), None
+
+
 class LocalBlocks(Backend):
     capabilities = Capabilities(
         scores=frozenset({"softcap", "sink"}),
@@ -72,12 +89,16 @@ class LocalBlocks(Backend):
         def compute(q: Tensor, k: Tensor, v: Tensor, changes: tuple[Score, ...]) -> Tensor:
             k, v = repeat_heads(k, case.group), repeat_heads(v, case.group)
             cap, sink = softcap_of(changes), sink_of(changes)
+            if sink is not None:
+                sink = sink.float()  # every block has a share of its gradient
+            windows = [region.keys for region in made]
+            keys, values = _Cut.apply(k, windows), _Cut.apply(v, windows)
             outs = []
-            for region in made:
-                scores = q[:, :, region.rows] @ k[:, :, region.keys].transpose(-2, -1) * case.softmax_scale
+            for region, some_keys, some_values in zip(made, keys, values, strict=True):
+                scores = q[:, :, region.rows] @ some_keys.transpose(-2, -1) * case.softmax_scale
                 if cap is not None:
                     scores = cap * torch.tanh(scores / cap)
-                outs.append(softmax_with_sink(scores, region.permitted, sink) @ v[:, :, region.keys])
+                outs.append(softmax_with_sink(scores, region.permitted, sink) @ some_values)
             return torch.cat(outs, dim=2)  # [B, H, Q, Dv]
 
         prepared = AutogradPrepared(case, inputs, compute, kernel=f"blocks of {BLOCK} queries", reusable=True)

@@ -9,16 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnbench.backend import Backend, Capabilities, Prepared
+from attnbench.backend import Backend, Capabilities, KnownDefect, Prepared
 from attnbench.problem import Case, Inputs, Score
 
 from ._dense import DensePrepared, DenseScores, repeat_heads, sink_of, softcap_of
+
+
+def _many_keys_in_fp16(case: Case) -> bool:
+    return case.needs_backward and case.dtype == "fp16" and case.k_len > 1024
 
 
 class MaskMultiply(Backend):
     capabilities = Capabilities(
         contract="dense", source="the 0/1 mask of early attention code (arXiv 1409.0473, A.2.2)"
     )
+
+    known_defects = {
+        "oracle:near_constant_v": KnownDefect(
+            reason="the gradient of weights / total holds 1 / total^2, which fp16 cannot hold over thousands of keys",
+            link="docs/findings.md, a softmax written by hand",
+            versions="==2.13.*",
+            shows=_many_keys_in_fp16,
+        )
+    }
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
