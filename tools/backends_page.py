@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from attnbench.backend import Backend, registry
-from attnbench.backend.sources import backends_in
+from attnbench.backend.sources import BUNDLED, backends_in, bundled_folder
 from attnbench.problem import ALiBi, Bias, Case, Mask, RelativeBias, Score, Sink, Softcap, parse_mask
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backends.md"
@@ -47,8 +47,8 @@ BOTH, FORWARD, NEITHER = "●", "○", "·"
 def every_backend() -> dict[str, Backend]:
     """The bundled backends; none of their files needs its library to be read but those that torch brings along."""
     found = {}
-    for name in backends_in(registry.bundled_folder()):
-        backend = importlib.import_module(f"{registry.BUNDLED}.{name}").backend
+    for name in backends_in(bundled_folder()):
+        backend = importlib.import_module(f"{BUNDLED}.{name}").backend
         backend.name = name
         found[name] = backend
     return found
@@ -146,7 +146,7 @@ def answered(backends: dict[str, Backend], device: str) -> list[str]:
 def lives(backends: dict[str, Backend]) -> list[str]:
     lines = [row(("environment", "backends", "made by")), row(("---",) * 3)]
     homes: dict[str, list[str]] = {}
-    for name, path in backends_in(registry.bundled_folder()).items():
+    for name, path in backends_in(bundled_folder()).items():
         home = registry._literals(path).get("ENVIRONMENT")
         if home:
             homes.setdefault(home, []).append(f"`{name}`")

@@ -8,14 +8,12 @@ options), `# cuda` (what follows is installed only with cuda), `# by hand: TEXT`
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnbench.backend.sources import bundled_folder
 from attnbench.errors import EnvironmentUnavailable, did_you_mean
-
-BUNDLED = "attnbench_backends"
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,7 @@ class Lock:
 
 def locks_folder() -> Path:
     """The folder of the shipped locks."""
-    spec = importlib.util.find_spec(BUNDLED)
-    if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentUnavailable(
-            f"the package {BUNDLED} is not installed; run `pip install -e .` in the repository"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "locks"
+    return bundled_folder() / "locks"
 
 
 def read_lock(path: Path) -> Lock:

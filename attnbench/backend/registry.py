@@ -22,11 +22,10 @@ from typing import Any
 
 from attnbench.backend.environments import find, how_to_make, importable, overridden
 from attnbench.backend.interface import CONTRACTS, Backend, Capabilities, FunctionBackend
-from attnbench.backend.sources import backends_in
+from attnbench.backend.sources import BUNDLED, backends_in, bundled_folder
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 
 GROUP = "attnbench.backends"
-BUNDLED = "attnbench_backends"
 READ = ("REQUIRES", "ENVIRONMENT", "CUDA_BUILD")
 
 
@@ -43,16 +42,6 @@ class Entry:
     reason: str = ""
     install: str = ""
     environment: str = ""
-
-
-def bundled_folder() -> Path:
-    """The folder of the bundled backends."""
-    spec = importlib.util.find_spec(BUNDLED)
-    if spec is None or not spec.submodule_search_locations:
-        raise AttnbenchError(
-            f"the package {BUNDLED} is not installed; run `pip install -e .` in the repository"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _literals(path: Path) -> dict[str, Any]:

@@ -11,12 +11,23 @@ import ast
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from attnbench.errors import AttnbenchError
 
 SKIPPED = {"__pycache__"}
 BUNDLED = "attnbench_backends"  # the package under which an installed folder of backends is imported
+
+
+def bundled_folder() -> Path:
+    """The folder of the bundled backends."""
+    spec = find_spec(BUNDLED)
+    if spec is None or not spec.submodule_search_locations:
+        raise AttnbenchError(
+            f"the package {BUNDLED} is not installed; run `pip install -e .` in the repository"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def backends_in(folder: Path) -> dict[str, Path]:

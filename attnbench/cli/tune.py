@@ -19,7 +19,7 @@ def tune_kernels(
 
     Example: [bold]attnbench tune triton[/bold]
     """
-    from attnbench.backend.registry import BUNDLED, bundled_folder
+    from attnbench.backend.sources import BUNDLED, bundled_folder
 
     if not (bundled_folder() / backend / "tune.py").is_file():
         raise AttnbenchError(f"{backend} has nothing to tune; triton has")
