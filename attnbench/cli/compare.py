@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from attnbench.gate import Comparison, GeometricMean, ResultSet
 
-PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
-
 
 def read_set(path: Path) -> ResultSet:
     """A result folder with its fingerprints, called by its path."""
@@ -111,6 +109,7 @@ def _changes(found: Comparison, rows: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from attnbench.report.text import clean, milliseconds
+    from attnbench.report.words import PASS_TEXT
 
     table = _table("head / base", "backend", "pass", "case", "base", "head", "ratio", "95 % interval")
     for change in found.changes[:rows]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attnbench.cli.console import err, remark
 from attnbench.sweep import events
+from attnbench.sweep.result import BROKEN
 
 
 class Progress:
@@ -56,7 +57,7 @@ class Progress:
                 self.rows_done = event.rows_done
                 self.counts[event.result.status] += 1
                 self._bar.update(self._task, completed=event.rows_done)
-                if event.result.status in ("crashed", "error", "timeout", "oom"):
+                if event.result.status in BROKEN:
                     found = event.result
                     self._say(f"{found.status}: {found.backend} {found.case_id}: {found.reason}")
             case events.Notice():

@@ -25,6 +25,7 @@ from attnbench.report.palette import (
 )
 from attnbench.report.tables import heading
 from attnbench.report.text import clean
+from attnbench.report.words import PASS_TEXT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,11 +46,7 @@ def speed_and_memory(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         for page, start in enumerate(range(0, len(panels), MOST_PANELS)):
             some = panels[start : start + MOST_PANELS]
             yield _page(name, page), draw_curves(some, quantity, drawn, f"{title} by sequence length", said)
-        passes = (
-            {"": "forward, and backward where there is one"}
-            if quantity == "peak_bytes"
-            else {"fwd": "forward", "bwd": "backward"}
-        )
+        passes = {"": "forward, and backward where there is one"} if quantity == "peak_bytes" else PASS_TEXT
         rows = dot_rows(table, quantity, tuple(passes))
         for page, start in enumerate(range(0, len(rows), MOST_ROWS)):
             shown = rows[start : start + MOST_ROWS]

@@ -33,7 +33,7 @@ def standing_table(table: pd.DataFrame) -> str:
             markdown_cell(one.version),
             f"{one.counts.get('ok', 0)} of {one.cases}",
             str(one.counts.get("wrong", 0)),
-            str(sum(one.counts.get(status, 0) for status in ("crashed", "error", "timeout", "oom"))),
+            str(one.failed),
             str(one.counts.get("refused", 0) + one.counts.get("unavailable", 0)),
             f"{one.fastest} of {one.timed}" if one.timed else "not timed",
             factor(one.behind),

@@ -19,6 +19,7 @@ from attnbench.report.text import (
     three_digits,
 )
 from attnbench.report.words import STATUS_ORDER, case_text
+from attnbench.sweep.result import BROKEN
 
 LISTED = (
     "ok",
@@ -76,6 +77,11 @@ class Standing:
     fastest: int
     behind: float | None
     worst_error: float | None
+
+    @property
+    def failed(self) -> int:
+        """Cases that ended without an answer where one was due."""
+        return sum(self.counts.get(status, 0) for status in BROKEN)
 
 
 def total_ms(table: pd.DataFrame) -> pd.Series:

@@ -107,7 +107,6 @@ def standing_table(table: pd.DataFrame) -> Table:
     ):
         shown.add_column(name, justify="right")
     for one in standings(table):
-        failed = sum(one.counts.get(status, 0) for status in ("crashed", "error", "timeout", "oom"))
         if one.counts.get("unavailable", 0) == one.cases:
             shown.add_row(Text(one.backend, style="bright_black"), Text("unavailable", style="bright_black"))
             continue
@@ -116,7 +115,7 @@ def standing_table(table: pd.DataFrame) -> Table:
             Text(one.version),
             Text(f"{one.counts.get('ok', 0)} of {one.cases}", style="green" if one.counts.get("ok") else ""),
             _count(one.counts.get("wrong", 0), "bold red"),
-            _count(failed, "red"),
+            _count(one.failed, "red"),
             _count(one.counts.get("refused", 0), "yellow"),
             Text(f"{one.fastest} of {one.timed}" if one.timed else "not timed"),
             Text(factor(one.behind)),

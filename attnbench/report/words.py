@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 STATUS_ORDER = ("ok", "wrong", "crashed", "error", "timeout", "oom", "refused", "unavailable")
+PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
 # The list-like leaves change with the length; elided, their cases lie on one line.
 LONG_ARGUMENTS = re.compile(r"\b(padding|documents|explicit|block_sparse)\(([^()]|\([^()]*\))*\)")
 
@@ -30,6 +31,15 @@ def dims_text(row: Any) -> str:
 def length_text(row: Any) -> str:
     """`2048`, or `1 x 2048` (queries x keys)."""
     return f"{row.q_len}" if row.q_len == row.k_len else f"{row.q_len} x {row.k_len}"
+
+
+def unlike_lengths_text(row: Any) -> str:
+    """`1 query` of decoding or `64 keys` where they are fewer; empty where queries and keys are as many."""
+    if row.q_len == row.k_len:
+        return ""
+    if row.q_len < row.k_len:
+        return "1 query" if row.q_len == 1 else f"{row.q_len} queries"
+    return "1 key" if row.k_len == 1 else f"{row.k_len} keys"
 
 
 def direction_text(direction: str) -> str:
@@ -76,11 +86,4 @@ def with_families(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shape(row: Any) -> str:
-    lengths = (
-        ""
-        if row.q_len == row.k_len
-        else f"{row.q_len} queries"
-        if row.q_len < row.k_len
-        else f"{row.k_len} keys"
-    )
-    return ", ".join(part for part in (shape_text(row), lengths) if part)
+    return ", ".join(part for part in (shape_text(row), unlike_lengths_text(row)) if part)

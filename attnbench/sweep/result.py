@@ -7,6 +7,7 @@ from typing import Any
 
 SCHEMA = 1
 STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
+BROKEN = ("crashed", "error", "timeout", "oom")  # no answer, where one was due
 
 
 @dataclass(frozen=True, kw_only=True)

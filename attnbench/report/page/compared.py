@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from attnbench.errors import NotComparable
 from attnbench.gate import FAILING, KINDS, Finding, ResultSet, gate
+from attnbench.gate.statistics import geometric_mean
 from attnbench.report.page.winners import Winner
 from attnbench.report.text import clean, factor, milliseconds, three_digits
+from attnbench.report.words import PASS_TEXT
 
-PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
 MOST_ROWS = 400  # of a table, and points of the chart: the largest changes
 
 
@@ -130,10 +131,10 @@ def _ratio(one: Finding, named: Mapping[str, str]) -> Ratio:
 def _means(ratios: Sequence[Ratio]) -> list[tuple[str, str, int, str]]:
     by_key: dict[tuple[str, str], list[float]] = {}
     for one in ratios:
-        by_key.setdefault((one.backend, one.which), []).append(math.log(one.point))
+        by_key.setdefault((one.backend, one.which), []).append(one.point)
     return [
-        (backend, which, len(logs), factor(math.exp(math.fsum(logs) / len(logs))))
-        for (backend, which), logs in sorted(by_key.items())
+        (backend, which, len(points), factor(geometric_mean(points).mean))
+        for (backend, which), points in sorted(by_key.items())
     ]
 
 

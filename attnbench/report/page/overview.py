@@ -14,7 +14,6 @@ from attnbench.report.tables import standings
 from attnbench.report.text import clean, factor, milliseconds, three_digits
 from attnbench.report.words import direction_text
 
-FAILED = ("crashed", "error", "timeout", "oom")
 MOST_NAMED = 4
 
 
@@ -94,7 +93,7 @@ def lines(table: pd.DataFrame, won: Sequence[Winner]) -> list[Line]:
             cases=one.cases,
             right=counts["ok"],
             wrong=counts["wrong"],
-            failed=sum(counts[status] for status in FAILED),
+            failed=one.failed,
             refused=counts["refused"],
             unavailable=counts["unavailable"],
             clear=clear[name],

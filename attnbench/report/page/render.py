@@ -20,11 +20,11 @@ from attnbench.report.frame import frame
 from attnbench.report.page import overview, trust
 from attnbench.report.page.compared import Compared, compared
 from attnbench.report.page.looks import looks_of
-from attnbench.report.page.rows import page_rows, rest_text, roofs_of
+from attnbench.report.page.rows import page_rows, roofs_of, selection
 from attnbench.report.page.winners import Winner, winners
 from attnbench.report.tables import heading, reasons
 from attnbench.report.text import clean
-from attnbench.report.words import case_text, dims_text, heads_text, with_families
+from attnbench.report.words import case_text, with_families
 
 SCRIPTS = ("figures.js", "draw.js", "tables.js", "page.js")  # in this order, in one scope
 MOST_ROWS_AT_ONCE = 16
@@ -193,15 +193,7 @@ def _shown(
 def _links(table: pd.DataFrame, place: int) -> dict[str, dict[str, str]]:
     """By case: the selection that shows it in Explore."""
     return {
-        str(row.case): {
-            "set": str(place),
-            "mask": clean(row.family, 80),
-            "heads": clean(heads_text(row), 80),
-            "dims": clean(dims_text(row), 80),
-            "dtype": clean(row.dtype, 80),
-            "rest": clean(rest_text(row), 80),
-            "direction": clean(row.direction, 80),
-        }
+        str(row.case): {"set": str(place)} | selection(row)
         for row in table.drop_duplicates("case").itertuples()
     }
 

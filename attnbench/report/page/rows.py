@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from attnbench.report.text import clean, is_missing
-from attnbench.report.words import dims_text, heads_text
+from attnbench.report.words import dims_text, heads_text, unlike_lengths_text
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MOST_SAMPLES = 200_000  # in a page; beyond, samples are only their quantiles
-LONGEST_NAME, LONGEST_REASON = 60, 300
+LONGEST_NAME, LONGEST_SELECTION, LONGEST_REASON = 60, 80, 300
 
 
 class Words:
@@ -34,18 +34,29 @@ class Words:
 
 def rest_text(row: Any) -> str:
     """What is the same along a line beside heads, dims and dtype: batch, score changes, layout, unequal lengths."""
-    parts = [f"batch {row.batch}", clean(row.scores, 80)]
-    parts += [row.layout] if row.layout not in ("", "bhsd") else []
-    if row.q_len != row.k_len:
-        parts += [f"{row.q_len} queries" if row.q_len < row.k_len else f"{row.k_len} keys"]
+    layout = row.layout if row.layout != "bhsd" else ""
+    parts = (f"batch {row.batch}", clean(row.scores, LONGEST_SELECTION), layout, unlike_lengths_text(row))
     return ", ".join(part for part in parts if part)
+
+
+def selection(row: Any) -> dict[str, str]:
+    """What is chosen in Explore to see a row's case: the texts by field, those that the row's case has in the page."""
+    texts = {
+        "mask": row.family,
+        "heads": heads_text(row),
+        "dims": dims_text(row),
+        "dtype": row.dtype,
+        "rest": rest_text(row),
+        "direction": row.direction,
+    }
+    return {field: clean(text, LONGEST_SELECTION) for field, text in texts.items()}
 
 
 def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """The rows of every set (frames as `with_families` gives them) as JSON values.
 
     `cases` and `rows` are lists of lists in the order of `case_fields` and `row_fields`; texts are places in
-    `words`. Of each pass: `ms` quantiles at `quantiles`, the number of samples, and the samples where all fit.
+    `words`. Of each pass: ms at QUANTILES, the number of samples, and the samples where all fit.
     """
     words = Words()
     kept = sum(int(t[f"{p}_samples"].sum()) for t in tables for p in ("fwd", "bwd")) <= MOST_SAMPLES
@@ -61,7 +72,6 @@ def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     return {
         "case_fields": CASE_FIELDS,
         "row_fields": ROW_FIELDS,
-        "quantiles": QUANTILES,
         "words": words.texts,
         "cases": cases,
         "rows": rows,
@@ -74,7 +84,7 @@ CASE_FIELDS = (
 )  # fmt: skip
 ROW_FIELDS = (
     ("case", "backend", "status", "reason", "kernel", "fwd", "bwd", "fwd_roof", "bwd_roof", "roof")
-    + ("peak", "error", "prepare_ms", "seed", "notes")
+    + ("peak", "error", "notes")
 )  # fmt: skip
 
 NEEDED = (
@@ -82,15 +92,14 @@ NEEDED = (
     + ("q_len", "k_len", "direction", "length", "fwd_flops", "bwd_flops", "fwd_least_bytes")
     + ("bwd_least_bytes", "least_peak_bytes", "pairs", "backend", "status", "reason", "kernel")
     + ("fwd_samples_ms", "bwd_samples_ms", "fwd_roof_share", "bwd_roof_share", "roof_share", "peak_bytes")
-    + ("error_over_budget", "prepare_total_ms", "seed", "notes")
+    + ("error_over_budget", "notes")
 )  # fmt: skip
 
 
 def _case(row: Any, words: Words) -> list[Any]:
-    texts = (row.family, heads_text(row), dims_text(row), row.dtype, rest_text(row), row.direction)
     numbers = (row.fwd_flops, row.bwd_flops, row.fwd_least_bytes, row.bwd_least_bytes)
     counts = [_whole(n) for n in (*numbers, row.least_peak_bytes, row.pairs)]
-    named = [words.place(row.case), *(words.place(text, 80) for text in texts)]
+    named = [words.place(row.case), *map(words.place, selection(row).values())]
     return [*named, _whole(row.length), *counts]
 
 
@@ -106,8 +115,6 @@ def _row(row: Any, words: Words, kept: bool) -> list[Any]:
         *(_short(value) for value in (row.fwd_roof_share, row.bwd_roof_share, row.roof_share)),
         _whole(row.peak_bytes) if right else None,
         _short(row.error_over_budget),
-        _short(row.prepare_total_ms),
-        _whole(row.seed),
         words.place("; ".join(map(str, row.notes[:5]))),
     ]
 
