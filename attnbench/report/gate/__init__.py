@@ -2,6 +2,6 @@
 
 from attnbench.report.gate.annotations import gate_annotations
 from attnbench.report.gate.junit import gate_junit
-from attnbench.report.gate.markdown import COMMENT_BYTES, SUMMARY_BYTES, gate_markdown
+from attnbench.report.gate.markdown import COMMENT_BYTES, gate_markdown
 
-__all__ = ["COMMENT_BYTES", "SUMMARY_BYTES", "gate_annotations", "gate_junit", "gate_markdown"]
+__all__ = ["COMMENT_BYTES", "gate_annotations", "gate_junit", "gate_markdown"]

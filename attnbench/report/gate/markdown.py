@@ -9,8 +9,7 @@ from attnbench.report.gate.order import counted, headline, level_of, worst_first
 from attnbench.report.markdown import grid
 from attnbench.report.text import NOTHING, clean, markdown_cell, milliseconds
 
-# GitHub's limits: a comment holds 65,536 characters, the summary of a step 1 MiB.
-COMMENT_BYTES, SUMMARY_BYTES = 65_536, 1 << 20
+COMMENT_BYTES = 65_536  # GitHub's limit of a comment, in characters; the summary of a step may have 1 MiB
 FEWEST_BYTES = 4_000
 HEAD = ("verdict", "backend", "case", "pass", "head / base", "base", "head", "interval")
 TEXTS = 4
@@ -27,7 +26,7 @@ def gate_markdown(
     """GitHub-flavoured Markdown of at most `limit_bytes` bytes of UTF-8, the verdict in its first line.
 
     `notes` are lines that stand below it (unlike machines, the rule that decided). The default limit is that of a
-    comment, which a job summary takes too; SUMMARY_BYTES is the summary's own. What does not fit is counted.
+    comment, which a job summary takes too. What does not fit is counted.
     Every foreign text is inert: no markup, HTML, mention, reference or link. ValueError below FEWEST_BYTES.
     """
     if limit_bytes < FEWEST_BYTES:

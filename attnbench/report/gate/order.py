@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from attnbench.gate import KINDS, Finding, Gate
+from attnbench.gate import FAILING, KINDS, Finding, Gate
 
 Level = Literal["failure", "warning", "remark", "nothing"]
 LEVELS: tuple[Level, ...] = ("failure", "warning", "remark", "nothing")
-QUIET = ("same", "new", "faster", "accepted")
+QUIET = ("new", "faster", "accepted")
 
 
 def level_of(finding: Finding) -> Level:
     """What a finding asks of the reader: "failure" fails the gate, "nothing" is as it was."""
-    if finding.to_json()["fails"]:
+    if finding.kind in FAILING:
         return "failure"
     if finding.kind == "same":
         return "nothing"
@@ -29,10 +29,9 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _place(finding: Finding) -> tuple[int, int, float, str, str, str]:
-    kind = KINDS.index(finding.kind) if finding.kind in KINDS else len(KINDS)
     return (
         LEVELS.index(level_of(finding)),
-        kind,
+        KINDS.index(finding.kind),
         -effect(finding),
         finding.backend,
         finding.case,
