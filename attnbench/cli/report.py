@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from attnbench.cli.compare import read_set
 from attnbench.cli.console import print_all, print_json, remark
-from attnbench.cli.worst import draw_worst, embed, worst_of
+from attnbench.cli.worst import draw_worst, embed
 from attnbench.errors import AttnbenchError
+
+if TYPE_CHECKING:
+    from attnbench.gate import ResultSet
 
 
 def report_results(
@@ -41,54 +45,65 @@ def report_results(
         raise AttnbenchError(
             "several result sets are compared on a page: add --html FILE (or see `attnbench compare`)"
         )
+    sets = [read_set(folder) for folder in folders]
     if as_json:
         from attnbench.report.frame import frame
 
-        print_json([record for folder in folders for record in as_records(frame(folder))])
+        print_json([row for one in sets for row in as_records(frame(one.results, one.environments))])
         return
+    drawn: dict[int, Path] = {}
     if html is None or to is not None:
-        for folder in folders[:1]:
-            _write_files(folder, to, charts=charts, cases=cases)
+        target = to or _beside(folders[0])
+        worst = _write_files(sets[0], target, charts=charts, cases=cases)
+        drawn |= {} if worst is None else {0: worst}
     if html is not None:
-        _write_page(folders, html, pictures=charts)
+        _write_page(sets, html, drawn, pictures=charts)
 
 
-def _write_files(folder: Path, to: Path | None, *, charts: bool, cases: bool) -> None:
+def _beside(folder: Path) -> Path:
+    from attnbench.report.frame import results_file
+
+    return results_file(folder).parent / "report"
+
+
+def _write_files(one: ResultSet, target: Path, *, charts: bool, cases: bool) -> Path | None:
+    """Print the tables and write the files; the picture of the worst failure, where it was drawn."""
     from attnbench.report.files import write_report
-    from attnbench.report.frame import frame, results_file
+    from attnbench.report.frame import frame
+    from attnbench.report.page import furthest_off
     from attnbench.report.terminal import result_tables
-    from attnbench.sweep.store import Store
 
-    table = frame(folder)
+    table = frame(one.results, one.environments)
     print_all(result_tables(table, cases=cases))
-    target = to or results_file(folder).parent / "report"
     written = list(write_report(table, target, charts=charts))
-    worst = worst_of(Store(results_file(folder).parent).read()) if charts else None
-    drawn = None if worst is None else draw_worst(worst, target / "worst")
-    if worst is not None and drawn is not None:
-        embed(target / "report.md", worst, drawn)
-        remark(f"the worst failure, {worst.backend} on {worst.case_id}: {drawn}")
+    worst, drawn = furthest_off(one.results), None
+    if charts and worst is not None and worst.status == "wrong":
+        drawn = draw_worst(worst, target / "worst")
+        if drawn is not None:
+            embed(target / "report.md", worst, drawn)
+            remark(f"the worst failure, {worst.backend} on {worst.case_id}: {drawn}")
     pictures = sorted(path.name for path in written if path.suffix == ".png")
     others = ", ".join(path.name for path in written if path.suffix != ".png")
     remark(f"\nwritten to {target}: {others}")
     if pictures:
         remark(f"pictures: {', '.join(pictures)}")
+    return drawn
 
 
-def _write_page(folders: list[Path], html: Path, *, pictures: bool) -> None:
+def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pictures: bool) -> None:
+    """Write the page; `drawn` are pictures that are there already, by the place of their set."""
     from tempfile import TemporaryDirectory
 
     from attnbench.report.page import furthest_off, write_page
 
-    sets = [read_set(folder) for folder in folders]
-    drawn: dict[int, bytes] = {}
+    shown = {place: picture.read_bytes() for place, picture in drawn.items()}
     for place, one in enumerate(sets if pictures else []):
-        worst = furthest_off(one.results)
+        furthest = None if place in shown else furthest_off(one.results)
         with TemporaryDirectory() as folder:
-            picture = None if worst is None else draw_worst(worst, Path(folder))
+            picture = None if furthest is None else draw_worst(furthest, Path(folder))
             if picture is not None:
-                drawn[place] = picture.read_bytes()
-    write_page(sets, html, drawn)
+                shown[place] = picture.read_bytes()
+    write_page(sets, html, shown)
     remark(f"written to {html} ({html.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
 

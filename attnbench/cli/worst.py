@@ -14,14 +14,8 @@ if TYPE_CHECKING:
 LIMIT_S = 120.0
 
 
-def worst_of(results: list[Result]) -> Result | None:
-    """The result that is wrong by most, or None where none is."""
-    wrong = [r for r in results if r.status == "wrong"]
-    return max(wrong, key=lambda r: r.error_over_budget or 0.0, default=None)
-
-
 def draw_worst(result: Result, folder: Path) -> Path | None:
-    """Draw the errors of a wrong result into `folder`; None where its backend cannot be run here any more.
+    """Draw the errors of a result into `folder`; None where its backend cannot be run here any more.
 
     A wrong backend may crash: it is run in a process of its own, for LIMIT_S at most.
     """

@@ -85,6 +85,8 @@ def _cell(found: tuple[float, str] | None, statuses: Counter[str] | None, tensor
         said = why_unjudged(counts)
         return Cell("–" if said == "ok" else said, "none", "not given" if said == "ok" else said)
     over, case = found
+    if over == np.inf:
+        return Cell("✗ wrong", "wrong", f"{tensor}: wrong without an error to measure, on {case}")
     title = f"{tensor}: {error_text(over)} of what is allowed, at worst on {case}"
     if over > 1:
         return Cell(f"✗ {error_text(over)}", "wrong", title)
@@ -93,19 +95,22 @@ def _cell(found: tuple[float, str] | None, statuses: Counter[str] | None, tensor
 
 @dataclass(frozen=True)
 class Furthest:
-    """The result furthest from exact attention; `is_wrong` where that is too far. `command` judges it again."""
+    """The result furthest from exact attention, and how far in words (`said`). `command` judges it again."""
 
     backend: str
     case: str
     is_wrong: bool
-    over: str
+    said: str
     reason: str
     tensors: tuple[tuple[str, str], ...]
     command: str
 
 
 def furthest_off(results: Iterable[Result]) -> Result | None:
-    """The wrong result that is off by most, or else the right one that uses most of its budget."""
+    """The wrong result that is off by most, or else the right one that uses most of its budget.
+
+    One that is wrong without an error (it changes its inputs) comes after those that have one.
+    """
     judged = [r for r in results if r.status == "wrong" or (r.status == "ok" and r.error_over_budget)]
     return max(judged, key=lambda r: (r.status == "wrong", r.error_over_budget or 0.0), default=None)
 
@@ -123,11 +128,20 @@ def furthest(result: Result | None) -> Furthest | None:
         clean(result.backend, 60),
         clean(result.case_id),
         result.status == "wrong",
-        "infinitely" if result.error_over_budget is None else error_text(result.error_over_budget),
+        _how_far(result),
         clean(result.reason),
         tuple(tensors),
         command_for(result),
     )
+
+
+def _how_far(result: Result) -> str:
+    if result.error_over_budget is None:
+        return "wrong"
+    over = error_text(result.error_over_budget)
+    if result.status == "wrong":
+        return f"{over} times what is allowed, so it is wrong"
+    return f"{over} of what is allowed, so it is right"
 
 
 def command_for(result: Result) -> str:
@@ -158,9 +172,7 @@ def noises(table: pd.DataFrame) -> list[Noise]:
     found = []
     for backend, group in table[table["status"] == "ok"].groupby("backend", sort=False):
         spans = {p: group[f"{p}_high_ms"] - group[f"{p}_low_ms"] for p in ("fwd", "bwd")}
-        shares = np.concatenate(
-            [spans[p] / 2 / group[f"{p}_median_ms"] for p in spans]
-        )  # NaN where not timed
+        shares = np.concatenate([spans[p] / 2 / group[f"{p}_median_ms"] for p in spans])  # NaN: not timed
         timed = shares[~np.isnan(shares)]
         if not timed.size:
             continue

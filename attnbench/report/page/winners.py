@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 
 from attnbench.gate import Ratio, ratio_of_medians
+from attnbench.gate.statistics import FEWEST, Rounds
 
-Rounds = Sequence[Sequence[float]]
 NEEDED = (
     ("case", "backend", "status", "family", "shape", "direction", "length")
     + ("fwd_samples_ms", "bwd_samples_ms")
 )  # fmt: skip
-FEWEST = 5  # rounds of which an interval is made
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[str]:
     """Those whose ratio to the fastest has an interval that holds 1, or too few samples for an interval."""
     slowest = max((max(one) for one in timed[order[0]]), default=0.0) if order else 0.0
     for name in order[1:]:
-        if min(min(one) for one in timed[name]) > slowest and len(timed[name]) >= FEWEST <= len(
-            timed[order[0]]
-        ):
+        enough = min(len(timed[name]), len(timed[order[0]])) >= FEWEST
+        if enough and min(min(one) for one in timed[name]) > slowest:
             continue  # no sample of it reaches the fastest one's: no resampling can bring them together
         ratio = ratio_of_medians(timed[order[0]], timed[name])
         if ratio is None or ratio.low is None or ratio.low <= 1:
