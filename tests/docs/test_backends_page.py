@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from attnbench.backend import Capabilities, FunctionBackend, Refusal
+from tests.tools.loaded import tool
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("backends_page", ROOT / "tools" / "backends_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="tool")
+def backends_page() -> Any:
+    return tool("backends_page.py")
 
 
 def test_the_page_is_up_to_date(tool: Any) -> None:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
 import attnbench
+from tests.tools.loaded import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_command_line_reference_is_up_to_date() -> None:
-    reference = tool("command_line_page")
+    reference = tool("command_line_page.py")
     same = reference.PAGE.read_text(encoding="utf-8") == reference.page()
     assert same, f"docs/reference/command-line.md is out of date; run {reference.AGAIN}"
 
@@ -79,7 +68,7 @@ def test_the_docstrings_are_on_the_python_page(site: Path) -> None:
 
 
 def test_links_that_leave_the_pages_become_text() -> None:
-    inside = tool("site_hooks").inside
+    inside = tool("site_hooks.py").inside
     page = ROOT / "docs" / "decisions" / "01.md"
     text = "[a](../method.md) [b](../../backends/naive.py) [`c`](../../x#y) [d e](../../z) [f](#g) ![h](../../i.png)"
     assert inside(text, page) == "[a](../method.md) `b` `c` d e [f](#g) ![h](../../i.png)"
@@ -90,4 +79,4 @@ def test_a_pattern_in_the_nav_stands_for_its_pages(tmp_path: Path) -> None:
         (tmp_path / name).write_text("# x")
     nav = ["a.md", {"Decisions": ["README.md", "[0-9]*.md"]}, {"Home": "index.md"}, "none*.md"]
     expected = ["a.md", {"Decisions": ["README.md", "01-a.md", "02-b.md"]}, {"Home": "index.md"}]
-    assert tool("site_hooks").expanded(nav, tmp_path) == expected
+    assert tool("site_hooks.py").expanded(nav, tmp_path) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tarfile
@@ -12,18 +11,12 @@ from typing import Any
 import pytest
 
 from attnbench.sweep.suite import load_suite
+from tests.tools.loaded import tool
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Any:
-    path = Path(__file__).parents[2] / "tools" / "gpu.py"
-    spec = importlib.util.spec_from_file_location("tools_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tools_gpu"] = module
-    spec.loader.exec_module(module)
-    return module
+    return tool("gpu.py")
 
 
 def python(program: str) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import lzma
 import struct
@@ -16,21 +14,12 @@ from typing import Any
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "gpu-wheels"
+from tests.tools.loaded import TOOLS, tool
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    loader = importlib.machinery.SourceFileLoader("gpu_wheels", str(TOOL))
-    spec = importlib.util.spec_from_loader("gpu_wheels", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
+@pytest.fixture(scope="module", name="tool")
+def gpu_wheels() -> Any:
+    return tool("gpu-wheels")
 
 
 def entry(kind: int, arch: int, payload: bytes) -> bytes:
@@ -119,6 +108,6 @@ def test_what_was_installed_is_imported_by_the_interpreter_that_is_written(tool:
 
 
 def test_the_tool_names_no_host(tool: Any) -> None:
-    text = TOOL.read_text()
+    text = (TOOLS / "gpu-wheels").read_text()
     assert "://" not in text
     assert "--index-url" not in text

@@ -1,0 +1,27 @@
+"""How do tests have a program of tools/ as a module? Loaded from its file, which may have no ending."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def tool(file: str) -> Any:
+    """The module of tools/`file`, run anew; it leaves no bytecode beside the program."""
+    name = f"tool_{Path(file).stem.replace('-', '_')}"
+    loader = importlib.machinery.SourceFileLoader(name, str(TOOLS / file))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
