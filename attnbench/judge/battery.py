@@ -34,6 +34,9 @@ from attnbench.problem import ALiBi, Case, Mask, Score
 LEVELS = ("smoke", "standard", "exhaustive")
 SIZES = {"smoke": 6, "standard": 30, "exhaustive": 120}  # cases a dtype
 CANDIDATES = 60  # random rows looked at for each row chosen
+# Multiply-adds of one projection [B * S, H * D] by [H * D, H * D] in a level that has a minute: a CPU needs seconds for
+# more in bf16, and every forward of a layer has four.
+LARGEST_PROJECTION = 1 << 29
 NEW_VALUE = 20  # pairs that a value which no row has yet counts for: each is there for a bug of its own
 
 
@@ -128,6 +131,7 @@ class _Wanted:
     contract: str
     masks: dict[str, Callable[[Sizes], Mask]]
     device: str
+    level: str
 
     def case(self, row: Row) -> Case | None:
         """The row as a case, or None where its values do not go together or the backend does not take it."""
@@ -160,6 +164,9 @@ class _Wanted:
             )
         except (CaseError, MaskError, ScoreError):
             return None
+        projection = case.batch * max(q_len, k_len) * (q_heads * head_dim) ** 2
+        if self.capabilities.layer_level and self.level != "exhaustive" and projection > LARGEST_PROJECTION:
+            return None
         if self.contract == "dense" and self.dtype == "bf16" and _winners_are_rounded(row, head_dim):
             return None
         return None if declared_refusal(self.capabilities, case, self.device) else case
@@ -191,7 +198,9 @@ def battery(
     if level not in LEVELS:
         raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
     available = MASKS if masks is None else masks_named(masks)
-    wanted = _Wanted(dtype, direction, capabilities, contract or capabilities.contract, available, device)
+    wanted = _Wanted(
+        dtype, direction, capabilities, contract or capabilities.contract, available, device, level
+    )
     rows = _rows(wanted, level)
     cases = [(wanted.case(row), row.distribution) for row in rows]
     found: dict[tuple[str, str], tuple[Case, str]] = {}
