@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -95,7 +94,7 @@ def _named(row: dict[str, Any]) -> str:
 
 def committed(backend: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """The table that is kept with the backend."""
-    from attnbench.backend.registry import bundled_folder
+    from attnbench.backend.sources import bundled_folder
 
     path = (folder or bundled_folder()) / backend / COMPILED
     if not path.is_file():
@@ -104,11 +103,10 @@ def committed(backend: str, folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _package(backend: str, folder: Path | None = None) -> str:
-    from attnbench.backend.registry import BUNDLED, bundled_folder
+    from attnbench.backend.sources import BUNDLED, bundled_folder
 
     if not ((folder or bundled_folder()) / backend / "ahead_of_time.py").is_file():
         raise AttnbenchError(f"{backend} does not compile ahead of time; triton does")
-    importlib.import_module(BUNDLED)
     return f"{BUNDLED}.{backend}"
 
 
