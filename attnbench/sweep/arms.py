@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnbench.errors import AttnbenchError
 from attnbench.measure import BLOCK_MS, commit_label
-from attnbench.problem import Case
-from attnbench.sweep import references
 from attnbench.sweep.attempt import Attempt, Protocol, time_together
 from attnbench.sweep.executors import WorkerProcess
-from attnbench.sweep.faults import Fault
 from attnbench.sweep.lanes import Lane
 from attnbench.sweep.limits import default_memory_limit_bytes
+from attnbench.sweep.oracle import Oracle
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 
@@ -34,7 +33,10 @@ CASE_SECONDS = 2.0  # of timing, an arm, a case and a group
 
 @dataclass(frozen=True)
 class Arm:
-    """One form of a backend: `backend` by name in `folder` (the bundled one: None), or path/to/file.py:function."""
+    """One form of a backend: `backend` by name in `folder` (the bundled one: None), or path/to/file.py:function.
+
+    `slower_by` is the share by which each of its calls is made slower: 0.05 for 5 %.
+    """
 
     name: str
     backend: str
@@ -72,23 +74,20 @@ class Track:
         )
         self._limit = None if device.startswith("cuda") else default_memory_limit_bytes()
         self._order = random.Random()  # not seeded: two runs must not share an order
-        self._ending = ExitStack()
-        self._oracle = Lane(
-            "the reference", WorkerProcess(device, threads=threads), None, memory_limit_bytes=self._limit
-        )
 
     def __enter__(self) -> Track:
-        self._ending.callback(self._oracle.stop)
-        self._scratch = Path(self._ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
-        try:
-            self._oracle.ready()
-            found = self._oracle.call("environment", self._protocol.timeout_s)
-        except Fault as fault:
-            self._ending.close()
-            raise AttnbenchError(
-                f"no worker can be used here: {fault.reason}; try `attnbench doctor`"
-            ) from fault
-        self.environment, self.key = found["fingerprint"], found["key"]
+        with ExitStack() as ending:
+            scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
+            self._oracle = Oracle(
+                WorkerProcess(self.device, threads=self._threads),
+                scratch,
+                timeout_s=self._protocol.timeout_s,
+                memory_limit_bytes=self._limit,
+            )
+            ending.callback(self._oracle.stop)
+            found = self._oracle.ask("environment")
+            self.environment, self.key = found["fingerprint"], found["key"]
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,12 +138,14 @@ class Track:
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         attempts = []
+        taken_up = time.monotonic()
         for arm, lane in zip(arms, lanes, strict=True):
             attempt = Attempt(
                 lane,
                 replace(blank, backend=arm.backend),
                 self._protocol,
-                lambda c: self._reference(plan.case, seed, c),
+                partial(self._oracle.answer, plan.case, seed, blank.distribution),
+                taken_up,
             )
             attempt.judge()
             attempts.append(attempt)
@@ -155,16 +156,6 @@ class Track:
             results = [_not_timed(attempt) for attempt in attempts]
         for arm, result in zip(arms, results, strict=True):
             yield Ran(arm.name, group, result)
-
-    def _reference(self, case: Case, seed: int, contract: str) -> str:
-        path = references.path_of(self._scratch, case, seed, "randn", contract)
-        if not path.exists():
-            self._oracle.ready()
-            asked = {"case": case.to_json(), "seed": seed, "distribution": "randn"}
-            self._oracle.call(
-                "reference", self._protocol.timeout_s, contract=contract, path=str(path), **asked
-            )
-        return str(path)
 
 
 def share_pace(attempts: Sequence[Attempt]) -> None:

@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.backend import Backend
-from attnbench.backend.interface import CONTRACTS
-from attnbench.errors import AttnbenchError, UnknownBackend
+from attnbench.errors import UnknownBackend
 from attnbench.measure import BLOCK_MS, commit_label
 from attnbench.problem import Case
-from attnbench.sweep import events, references
+from attnbench.sweep import events
 from attnbench.sweep.attempt import Attempt, Protocol, joined, time_together
 from attnbench.sweep.executors import InProcess, WorkerProcess
 from attnbench.sweep.faults import UNKNOWN, Fault
 from attnbench.sweep.lanes import Lane, make_lanes
 from attnbench.sweep.limits import default_memory_limit_bytes
+from attnbench.sweep.oracle import Oracle
 from attnbench.sweep.result import Result
 from attnbench.sweep.store import Store
 
@@ -68,12 +69,9 @@ def run_sweep(
         limit = default_memory_limit_bytes()
     lanes = make_lanes(backends, device, folder=folder, contract=contract, memory_limit_bytes=limit)
     apart = not lanes or any(not lane.in_process for lane in lanes)
-    oracle = Lane(
-        "the reference", WorkerProcess(device) if apart else InProcess(device), None, memory_limit_bytes=limit
-    )
     protocol = Protocol(timeout_s, rounds, block_ms, case_seconds, processes)
     with ExitStack() as ending:
-        for lane in (*lanes, oracle):
+        for lane in lanes:
             ending.callback(lane.stop)
         store = None if out is None else Store(out)
         kept: list[Result] = []
@@ -86,7 +84,10 @@ def run_sweep(
             ending.callback(shutil.rmtree, scratch, ignore_errors=True)
         else:
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
-        sweep = _Sweep(lanes, oracle, protocol, store, scratch, tell, device)
+        executor = WorkerProcess(device) if apart else InProcess(device)
+        oracle = Oracle(executor, scratch, timeout_s=timeout_s, memory_limit_bytes=limit)
+        ending.callback(oracle.stop)
+        sweep = _Sweep(lanes, oracle, protocol, store, tell, device)
         return sweep.run(planned, kept, suite, seed, distribution)
 
 
@@ -96,15 +97,14 @@ class _Sweep:
     def __init__(
         self,
         lanes: list[Lane],
-        oracle: Lane,
+        oracle: Oracle,
         protocol: Protocol,
         store: Store | None,
-        scratch: Path,
         tell: Tell,
         device: str,
     ) -> None:
         self._lanes, self._oracle, self._protocol = lanes, oracle, protocol
-        self._store, self._scratch, self._tell, self._device = store, scratch, tell, device
+        self._store, self._tell, self._device = store, tell, device
         self._environment: dict[str, Any] = {}
         self._order = random.Random()  # not seeded: two runs must not share an order
 
@@ -134,19 +134,13 @@ class _Sweep:
 
     def _start(self) -> None:
         """Load every backend side by side, and learn where we are."""
-        for lane in (self._oracle, *self._lanes):
+        self._oracle.start()
+        for lane in self._lanes:
             lane.start()
-        try:
-            self._oracle.ready()
-            found = self._oracle.call("environment", self._protocol.timeout_s)
-            fingerprint, key = found["fingerprint"], found["key"]
-            if self._store is not None and key not in self._store.environments():
-                roofs = self._oracle.call("roofs", self._protocol.timeout_s)
-                self._store.add_environment(key, {**fingerprint, "roofs": roofs})
-        except Fault as fault:
-            raise AttnbenchError(
-                f"no worker can be used here: {fault.reason}; try `attnbench doctor`"
-            ) from fault
+        found = self._oracle.ask("environment")
+        fingerprint, key = found["fingerprint"], found["key"]
+        if self._store is not None and key not in self._store.environments():
+            self._store.add_environment(key, {**fingerprint, "roofs": self._oracle.ask("roofs")})
         commit = commit_label(fingerprint["git"])
         self._environment = {"machine": fingerprint["machine"], "environment": key, "commit": commit}
         for lane in self._lanes:
@@ -182,7 +176,7 @@ class _Sweep:
         """Judge on every lane, time together those that are right; rows come as soon as they are known."""
         for lane in lanes:
             lane.start()  # those that died come back side by side, before anything is timed
-        reference = self._references(case, blank)
+        reference = partial(self._oracle.answer, case, blank.seed, blank.distribution)
         waiting: list[Attempt] = []
         taken_up = began = time.monotonic()
         for lane in lanes:
@@ -195,17 +189,18 @@ class _Sweep:
                 attempt.release()
                 continue
             waiting.append(attempt)
-            ahead_s = sum(a.rounds * a.seconds_a_round for a in waiting)
+            ahead_s = self._protocol.processes * sum(a.rounds * a.seconds_a_round for a in waiting)
             if time.monotonic() - began + ahead_s > UNWRITTEN_S:
                 yield from self._time_in_processes(waiting)
                 waiting, began = [], time.monotonic()
         yield from self._time_in_processes(waiting)
-        for contract in CONTRACTS:
-            path = references.path_of(self._scratch, case, blank.seed, blank.distribution, contract)
-            path.unlink(missing_ok=True)
+        self._oracle.forget(case, blank.seed, blank.distribution)
 
     def _time_in_processes(self, attempts: list[Attempt]) -> Iterator[Result]:
         """Time together, and again in as many fresh processes as asked for; callables stay in this one."""
+        if self._protocol.processes == 1:
+            yield from time_together(attempts, self._order)  # each row as soon as it is known
+            return
         results = list(time_together(attempts, self._order))
         for process in range(1, self._protocol.processes):
             again: list[tuple[int, Attempt]] = []
@@ -224,31 +219,6 @@ class _Sweep:
             for (index, _), result in zip(again, timed, strict=True):
                 results[index] = joined(results[index], result, process)
         yield from results
-
-    def _references(self, case: Case, blank: Result) -> Callable[[str], str]:
-        """The file with the right answer by contract, computed when first asked for."""
-        failed: dict[str, Fault] = {}
-
-        def reference(contract: str) -> str:
-            path = references.path_of(self._scratch, case, blank.seed, blank.distribution, contract)
-            if contract in failed:
-                raise failed[contract]
-            if not path.exists():
-                try:
-                    self._oracle.ready()
-                    asked = {"case": blank.case, "seed": blank.seed, "distribution": blank.distribution}
-                    self._oracle.call(
-                        "reference", self._protocol.timeout_s, contract=contract, path=str(path), **asked
-                    )
-                except Fault as fault:
-                    reason = (
-                        f"nothing to judge by: the float64 reference failed ({fault.status}: {fault.reason})"
-                    )
-                    failed[contract] = Fault("error", reason, fault.notes)
-                    raise failed[contract] from fault
-            return str(path)
-
-        return reference
 
 
 def _missing(
