@@ -7,7 +7,6 @@ narrow for a claim about other days; a case's first replay of each pair of arms 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,14 +163,3 @@ def _compare_means(rate: Rate, base_ms: np.ndarray, head_ms: np.ndarray) -> None
             if i != j:
                 rate.means_compared += 1
                 rate.means_flagged += bool(head[j] > (1 + MEAN_RULE) * base[i])
-
-
-def detectable(recordings: Sequence[Recorded]) -> float:
-    """The spread of a group's median log-ratio where nothing changed: what the rule has to see through."""
-    medians = [
-        np.median(np.log(one.least_ms[head] / one.least_ms[base]), axis=1)
-        for one in recordings
-        for base, head in pairs_of_arms()[NOTHING]
-    ]
-    spread = float(np.concatenate(medians).std())
-    return spread if math.isfinite(spread) else 0.0

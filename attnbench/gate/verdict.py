@@ -4,41 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from attnbench.gate.comparison import PASSES
 from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
 from attnbench.gate.statistics import Ratio, ratio_of_medians
-from attnbench.sweep.result import Result
+from attnbench.sweep.result import BROKEN, Result
 
-Kind = Literal[
-    "wrong",
-    "missing",
-    "broken",
-    "less accurate",
-    "bigger",
-    "worse compiled",
-    "slower",
-    "suspect",
-    "inconclusive",
-    "accepted",
-    "new",
-    "faster",
-    "same",
-]
-FAILING: tuple[Kind, ...] = (
-    "wrong",
-    "missing",
-    "broken",
-    "less accurate",
-    "bigger",
-    "worse compiled",
-    "slower",
-)
-KINDS: tuple[Kind, ...] = (*FAILING, "suspect", "inconclusive", "accepted", "new", "faster", "same")
-BROKEN = ("crashed", "error", "timeout", "oom")
+Failing = Literal["wrong", "missing", "broken", "less accurate", "bigger", "worse compiled", "slower"]
+Kind = Literal[Failing, "suspect", "inconclusive", "accepted", "new", "faster", "same"]  # the worst first
+FAILING: tuple[Kind, ...] = get_args(Failing)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 # Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.
 MARGIN = 0.10
 WIDER = 3.0  # times the margin, where there are too few samples for an interval
