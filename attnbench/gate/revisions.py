@@ -14,12 +14,13 @@ import numpy as np
 
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.touched import BASE, Contest
-from attnbench.gate.verdict import BROKEN, Finding, Gate, bigger, gathered, status_finding
+from attnbench.gate.verdict import Finding, Gate, bigger, gathered, status_finding
 from attnbench.sweep.arms import Ran, Track
-from attnbench.sweep.result import Result
+from attnbench.sweep.result import BROKEN, Result
 from attnbench.sweep.suite import Planned
 
 SEEDS = 3  # of inputs, used in turn: the accuracy of one draw says little
+FEWEST_SEEDS = 2  # before anybody is called less accurate
 LESS_ACCURATE = 1.25  # times the base's error, on every seed
 VISIBLE = 0.1  # of the budget: an error below it is a rounding of the answer
 
@@ -90,16 +91,16 @@ def hold_against(
     notes: list[str] = []
     for stage in range(rule.stages):
         open_ones = {key: q for key, q in questions.items() if not stage or _undecided(q, rule)}
-        if not open_ones:
+        if not open_ones or notes:
             break
         for index in range(rule.groups):
             group = stage * rule.groups + index
             for contest in contested:
                 asked = [q.plan for (name, _), q in open_ones.items() if name == contest.name and q.both_ok]
-                if not asked:
+                if not asked or notes:
                     continue
                 if ends is not None and time.monotonic() > ends:
-                    notes = [f"the {minutes:g} minutes were over in stage {stage + 1}, group {index + 1}"]
+                    notes.append(f"the {minutes:g} minutes were over in stage {stage + 1}, group {index + 1}")
                     continue
                 on_group(
                     f"stage {stage + 1} of at most {rule.stages}, processes {index + 1} of {rule.groups}: "
@@ -134,7 +135,10 @@ def _findings(name: str, question: Question, rule: Rule) -> Iterator[Finding]:
     if not question.base or not question.head:
         yield Finding("inconclusive", question.plan.case.id, name, "was not run: no time was left")
         return
-    worst = max(question.head, key=lambda group: _severity(question.head[group].status))
+    worst = max(
+        question.head,
+        key=lambda group: (_severity(question.head[group].status), _severity(question.base[group].status)),
+    )
     decided = status_finding(question.base[worst], question.head[worst])
     yield from decided
     if decided:
@@ -167,7 +171,7 @@ def _less_accurate(name: str, question: Question) -> Iterator[Finding]:
         if head.error_over_budget is None or base.error_over_budget is None:
             return
         by_seed[head.seed] = (base.error_over_budget, head.error_over_budget)
-    if len(by_seed) < min(SEEDS, 2):
+    if len(by_seed) < FEWEST_SEEDS:
         return
     if all(after > LESS_ACCURATE * before and after > VISIBLE for before, after in by_seed.values()):
         before, after = (float(np.median(values)) for values in zip(*by_seed.values(), strict=True))

@@ -1,0 +1,94 @@
+"""Do the stages of a gate say what happened in them? With tracks that are told what to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from attnbench.gate import Contest, Gate, Rule, hold_against
+from attnbench.sweep.arms import Arm, Ran
+from attnbench.sweep.result import Result
+from attnbench.sweep.suite import Planned
+
+Says = Callable[[str, int], Result]
+CONTEST = Contest("naive", Arm("base", "naive"), Arm("head", "naive"))
+
+
+class ScriptedTrack:
+    """Answers for each arm and group what `says` gives; the seed is the one it was asked for."""
+
+    def __init__(self, says: Says) -> None:
+        self.says = says
+
+    def run(self, planned: Sequence[Planned], arms: Sequence[Arm], group: int, seed: int) -> Iterator[Ran]:
+        for plan in planned:
+            for arm in arms:
+                found = replace(self.says(arm.name, group), case_id=plan.case.id, seed=seed)
+                yield Ran(arm.name, group, found)
+
+
+@pytest.fixture
+def gated(a_case: Any) -> Callable[..., Gate]:
+    """`gated(says)`: one case in two stages of two groups of processes."""
+
+    def hold(says: Says, **options: Any) -> Gate:
+        track: Any = ScriptedTrack(says)
+        return hold_against(track, [Planned(a_case())], [CONTEST], Rule(0.1, stages=2, groups=2), **options)
+
+    return hold
+
+
+@pytest.mark.parametrize(
+    ("arm", "status", "kind", "said"),
+    [
+        ("head", "timeout", "broken", "is timeout; base is ok"),
+        ("head", "wrong", "wrong", "base is ok"),
+        ("base", "crashed", "new", "is ok; base is crashed"),
+    ],
+)
+def test_what_happens_in_a_later_group_of_processes_counts(
+    gated: Any, result: Any, arm: str, status: str, kind: str, said: str
+) -> None:
+    found = gated(lambda a, group: result(status=status) if (a, group) == (arm, 1) else result())
+    assert [finding.kind for finding in found.findings] == [kind]
+    assert said in found.findings[0].message
+
+
+def test_where_the_minutes_ended_is_said(gated: Any, result: Any) -> None:
+    found = gated(lambda arm, group: result(), minutes=-1.0)
+    assert found.notes == ("the -1 minutes were over in stage 1, group 1",)
+    assert [finding.kind for finding in found.findings] == ["inconclusive"]
+    assert "no time was left" in found.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("errors", "kinds"),
+    [
+        ({0: 0.5, 1: 0.5}, {"less accurate", "same"}),
+        ({0: 0.5, 1: 0.2}, {"same"}),
+        ({0: 0.24, 1: 0.24}, {"same"}),
+    ],
+    ids=["on each seed", "on one of two", "within a quarter"],
+)
+def test_a_larger_error_on_every_seed_is_less_accurate(
+    gated: Any, result: Any, errors: dict[int, float], kinds: set[str]
+) -> None:
+    found = gated(lambda arm, group: result(error_over_budget=errors[group] if arm == "head" else 0.2))
+    assert {finding.kind for finding in found.findings} == kinds
+
+
+def test_an_error_too_small_to_be_seen_in_the_answer_accuses_nobody(gated: Any, result: Any) -> None:
+    found = gated(lambda arm, group: result(error_over_budget=0.09 if arm == "head" else 0.01))
+    assert {finding.kind for finding in found.findings} == {"same"}
+
+
+def test_memory_has_to_grow_in_every_group(gated: Any, result: Any) -> None:
+    def says(arm: str, group: int) -> Result:
+        return result(memory_bytes={"fwd_peak": (70 if arm == "head" and group == 0 else 64) << 20})
+
+    assert {finding.kind for finding in gated(says).findings} == {"same"}
+    always = gated(lambda arm, group: says(arm, 0)).findings
+    assert [finding.kind for finding in always] == ["bigger", "same"]
