@@ -4,7 +4,7 @@
 backend = "naive"            # shell patterns: *, ?, [..]
 case = "q512-*"
 kind = "slower"              # slower, bigger, less accurate, worse compiled or missing; never wrong
-pass = "bwd"                 # fwd, bwd; left out: either
+pass = "bwd"                 # slower, missing: fwd or bwd; left out: either
 up_to = 1.15                 # slower: head / base; left out: any
 reason = "delta is now taken in float32"
 expires = 2027-01-31
@@ -26,6 +26,7 @@ from attnbench.gate.verdict import Finding, Gate, gathered
 FILE = "accepted-regressions.toml"
 ACCEPTABLE = ("slower", "bigger", "less accurate", "worse compiled", "missing")
 KEYS = ("backend", "case", "kind", "pass", "up_to", "reason", "expires")
+ONLY = {"pass": ("slower", "missing"), "up_to": ("slower",)}  # the kinds that have a pass, and a size
 NEEDED = ("backend", "case", "kind", "reason", "expires")
 
 
@@ -78,6 +79,12 @@ def _entry(where: str, entry: dict[str, Any]) -> Accepted:
         raise AttnbenchError(
             f"{where}: expires is a date such as 2027-01-31, without quotes, not {entry['expires']!r}"
         )
+    for key, kinds in ONLY.items():
+        if key in entry and entry["kind"] not in kinds:
+            # It would cover nothing, and nobody would be told why.
+            raise AttnbenchError(
+                f"{where}: {key} is of {' and '.join(kinds)} only, not of {entry['kind']}; leave it out"
+            )
     up_to = entry.get("up_to")
     if up_to is not None and not (isinstance(up_to, (int, float)) and up_to > 1):
         raise AttnbenchError(f"{where}: up_to is head over base, above 1, such as 1.15, not {up_to!r}")
