@@ -38,6 +38,12 @@ class Program(TyperGroup):
             complain(str(problem))
             unfit = isinstance(problem, (NotComparable, BackendUnavailable))
             raise typer.Exit(UNFIT if unfit else USED_WRONGLY) from problem
+        except OSError as problem:
+            # A file of the person's: full disk, no permission. What names no file is a mistake of our own.
+            if problem.filename is None:
+                raise
+            complain(f"{problem.filename}: {problem.strerror}; give another path, or put that right")
+            raise typer.Exit(USED_WRONGLY) from problem
         except KeyboardInterrupt as problem:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from problem

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_a_problem_is_one_line_and_its_exit_code(problem: BaseException, code: i
     assert done.stderr.startswith("attnbench: ")
     assert done.stderr.count("\n") == 1
     assert str(problem) in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
+    app = typer.Typer(cls=Program)
+
+    @app.command()
+    def one() -> None:
+        (tmp_path / "no" / "folder.md").write_text("")
+
+    @app.command()
+    def two() -> None: ...
+
+    done = CliRunner().invoke(app, ["one"])
+    assert done.exit_code == 2
+    assert "no/folder.md" in done.stderr
+    assert "No such file or directory" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_mistake_of_our_own_is_not_hidden() -> None:
