@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import AttnbenchError
@@ -92,6 +94,23 @@ def size_bytes(text: str | None, option: str) -> int | None:
     if size < 1:
         raise AttnbenchError(f"{option} takes a size such as 8GiB or 500MiB, not {text!r}")
     return int(size)
+
+
+def require_writable(*files: Path | None) -> None:
+    """Make the folders of files that are written at the end; AttnbenchError, before anything is measured, if not."""
+    for file in files:
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise AttnbenchError(
+                f"{file} cannot be written: {problem.strerror}; give another path"
+            ) from problem
+        if file.is_dir():
+            raise AttnbenchError(f"{file} is a folder; give the path of a file")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise AttnbenchError(f"{file} cannot be written: no permission; give another path")
 
 
 def plural(count: int, one: str, many: str = "") -> str:

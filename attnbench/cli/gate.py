@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from attnbench.cli.compare import read_set
-from attnbench.cli.console import plural, print_all, print_json, texts
+from attnbench.cli.console import plural, print_all, print_json, remark, require_writable, texts
 from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from attnbench.gate import Gate
 
 MOST_LINES = 50
+OF_REVISIONS = ("suite", "everything", "effect", "minutes", "device", "threads", "arch", "record")
+OF_FOLDERS = ("margin", "allow_unlike")
 STYLES = {
     "inconclusive": "yellow",
     "accepted": "yellow",
@@ -31,6 +33,7 @@ BASE_TEXT = "A git revision whose backends/ are held against, or a result folder
 
 
 def gate_change(
+    context: typer.Context,
     base: str | None = typer.Option(None, "--base", help=BASE_TEXT, metavar="REV|DIR"),
     head: str | None = typer.Option(
         None,
@@ -48,7 +51,10 @@ def gate_change(
     ),
     effect: float = typer.Option(0.05, "--effect", min=0.01, max=1.0, help=EFFECT_TEXT),
     minutes: float | None = typer.Option(
-        None, "--minutes", min=0.1, help="Begin nothing new after this long; 10, and 15 to calibrate."
+        None,
+        "--minutes",
+        min=0.1,
+        help="Begin nothing new after this long; 10, and 15 to calibrate, which takes six groups at least.",
     ),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N."),
     threads: int = typer.Option(
@@ -107,14 +113,22 @@ def gate_change(
     if calibrate:
         if base or head:
             raise AttnbenchError("--calibrate gates nothing; leave --base and --head out")
+        require_writable(record)
         calibrate_machine(asked, as_json)
         return
     if base is None:
         raise AttnbenchError("--base is missing; give a revision such as main, or a result folder")
+    require_writable(summary, junit, record)
+    _say_what_is_left_aside(context, OF_REVISIONS if Path(base).is_dir() else OF_FOLDERS)
     file = accepted or _default_accepted()
     known = [] if file is None else read_accepted(file)
     if Path(base).is_dir():
         found = _gate_folders(Path(base), head, margin, allow_unlike, asked.backends)
+    elif head is not None and Path(head).is_dir():
+        raise AttnbenchError(
+            f"--head {head} is a folder, so --base must be a result folder too, not {base!r}; "
+            f"where a branch has that name, give it as refs/heads/{head}"
+        )
     else:
         found = gate_revisions(base, head, asked)
     found = accepting(found, known, date.today())
@@ -127,6 +141,22 @@ def gate_change(
         for line in gate_annotations(found, strict=strict):
             typer.echo(line, err=as_json)  # stdout is JSON then; GitHub reads both
     raise typer.Exit(found.exit_code(strict=strict))
+
+
+def _say_what_is_left_aside(context: typer.Context, names: Sequence[str]) -> None:
+    """Name the options that were given and say nothing of what is gated."""
+    given = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            given.append(parameter.opts[0])
+    if given:
+        of = (
+            "result folders, which are measured already"
+            if names is OF_REVISIONS
+            else "revisions; see --effect"
+        )
+        remark(f"left aside: {', '.join(given)} (nothing to do with {of})")
 
 
 def _write(found: Gate, summary: Path | None, junit: Path | None, *, strict: bool) -> None:
@@ -165,30 +195,25 @@ def _gate_folders(
 def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
     from rich.text import Text
 
-    from attnbench.gate import FAILING, KINDS
+    from attnbench.report.gate.order import counted, level_of, word_of, worst_first
     from attnbench.report.text import clean
 
     for text in found.unlike:
         yield Text(f"unlike, and allowed: {clean(text)}", style="yellow")
     for text in found.notes:
         yield Text(clean(text), style="bright_black")
-    told = [f for f in found.findings if f.kind in FAILING or f.kind in STYLES]
+    told = [finding for finding in worst_first(found.findings) if level_of(finding) != "nothing"]
     for finding in told[:MOST_LINES]:
-        style = STYLES.get(finding.kind, "bold red")
-        line = Text(f"{finding.kind:<12} ", style=style)
+        line = Text(f"{finding.kind:<12} ", style=STYLES.get(finding.kind, "bold red"))
         yield line.append(
             f"{clean(finding.backend, 60)} {clean(finding.case)}: {clean(finding.message)}", style="default"
         )
     if len(told) > MOST_LINES:
         yield Text(f"and {len(told) - MOST_LINES} more; --json has all")
-    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in KINDS if found.count(kind))
+    said = counted(found.findings) if found.findings else "nothing to hold against each other"
     failed = found.exit_code(strict=strict) != 0
-    word = (
-        "worse" if failed else "not worse" if not found.inconclusive else "not worse as far as it can be told"
-    )
-    said = counts or "nothing to hold against each other"
     yield Text.assemble(
-        (f"{word}: ", "bold red" if failed else "bold green"),
+        (f"{word_of(found, strict=strict).lower()}: ", "bold red" if failed else "bold green"),
         f"{said} (a slow-down of {found.margin:.0%} is looked for)",
     )
     if found.inconclusive and not strict:

@@ -85,7 +85,35 @@ def test_an_inconclusive_gate_warns_and_fails_when_strict(
     done = attnbench("gate", "--base", base, "--head", head)
     assert done.exit_code == 0
     assert "warning" in done.stdout
-    assert attnbench("gate", "--base", base, "--head", head, "--strict").exit_code == 1
+    strict = attnbench("gate", "--base", base, "--head", head, "--strict")
+    assert strict.exit_code == 1
+    assert strict.stdout.splitlines()[-1].startswith("not shown to be the same: 1 inconclusive")
+
+
+@pytest.mark.parametrize("option", ["--summary", "--junit"])
+@pytest.mark.parametrize(
+    ("file", "said"), [("base", "is a folder"), ("base/results.jsonl/v.md", "cannot be written")]
+)
+def test_a_verdict_that_cannot_be_written_is_said_before_anything_is_judged(
+    base: Path, tmp_path: Path, attnbench: Any, option: str, file: str, said: str
+) -> None:
+    done = attnbench("gate", "--base", base, "--head", base, option, tmp_path / file)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_options_that_say_nothing_of_result_folders_are_named(base: Path, attnbench: Any) -> None:
+    done = attnbench("gate", "--base", base, "--head", base, "--effect", "0.2", "--all", "--margin", "0.2")
+    assert done.exit_code == 0, done.output
+    assert "left aside: --all, --effect (" in done.stderr
+    assert "left aside" not in attnbench("gate", "--base", base, "--head", base, "--margin", "0.2").stderr
+
+
+def test_a_result_folder_as_head_of_a_revision_is_said(base: Path, attnbench: Any) -> None:
+    done = attnbench("gate", "--base", "main", "--head", base)
+    assert done.exit_code == 2
+    assert "--base must be a result folder too, not 'main'" in done.stderr
 
 
 def test_compare_prints_the_ratio_and_the_interval(

@@ -53,17 +53,20 @@ def counted(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in count.items()) or "nothing"
 
 
-def headline(found: Gate, *, strict: bool = False) -> str:
-    """The verdict in one line of our own words."""
-    failures = [f for f in found.findings if level_of(f) == "failure"]
-    warnings = [f for f in found.findings if level_of(f) == "warning"]
-    if failures:
-        return f"Worse: {counted(failures)}"
-    if warnings:
-        word = (
-            "Not shown to be the same"
-            if found.exit_code(strict=strict)
-            else "Not worse, as far as it can be told"
-        )
-        return f"{word}: {counted(warnings)}"
+def word_of(found: Gate, *, strict: bool = False) -> str:
+    """The verdict in a word or a few, without its figures."""
+    levels = {level_of(finding) for finding in found.findings}
+    if "failure" in levels:
+        return "Worse"
+    if "warning" in levels:
+        unsure = found.exit_code(strict=strict) != 0
+        return "Not shown to be the same" if unsure else "Not worse, as far as it can be told"
     return "Not worse"
+
+
+def headline(found: Gate, *, strict: bool = False) -> str:
+    """The verdict in one line of our own words: what fails, or else what is to be looked at."""
+    word = word_of(found, strict=strict)
+    level: Level = "failure" if word == "Worse" else "warning"
+    told = [finding for finding in found.findings if level_of(finding) == level]
+    return f"{word}: {counted(told)}" if told else word
