@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from attnbench.cli.console import complain, out, print_json, remark
+from attnbench.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from attnbench.cli.revisions import Asked
@@ -24,11 +25,17 @@ def calibrate_machine(asked: Asked, as_json: bool) -> None:
     from attnbench.gate.recording import frame_of, record_group, recorded, write_rows
     from attnbench.report.session import resolve_device
     from attnbench.sweep.arms import Track
+    from attnbench.sweep.lanes import make_lanes
     from attnbench.sweep.suite import load_suite
 
     device = resolve_device(asked.device)
     planned = load_suite(asked.suite).cases(device)
     backends = asked.backends or BACKENDS
+    for lane in make_lanes(
+        backends, device
+    ):  # none is started: whether they are there is asked before the minutes
+        if lane.given_up is not None:
+            raise BackendUnavailable(f"{lane.name}: {lane.given_up.reason}")
     remark(
         f"device {device}, suite {asked.suite}: {', '.join(backends)} as it is and slowed by 3, 5 and 10 %"
     )

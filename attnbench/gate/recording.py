@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from attnbench.errors import AttnbenchError
+from attnbench.gate.revisions import SEEDS
 from attnbench.sweep.arms import Arm, Ran, Track
 from attnbench.sweep.suite import Planned
 
@@ -61,8 +62,20 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def record_group(track: Track, planned: Sequence[Planned], backend: str, group: int) -> list[Row]:
-    """Time every arm of a backend on every case in one group of fresh processes."""
-    return rows_of(track.run(planned, arms_of(backend), group, seed=group % 3))
+    """Time every arm of a backend on every case in one group of fresh processes.
+
+    AttnbenchError where nothing could be timed in all arms: no further group would do better.
+    """
+    ran = list(track.run(planned, arms_of(backend), group, seed=group % SEEDS))
+    rows = rows_of(ran)
+    if not rows:
+        first = next((one for one in ran if one.result.status != "ok"), ran[0])
+        said = first.result.reason or "; ".join(first.result.notes)
+        raise AttnbenchError(
+            f"{backend} cannot be calibrated with: no case was timed in every arm; "
+            f"`{first.arm}` on {first.result.case_id} is {first.result.status} ({said})"
+        )
+    return rows
 
 
 @dataclass(frozen=True)

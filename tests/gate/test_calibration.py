@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attnbench.backend import Entry
 from attnbench.cli import calibrate as command
 from attnbench.errors import AttnbenchError
 from attnbench.gate.calibration import NOTHING, Calibration, calibrate
-from attnbench.gate.recording import SAME, SLOWER, frame_of, recorded, write_rows
+from attnbench.gate.recording import SAME, SLOWER, frame_of, record_group, recorded, write_rows
+from attnbench.sweep.arms import Ran
+from attnbench.sweep.result import Result
+from attnbench.sweep.suite import Planned
 
 RECORDINGS = Path(__file__).parents[2] / "docs" / "gate-calibration"
 STORED = sorted(RECORDINGS.glob("*.parquet"))
@@ -117,6 +122,48 @@ def test_the_exit_code_says_whether_the_machine_is_fit(
     assert "called slower" in ran.output
     assert ("unfit to gate" in ran.output) == (code == 3)
     assert (tmp_path / "rows.parquet").is_file()
+
+
+def test_a_backend_that_cannot_be_calibrated_with_is_said_before_the_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from typer.testing import CliRunner
+
+    from attnbench.cli.app import app
+
+    def never(*given: Any) -> Any:
+        raise AssertionError("a group was recorded")
+
+    monkeypatch.setattr("attnbench.gate.recording.record_group", never)
+    monkeypatch.setattr(
+        "attnbench.sweep.lanes.entries",
+        lambda folder: [
+            Entry("naive", "here"),
+            Entry("absent", "here", False, "no such library", "pip install it"),
+        ],
+    )
+    for backend, code, said in (
+        ("naiv", 2, "did you mean 'naive'"),
+        ("absent", 3, "absent: no such library; to have it: pip install it"),
+    ):
+        ran = CliRunner().invoke(app, ["gate", "--calibrate", "--backend", backend])
+        assert ran.exit_code == code, ran.output
+        assert said in ran.output
+
+
+def test_a_group_in_which_nothing_was_timed_says_why(a_case: Any) -> None:
+    class OnAGpu:
+        """A track whose slowed arms fail, as they do on a GPU."""
+
+        def run(self, planned: Any, arms: Any, group: int, seed: int) -> Any:
+            for arm in arms:
+                status, reason = ("error", "a wait slows no kernel") if arm.slower_by else ("ok", "")
+                blank = Result(case={}, case_id=planned[0].case.id, backend=arm.backend, status=status)
+                yield Ran(arm.name, group, replace(blank, reason=reason))
+
+    track: Any = OnAGpu()
+    with pytest.raises(AttnbenchError, match=r"`slower 3 %` on q16.* is error \(a wait slows no kernel\)"):
+        record_group(track, [Planned(a_case())], "naive", 0)
 
 
 @pytest.mark.parametrize("file", STORED, ids=lambda path: path.stem)
