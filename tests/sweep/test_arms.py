@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from attnbench.errors import AttnbenchError
 from attnbench.measure import FakeClock, Pace
-from attnbench.measure.clocks import CudaClock, ProcessClock
+from attnbench.measure.clocks import CpuClock, CudaClock, ProcessClock
 from attnbench.measure.slowdown import slowed
 from attnbench.problem import Case
 from attnbench.sweep import run_sweep
@@ -98,11 +99,13 @@ def test_a_kernel_on_a_gpu_is_not_slowed_by_a_wait_of_the_host() -> None:
         slowed(lambda: None, 0.05, CudaClock(None, lambda: None))
 
 
-def test_sleeping_is_no_processor_time() -> None:
-    import time
-
-    timed = ProcessClock().time(lambda: time.sleep(0.02), 1)
-    assert timed.samples_ms[0] < 15
+def test_sleeping_is_no_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's clocks are told what to say: 3 ms of work and 20 ms of sleep passed, of which work counts."""
+    said = {"process_time_ns": iter([0, 3_000_000]), "perf_counter_ns": iter([0, 23_000_000])}
+    for name, values in said.items():
+        monkeypatch.setattr(time, name, lambda values=values: next(values))
+    assert ProcessClock().time(lambda: None, 1).samples_ms == [3.0]
+    assert CpuClock().time(lambda: None, 1).samples_ms == [23.0]
 
 
 def test_rounds_of_fresh_processes_are_told_apart() -> None:
