@@ -1,6 +1,6 @@
 """What is asked: masks, score changes, the case, and the numbers it is computed on."""
 
-from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap
+from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap, BlockRuns
 from attnbench.problem.case import Case
 from attnbench.problem.grammar import parse_call, parse_mask, split_outside_brackets
 from attnbench.problem.inputs import Inputs, bound_scores, make_inputs, torch_dtype
@@ -28,6 +28,7 @@ __all__ = [
     "Bias",
     "BlockLists",
     "BlockMap",
+    "BlockRuns",
     "BlockSparse",
     "Case",
     "Causal",

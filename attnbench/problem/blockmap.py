@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attnbench.problem.masks import Extent, Mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
-DENSE_CELLS_PER_EVENT = 4  # up to here sums run over every tile, beyond it over sorted events
+DENSE_CELLS_PER_EVENT = 4  # up to here events are counted for every tile, beyond it they are sorted
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,74 @@ class BlockLists:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockRuns:
+    """For each row of tiles, its runs of neighbours, rising, no two of them touching: as many as the mask has spans.
+
+    Run n is the tiles from starts[n] to ends[n]; those of row r are the runs from offsets[r] to offsets[r + 1].
+    """
+
+    offsets: Ints
+    starts: Ints
+    ends: Ints
+
+    @classmethod
+    def of(cls, row: Ints, start: Ints, end: Ints, rows: int) -> BlockRuns:
+        """Join disjoint runs, not empty, in the order of row and start."""
+        apart = (np.diff(row, prepend=-1) != 0) | (start != np.concatenate([[-1], end])[:-1])
+        first = np.flatnonzero(apart)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=rows))])
+        return cls(offsets, start[first], end[np.append(first[1:], row.size)[: first.size] - 1])
+
+    @property
+    def rows(self) -> Ints:
+        """The row of each run."""
+        return np.repeat(np.arange(self.offsets.size - 1), np.diff(self.offsets))
+
+    @property
+    def tiles(self) -> Ints:
+        """How many tiles each row has: [rows]."""
+        before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
+        return np.diff(before[self.offsets])
+
+    @cached_property
+    def listed(self) -> BlockLists:
+        """Tile by tile."""
+        length = self.ends - self.starts
+        indices = np.repeat(self.starts, length) + _within(length)
+        offsets = np.concatenate([[0], np.cumsum(self.tiles)])
+        return BlockLists(offsets.astype(np.int32), indices.astype(np.int32))
+
+    def transposed(self, planes: int, rows: int, columns: int) -> BlockRuns:
+        """The same tiles as runs down the columns; `rows` and `columns` are those of one of the planes."""
+        plane, row = np.divmod(self.rows, rows)
+        above = (plane * (rows + 1) + row) * (columns + 1)
+        below = above + columns + 1
+        # A tile begins a run of its column where the row above has none, and ends one where the row below has none.
+        places = np.concatenate(
+            [above + self.starts, above + self.ends, below + self.starts, below + self.ends]
+        )
+        steps = np.repeat([1, -1, -1, 1], self.starts.size)
+        place, length, step = _stretches(places, steps, planes * (rows + 1) * (columns + 1))
+        edges = []
+        for sign in (1, -1):
+            kept = step == sign
+            cell = np.repeat(place[kept], length[kept]) + _within(length[kept])
+            line, column = np.divmod(cell, columns + 1)
+            plane, row = np.divmod(line, rows + 1)
+            target = plane * columns + column
+            order = np.lexsort((row, target))
+            edges.append((target[order], row[order]))
+        (target, start), (_, end) = edges
+        return BlockRuns.of(target, start, end, planes * columns)
+
+
+@dataclass(frozen=True, eq=False)
 class BlockMap:
     """The tiles of a mask that hold allowed pairs, by query block and by key block.
 
     FULL: every pair of the tile within q_len x k_len is allowed; PARTIAL: some; EMPTY: none. `batch` and
-    `heads` are 1 where the mask does not vary. In the lists by query, row (b, h, i) is (b * heads + h) *
-    query_blocks + i and indices are key blocks; by key, rows are key blocks and indices query blocks.
+    `heads` are 1 where the mask does not vary. By query, row (b, h, i) is (b * heads + h) * query_blocks + i and
+    runs are of key blocks; by key, rows are key blocks and runs of query blocks.
     """
 
     batch: int
@@ -47,35 +109,49 @@ class BlockMap:
     key_blocks: int
     block_q: int
     block_k: int
-    partial_by_query: BlockLists
-    full_by_query: BlockLists
+    partial: BlockRuns
+    full: BlockRuns
 
     @cached_property
+    def partial_down(self) -> BlockRuns:
+        """The partial tiles by key."""
+        return self._transposed(self.partial)
+
+    @cached_property
+    def full_down(self) -> BlockRuns:
+        """The full tiles by key."""
+        return self._transposed(self.full)
+
+    @property
+    def partial_by_query(self) -> BlockLists:
+        return self.partial.listed
+
+    @property
+    def full_by_query(self) -> BlockLists:
+        return self.full.listed
+
+    @property
     def partial_by_key(self) -> BlockLists:
-        return self._transposed(self.partial_by_query)
+        return self.partial_down.listed
 
-    @cached_property
+    @property
     def full_by_key(self) -> BlockLists:
-        return self._transposed(self.full_by_query)
+        return self.full_down.listed
 
     @cached_property
     def kinds(self) -> NDArray[np.int8]:
         """EMPTY, PARTIAL or FULL for each tile: int8 [B|1, H|1, query blocks, key blocks]."""
         flat = np.full((self.batch * self.heads * self.query_blocks, self.key_blocks), EMPTY, dtype=np.int8)
-        for lists, kind in ((self.partial_by_query, PARTIAL), (self.full_by_query, FULL)):
-            flat[np.repeat(np.arange(flat.shape[0]), np.diff(lists.offsets)), lists.indices] = kind
+        for runs, kind in ((self.partial, PARTIAL), (self.full, FULL)):
+            flat[np.repeat(np.arange(flat.shape[0]), runs.tiles), runs.listed.indices] = kind
         return flat.reshape(self.batch, self.heads, self.query_blocks, self.key_blocks)
 
-    def _transposed(self, lists: BlockLists) -> BlockLists:
-        rows = self.batch * self.heads * self.query_blocks
-        plane, query_block = np.divmod(np.repeat(np.arange(rows), np.diff(lists.offsets)), self.query_blocks)
-        row = plane * self.key_blocks + lists.indices
-        order = np.argsort(row, kind="stable")
-        return _lists(row[order], query_block[order], self.batch * self.heads * self.key_blocks)
+    def _transposed(self, runs: BlockRuns) -> BlockRuns:
+        return runs.transposed(self.batch * self.heads, self.query_blocks, self.key_blocks)
 
 
 def build_block_map(mask: Mask, extent: Extent, block_q: int, block_k: int) -> BlockMap:
-    """Find the tiles from the mask's spans, in about q_len * spans + non-empty tiles steps.
+    """Find the tiles from the mask's spans, in about q_len * spans steps: tiles between a span's ends are not listed.
 
     Raises MaskError where the mask does not fit the extent or a block is shorter than one token.
     """
@@ -86,31 +162,26 @@ def build_block_map(mask: Mask, extent: Extent, block_q: int, block_k: int) -> B
     heads = extent.heads if mask.varies_over_heads else 1
     query_blocks, key_blocks = -(-extent.q_len // block_q), -(-extent.k_len // block_k)
     parts = terms(mask)
-    # Rows and blocks in 32 bits: a long causal mask has tens of millions of tiles.
-    found: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]] = []
-    for b in range(batch):
-        for h in range(heads):
-            for query, key, pairs in _tiles(parts, extent, b, h, block_q, block_k):
-                tile_rows = np.minimum(block_q, extent.q_len - query * block_q)
-                tile_keys = np.minimum(block_k, extent.k_len - key * block_k)
-                line = ((b * heads + h) * query_blocks + query).astype(np.int32)
-                found.append((line, key.astype(np.int32), pairs == tile_rows * tile_keys))
-    row, key, whole = (np.concatenate(column) for column in zip(*found, strict=True))
-    rows = batch * heads * query_blocks
-    partial, full = _lists(row[~whole], key[~whole], rows), _lists(row[whole], key[whole], rows)
+    found: list[tuple[Ints, Ints, Ints, Ints]] = []
+    for plane in range(batch * heads):
+        b, h = divmod(plane, heads)
+        for query, key, length, pairs in _tiles(parts, extent, b, h, block_q, block_k):
+            found.append((plane * query_blocks + query, key, key + length, pairs))
+    row, start, end, pairs = (np.concatenate(column) for column in zip(*found, strict=True))
+    # Only the last key block may be short, and a span that reaches it ends there: it is no part of a longer stretch.
+    tile_rows = np.minimum(block_q, extent.q_len - row % query_blocks * block_q)
+    whole = pairs == tile_rows * np.minimum(block_k, extent.k_len - start * block_k)
+    partial, full = (
+        BlockRuns.of(row[kept], start[kept], end[kept], batch * heads * query_blocks)
+        for kept in (~whole, whole)
+    )
     return BlockMap(batch, heads, query_blocks, key_blocks, block_q, block_k, partial, full)
-
-
-def _lists(row: NDArray[Any], index: NDArray[Any], rows: int) -> BlockLists:
-    offsets = np.zeros(rows + 1, dtype=np.int32)
-    offsets[1:] = np.cumsum(np.bincount(row, minlength=rows))
-    return BlockLists(offsets, index.astype(np.int32, copy=False))
 
 
 def _tiles(
     parts: list[Term], extent: Extent, b: int, h: int, block_q: int, block_k: int
-) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Yield (query block, key block, allowed pairs) of the non-empty tiles, in order, by chunks of rows."""
+) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
+    """Yield (query block, first key block, blocks, pairs of each) of stretches of equal tiles, by chunks of rows."""
     width = -(-extent.k_len // block_k) + 1  # one more, where the last tile's events end
     most = sum(part.mask.max_spans(extent) + (width if part.modulus > 1 else 0) for part in parts)
     for rows in row_chunks(extent, max(1, most), block_q):
@@ -120,8 +191,8 @@ def _tiles(
         keys = np.concatenate([np.zeros(0, dtype=np.int64), *line])
         steps = np.concatenate([np.zeros(0, dtype=np.int64), *(step for _, _, step in events)])
         cells = (int(rows[-1]) // block_q - first + 1) * width
-        cell, pairs = _running_sums(keys, steps, cells)
-        yield first + cell // width, cell % width, pairs
+        cell, length, pairs = _stretches(keys, steps, cells)
+        yield first + cell // width, cell % width, length, pairs
 
 
 def _events(part: Term, extent: Extent, b: int, h: int, rows: Ints, block_k: int) -> tuple[Ints, Ints, Ints]:
@@ -140,21 +211,26 @@ def _events(part: Term, extent: Extent, b: int, h: int, rows: Ints, block_k: int
     # Keys of a modulus are not spread evenly over tiles: cut the range at every tile's edge.
     times = tail - head + 1
     row, start, end = np.repeat(row, times), np.repeat(start, times), np.repeat(end, times)
-    block = np.repeat(head, times) + np.arange(row.size) - np.repeat(np.cumsum(times) - times, times)
+    block = np.repeat(head, times) + _within(times)
     low, high = np.maximum(start, block * block_k), np.minimum(end, (block + 1) * block_k)
     count = part.sign * multiples(low, high, rows[row] + extent.shift, part.modulus)
     return np.tile(row, 2), np.concatenate([block, block + 1]), np.concatenate([count, -count])
 
 
-def _running_sums(keys: Ints, steps: Ints, cells: int) -> tuple[Ints, Ints]:
-    """The cells at which the sum of all steps up to them is positive, and that sum."""
+def _stretches(keys: Ints, steps: Ints, cells: int) -> tuple[Ints, Ints, Ints]:
+    """(first cell, cells, sum) of each stretch between events in which the sum of all steps up to there is not 0."""
     if cells <= DENSE_CELLS_PER_EVENT * keys.size:
+        place = np.flatnonzero(np.bincount(keys, minlength=cells))
         # Whole numbers below 2^53 are exact in the float64 of bincount.
-        sums = np.cumsum(np.bincount(keys, weights=steps, minlength=cells)).astype(np.int64)
-        cell = np.flatnonzero(sums)
-        return cell, sums[cell]
-    place, inverse = np.unique(keys, return_inverse=True)
-    sums = np.cumsum(np.bincount(inverse, weights=steps, minlength=place.size)).astype(np.int64)
-    length = np.where(sums > 0, np.diff(place, append=cells), 0)
-    cell = np.repeat(place, length) + np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return cell, np.repeat(sums, length)
+        step = np.bincount(keys, weights=steps, minlength=cells)[place]
+    else:
+        place, inverse = np.unique(keys, return_inverse=True)
+        step = np.bincount(inverse, weights=steps, minlength=place.size)
+    sums = np.cumsum(step).astype(np.int64)
+    kept = sums != 0
+    return place[kept], np.diff(place, append=cells)[kept], sums[kept]
+
+
+def _within(lengths: Ints) -> Ints:
+    """0, 1, ..., length - 1 of each length, one after another."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

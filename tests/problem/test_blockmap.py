@@ -78,6 +78,53 @@ def one_block_at_a_time(extent: Extent, most_spans: int, multiple_of: int):
         yield np.arange(start, min(start + multiple_of, extent.q_len), dtype=np.int64)
 
 
+def steps_of(text: str, length: int) -> tuple[int, int]:
+    """(numbers that making a map handles, tiles that it stands for), in both directions."""
+    steps = 0
+    whole = blockmap._stretches
+
+    def counted(
+        keys: np.ndarray, changes: np.ndarray, cells: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        nonlocal steps
+        found = whole(keys, changes, cells)
+        # Beside the events, the cells where they are counted one by one, and the tiles at which columns begin and end.
+        dense = cells if cells <= blockmap.DENSE_CELLS_PER_EVENT * keys.size else 0
+        steps += keys.size + dense + found[0].size + int(found[1][found[2] < 0].sum())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockmap, "_stretches", counted)
+        made = parse_mask(text).block_map(Extent(1, 1, length, length), 64, 64)
+        runs = (made.partial, made.full, made.partial_down, made.full_down)
+    return steps + sum(run.starts.size for run in runs), int(sum(run.tiles.sum() for run in runs))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full",
+        "causal",
+        "window(300, 40)",
+        "prefix(99)",
+        "~window(9, 9)",
+        "global(70) | window(64, 0)",
+        "padding(3000)",
+    ],
+)
+def test_making_a_map_follows_the_length_and_not_the_square(text: str) -> None:
+    short, long = steps_of(text, 1 << 14), steps_of(text, 1 << 17)
+    assert long[0] <= 8 * short[0] * 1.01
+    if text in ("full", "causal"):
+        assert long[1] > 60 * short[1]
+
+
+def test_documents_take_a_run_a_row_however_long_they_are() -> None:
+    texts = [f"causal & documents({', '.join([str(n // 16)] * 16)})" for n in (1 << 14, 1 << 17)]
+    few, many = steps_of(texts[0], 1 << 14), steps_of(texts[1], 1 << 17)
+    assert many[0] <= 8 * few[0] * 1.01
+
+
 def test_a_touching_pair_of_ranges_fills_a_tile() -> None:
     halves = parse_mask("window(inf, 0) | ~window(inf, 0)")
     assert (halves.block_map(Extent(1, 1, 8, 8), 4, 4).kinds == FULL).all()
