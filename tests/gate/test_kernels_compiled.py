@@ -1,0 +1,53 @@
+"""Is a kernel that no longer compiles a finding of the gate, and not its end? With programs that stand in for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.cli.revisions import _compiled
+from attnbench.gate import Contest
+from attnbench.sweep.arms import Arm
+
+ROW = {"arch": "sm_90", "kernel": "forward", "specimen": "x", "config": "64x64", "triton": "3.8.0"} | {
+    "spill_bytes": 0,
+    "shared_bytes": 1,
+    "shared_limit": 2,
+    "matrix_instructions": 8,
+}
+FAILS = "raise SystemExit('no such instruction')\n"
+
+
+def compiles(**changes: Any) -> str:
+    return f"print({json.dumps(ROW | changes)!r})\n"
+
+
+def contest(folder: Path, base: str, head: str) -> Contest:
+    for name, program in (("base", base), ("head", head)):
+        (folder / name / "kernels").mkdir(parents=True)
+        for package in (folder / name, folder / name / "kernels"):
+            (package / "__init__.py").write_text("")
+        (folder / name / "kernels/ahead_of_time.py").write_text(program)
+    return Contest("kernels", *(Arm(name, "kernels", folder / name) for name in ("base", "head")))
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "kind", "said"),
+    [
+        (compiles(), FAILS, "broken", "no such instruction; base's could"),
+        (FAILS, FAILS, "inconclusive", "nor could base's"),
+        (FAILS, compiles(), "new", "compile for sm_90; base's do not"),
+        (compiles(), compiles(), "same", "spill no more"),
+        (compiles(), compiles(spill_bytes=64), "worse compiled", "spills 64 bytes, base 0"),
+    ],
+    ids=["broken", "in neither", "now", "as before", "worse"],
+)
+def test_what_kernels_compile_to_is_said_whatever_happens(
+    tmp_path: Path, base: str, head: str, kind: str, said: str
+) -> None:
+    found = list(_compiled([contest(tmp_path, base, head)], "sm_90"))
+    assert [finding.kind for finding in found] == [kind]
+    assert said in found[0].message
