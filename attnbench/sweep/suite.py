@@ -178,7 +178,11 @@ def load_suite(name_or_path: str | os.PathLike[str]) -> Suite:
             raise SuiteError(
                 f"no file {text!r}; give the path of a TOML suite, or one of {', '.join(list_suites())}"
             )
-        return _read(path.stem, text, path.read_text(encoding="utf-8"))
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise SuiteError(f"{text} cannot be read: {problem}") from problem
+        return _read(path.stem, text, content)
     known = list_suites()
     if text not in known:
         near = did_you_mean(text, known)

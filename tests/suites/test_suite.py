@@ -79,6 +79,12 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, says: str)
         suite_of(tmp_path, text).cases("cpu")
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SuiteError, match=r"mine\.toml cannot be read"):
+        load_suite(tmp_path / "mine.toml")
+
+
 def test_an_unknown_suite_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(
         SuiteError, match=r"no suite called 'quik'; did you mean 'quick'\?; there are core, gate, masks"
