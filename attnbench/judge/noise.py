@@ -82,7 +82,7 @@ class Rounding:
         return self.u * x.abs() + self.eta * (x != 0)
 
     def flushed(self, p: Tensor, ds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """What of P and dS (of one shape) a flush to zero may take: all of a pair, and of the same sign from pair to pair.
+        """What of P and dS (of one shape) a flush to zero may take: all of a pair, of one sign from pair to pair.
 
         P goes below float32's smallest normal number, in DENSE below the dtype's; dS below the dtype's, before or
         after it is scaled.

@@ -157,7 +157,7 @@ def _column_runs(
     of_again = 2 * U32 * (block.s.abs().masked_fill(~block.allowed, 0.0) + finite_lse.abs()[..., None])
     of_again = torch.sqrt(of_scores**2 + of_again**2)
     if rounding.dense:
-        # The forward's P: of the difference to the maximum, which lies no further away than the LSE, then rounded twice.
+        # The forward's P: of the difference to the maximum, which is no further away than the LSE; rounded twice.
         from_lse = (block.s - finite_lse[..., None]).abs().masked_fill(~block.allowed, 0.0)
         of_again = torch.sqrt(of_again**2 + rounding.exp_argument(from_lse) ** 2 + 2 * u**2)
     d_lse = uniform(b, h, r, n) * _runs((3 * full.var_lse[at]).sqrt(), rounding)
@@ -179,6 +179,8 @@ def _column_runs(
     centred = _runs(dp - delta[..., None], rounding)
     ds_eta = eta * max(1.0, 1.0 / abs(problem.scale)) if problem.scale else eta
     of_ds = math.sqrt(3.0 if rounding.dense else 1.0) * u * ds.abs() + ds_eta * block.allowed
+    if rounding.dense:  # the forward's P may have underflowed
+        of_ds = of_ds + eta * (dp - delta[..., None]).abs() * block.allowed
     run_ds = p_again * (centred + u_pair() * _runs(of_dp, rounding) - d_delta[..., None])
     run_ds = run_ds - _runs(ds, rounding) + u_pair() * _runs(of_ds, rounding)
     lost_p, lost_ds = rounding.flushed(p, ds, problem.scale)

@@ -95,7 +95,8 @@ class _Sums:
             level = (self.rounding.u**2 if self.rounding.dense else 0.0) + 4 * U32**2 * problem.case.v_dim
             pair = pair + level * (rows.p * rows.dp) ** 2 / 3
         if self.rounding.dense and rows.dp is not None:
-            pair = pair + (self._moved(rows) * (rows.dp - rows.delta[..., None])) ** 2 / 3
+            moved = self._moved(rows) ** 2 + self.rounding.eta**2 * rows.block.allowed
+            pair = pair + moved * (rows.dp - rows.delta[..., None]) ** 2 / 3
         if "dtable" in self.values and isinstance(problem.relative, RelativeBias):
             case = problem.case
             index = relative_index(problem.relative.rule, part.rows, part.columns, case.q_len, case.k_len)
@@ -109,6 +110,8 @@ class _Sums:
             sink = rows.p_sink
             self.values["dsink"][heads] -= (sink * rows.delta).sum((0, 2))
             rounded = (steps * u * sink * rows.delta) ** 2 / 3
+            if self.rounding.dense:  # a row's share may underflow, and so may P of the sink
+                rounded = rounded + self.rounding.eta**2 * (1 + rows.delta**2) / 3
             self.variances["dsink"][heads] += (sink**2 * (var_delta + rows.delta**2 * var_lse) + rounded).sum(
                 (0, 2)
             )
@@ -119,7 +122,6 @@ class _Sums:
             common = keys**2 * var_delta[..., None] + rows.ds.sum(-1, keepdim=True) ** 2 * var_lse[..., None]
             first = part.columns[:1]
             add_reduced(self.variances["dbias"], pair.sum(-1, keepdim=True) + common, (*where[:3], first))
-
 
     def _moved(self, rows: Rows) -> Tensor:
         # How far rounded scores move P [B, H, R, K]; in FLASH float32's own noise covers it.

@@ -21,6 +21,16 @@ TABLE = Case(
     scores=(RelativeBias("t5(32,128,bidirectional)"),),
     direction="fwd_bwd",
 )
+UNDERFLOWING = Case(
+    q_len=64,
+    k_len=64,
+    q_heads=3,
+    kv_heads=1,
+    head_dim=128,
+    dtype="fp16",
+    scores=(Sink(),),
+    direction="fwd_bwd",
+)
 
 
 def verdict_of(name: str, inputs: Inputs) -> Verdict:
@@ -32,19 +42,22 @@ def verdict_of(name: str, inputs: Inputs) -> Verdict:
     return judge(make_reference(inputs, backend.capabilities.contract), output, gradients, inputs)
 
 
-@pytest.mark.parametrize("name", ["naive", "mask_multiply"])
+@pytest.mark.parametrize("name", ["naive", "mask_multiply", "local_blocks"])
 @pytest.mark.parametrize(
     ("case", "distribution"),
     [
         (replace(FLUSHED, scores=(Sink(100.0),)), "positive"),  # every P below the smallest normal number
         (replace(FLUSHED, scores=(Sink(80.0),)), "positive"),  # s - max is 70, and is rounded itself
         (TABLE, "huge_negative"),  # rounding the scores decides which key wins
+        (UNDERFLOWING, "rising"),  # each row's share of dsink is near fp16's smallest number
     ],
-    ids=["flushed", "far below the sink", "another winner"],
+    ids=["flushed", "far below the sink", "another winner", "sink in fp16"],
 )
 def test_a_dense_backend_is_right_where_rounding_has_the_most_to_say(
     name: str, case: Case, distribution: str
 ) -> None:
+    if resolve(name).refuses(case):
+        pytest.skip(f"{name} does not take the case")
     for seed in range(4):
         verdict = verdict_of(name, make_inputs(case, seed, "cpu", distribution))
         assert verdict.ok, verdict.reason
