@@ -168,8 +168,9 @@ class _Run:
         )
 
     def property(self, name: str) -> None:
-        """One property; it passes as a whole."""
+        """One property; it passes as a whole, where a case of it was computed."""
         findings: list[Finding] = []
+        before = self.subject.answers
         try:
             findings = list(PROPERTIES[name].run(self.subject))
         except Refused as refusal:
@@ -183,7 +184,9 @@ class _Run:
             )
             return
         if not findings:
-            self._add(name, None, "randn", OK)
+            computed = self.subject.answers > before
+            reason = "" if computed else "takes no case of it"
+            self._add(name, None, "randn", OK if computed else REFUSED, reason)
         for f in findings:
             z = f.error_over_budget if f.error_over_budget < LARGEST else None
             self._fail(

@@ -47,6 +47,7 @@ class Subject:
     """One backend under test on one device, with what of it is asked for.
 
     `masks` restricts the masks to those of the given words; references are kept for as long as the subject lives.
+    `answers` counts what was computed.
     """
 
     backend: Backend
@@ -56,6 +57,7 @@ class Subject:
     contract: str = "flash"
     masks: tuple[str, ...] | None = None
     backward: bool = True
+    answers: int = 0
     _taken: dict[str, bool] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str, int], Reference] = field(default_factory=dict, repr=False)
 
@@ -83,6 +85,7 @@ class Subject:
             raise Failed(
                 f"gives a {type(getattr(output, 'out', output)).__name__}, not a tensor [B, H, Q, Dv]"
             )
+        self.answers += 1
         return Answer(output, gradients)
 
     def inputs(self, case: Case, distribution: str = "randn", seed: int | None = None) -> Inputs:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnbench.backend.interface import Gradients, Output
 from attnbench.judge.property import Finding, holds, judged
-from attnbench.judge.subject import Answer, Subject, allowed_pairs, changed
+from attnbench.judge.subject import Answer, Refused, Subject, allowed_pairs, changed
 from attnbench.judge.verdict import LARGEST, MAX_Z
 from attnbench.problem import Explicit
 
@@ -93,7 +93,7 @@ def halves_merge_by_lse(subject: Subject) -> Iterator[Finding]:
             changed(inputs, case=half, k=inputs.k[:, :, keys], v=inputs.v[:, :, keys])
         ).output
         if given.lse is None:
-            return
+            raise Refused("gives no LSE")
         parts.append((given.out.double(), given.lse.double()))
     lse = torch.logaddexp(parts[0][1], parts[1][1])
     merged = sum(out * torch.exp(part - lse)[..., None] for out, part in parts)
