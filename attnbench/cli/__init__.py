@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command of sys.argv. Exits with 0 fine, 1 worse, 2 used wrongly, 3 unfit to judge, 130 Ctrl-C."""
+    """Run the command of sys.argv. Exits with 0 fine, 1 worse, 2 used wrongly, 3 unfit to judge, 130 interrupted."""
+    import signal
+
     from attnbench.cli.app import app
 
+    # `timeout`, a cancelled CI job: worktrees, scratch folders and workers go as they do after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="attnbench")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,49 @@ def test_a_worktree_is_gone_afterwards(repository: Repository) -> None:
     assert len(git(folder, "worktree", "list").splitlines()) == 1
 
 
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, AttnbenchError])
+def test_a_worktree_is_gone_after_what_went_wrong_in_it(
+    repository: Repository, problem: type[BaseException]
+) -> None:
+    folder = repository(SLOW)
+    with pytest.raises(problem), checked_out(commit_of("HEAD", folder), folder) as there:
+        raise problem
+    assert not there.exists()
+    assert len(git(folder, "worktree", "list").splitlines()) == 1
+
+
+def test_what_went_wrong_is_said_where_the_worktree_cannot_be_removed_either(repository: Repository) -> None:
+    folder = repository(SLOW)
+    seen = []
+
+    def gated() -> None:
+        with checked_out(commit_of("HEAD", folder), folder) as there:
+            seen.append(there)
+            (there / ".git").unlink()
+            raise AttnbenchError("the kernel is wrong")
+
+    with pytest.raises(AttnbenchError, match="the kernel is wrong"):
+        gated()
+    assert not seen[0].exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_a_gate_that_is_ended_leaves_no_worktree(repository: Repository) -> None:
+    folder = repository(SLOW)
+    command = [sys.executable, "-c", "from attnbench.cli import main; main()", "gate", "--base", "HEAD~1"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as gate:
+        assert gate.stderr is not None
+        said = [gate.stderr.readline()]
+        while said[-1] and "stage 1" not in said[-1]:
+            said.append(gate.stderr.readline())
+        assert len(git(folder, "worktree", "list").splitlines()) == 2, said
+        gate.terminate()
+        last = gate.communicate(timeout=500)[1]
+    assert gate.returncode == 130
+    assert last == "attnbench: interrupted\n"
+    assert len(git(folder, "worktree", "list").splitlines()) == 1
+
+
 @pytest.mark.parametrize("revision", ["no-such-branch", "--help", ""])
 def test_what_is_no_revision_is_said(repository: Repository, revision: str) -> None:
     with pytest.raises(AttnbenchError, match="revision"):
@@ -130,7 +175,13 @@ def test_what_is_no_revision_is_said(repository: Repository, revision: str) -> N
 
 
 def test_no_repository_is_said(tmp_path: Path) -> None:
-    with pytest.raises(AttnbenchError, match="neither a result folder nor a revision"):
+    with pytest.raises(AttnbenchError, match=r"in no git repository.*give two folders"):
+        commit_of("main", tmp_path)
+
+
+def test_a_machine_without_git_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AttnbenchError, match="git is not installed"):
         commit_of("main", tmp_path)
 
 
