@@ -70,10 +70,10 @@ def case_of(text: str) -> Case:
         record = json.loads(text)
     except ValueError as problem:
         raise CaseError(
-            f"--case is no JSON ({problem}); quote it whole, as the failure prints it"
+            f"the case is no JSON ({problem}); quote it whole, as the failure prints it"
         ) from problem
     if not isinstance(record, dict):
-        raise CaseError(f"--case is a JSON object with the fields of a case, not {text[:40]!r}")
+        raise CaseError(f"a case is a JSON object with the fields of a case, not {text[:40]!r}")
     return Case.from_json(record)
 
 

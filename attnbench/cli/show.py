@@ -68,9 +68,9 @@ def the_case(text: str, results: Path | None) -> Case:
             )
         return case_of(text)
     from attnbench.problem import Case
-    from attnbench.sweep.store import Store
+    from attnbench.report.frame import read_results
 
-    found = {result.case_id: result.case for result in Store(results).read()}
+    found = {result.case_id: result.case for result in read_results(results)}
     if text not in found:
         near = [name for name in found if text in name][:3]
         hint = f"; near: {', '.join(near)}" if near else ""

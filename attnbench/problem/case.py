@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -236,6 +236,9 @@ class Case:
         unknown = sorted(set(record) - known)
         if unknown:
             raise CaseError(f"a case has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in record]
+        if missing:
+            raise CaseError(f"not a whole case: it needs {', '.join(missing)}")
         values = dict(record)
         if isinstance(values.get("mask"), str):
             values["mask"] = parse_mask(values["mask"])
