@@ -30,6 +30,7 @@ from attnbench_suites.measured import Measurements, extra_info, seconds_of, verd
 
 from attnbench.backend import entries
 from attnbench.errors import AttnbenchError, did_you_mean
+from attnbench.report.session import resolve_device
 from attnbench.sweep.attempt import Protocol
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 
@@ -67,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOST] = []
     config.pluginmanager.register(Outcomes(config.stash[OUTCOMES]))
     try:
+        _device(config)
         _backends(config.getoption("backend"))
         for suite in config.getoption("suite"):
             load_suite(suite).cases(_device(config))
@@ -223,12 +225,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def _device(config: pytest.Config) -> str:
-    device = config.getoption("device")
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return resolve_device(config.getoption("device"))
 
 
 def _backends(given: list[str]) -> list[str]:

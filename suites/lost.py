@@ -6,7 +6,7 @@ pytest-benchmark compares what has times on both sides and passes the rest in si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run was asked for: paths and node ids from the root, suites, backends (empty: all), a -k expression.
-
-    `is_suite_file` tells a bundled suite's file from one of the user's own; both are named in `suites`.
-    """
+    """What a run was asked for: paths and node ids from the root, suites, backends (empty: all), a -k expression."""
 
     words: tuple[str, ...]
     suites: frozenset[str]
@@ -52,10 +49,10 @@ class Asked:
 
 def lost(
     baselines: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    timed: set[str],
+    timed: Set[str],
     outcomes: Mapping[str, tuple[str, str]],
     asked: Callable[[str, Mapping[str, Any]], bool],
-    deselected: set[str] = frozenset(),  # type: ignore[assignment]
+    deselected: Set[str] = frozenset(),
 ) -> Iterator[Lost]:
     """What the baselines (file to benchmarks by name) time and this run does not, in their order.
 
