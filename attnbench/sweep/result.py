@@ -7,6 +7,7 @@ from typing import Any
 
 SCHEMA = 1
 STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
+NUMBERS = frozenset((int, float))
 BROKEN = ("crashed", "error", "timeout", "oom")  # no answer, where one was due
 
 
@@ -22,7 +23,8 @@ class Result:
     samples_ms      per direction ("fwd", "bwd"): list of rounds, each a list of milliseconds a call; empty
                     where nothing was timed; `calls_per_sample` says how many calls each sample averages
     rounds          per round what it was measured under: seconds since the case was begun, place in the
-                    round's order, context switches forced on the worker; on a GPU under "gpu" by direction its
+                    round's order, context switches forced on the worker, which `process` it was in where the case
+                    had several; on a GPU under "gpu" by direction its
                     clocks, power, temperature, throttle reasons, `throttled` (why it still was) and `retaken`;
                     `clock` names what timed the calls
     other_clocks_ms on a GPU, by the name of another clock (a warm L2, a CUDA graph) and by direction
@@ -82,6 +84,16 @@ class Result:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Result:
-        """Read a record; fields of later versions are left aside, missing ones take their defaults."""
+        """Read a record; fields of later versions are left aside, missing ones take their defaults.
+
+        ValueError or TypeError where it cannot have been a result: what reads results counts on numbers.
+        """
         known = {f.name for f in fields(cls)}
+        if not isinstance(record.get("case", {}), dict):
+            raise ValueError("case is no object")
+        for which, rounds in record.get("samples_ms", {}).items():
+            if any(not NUMBERS.issuperset(map(type, block)) for block in rounds):
+                raise ValueError(f"samples_ms of {which} are no lists of lists of numbers")
+        if not NUMBERS.issuperset(map(type, record.get("memory_bytes", {}).values())):
+            raise ValueError("memory_bytes are no numbers")
         return cls(**{name: value for name, value in record.items() if name in known})

@@ -85,6 +85,26 @@ def test_json_that_is_no_result_is_corrupt(folder: Path, line: bytes) -> None:
         store.read()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"case": "causal"},
+        {"samples_ms": {"fwd": "fast"}},
+        {"samples_ms": {"fwd": [["1.0"]]}},
+        {"samples_ms": {"fwd": [1.0]}},
+        {"samples_ms": [[1.0]]},
+        {"memory_bytes": {"fwd_peak": "1 GiB"}},
+    ],
+    ids=str,
+)
+def test_figures_that_are_no_numbers_are_corrupt(folder: Path, changes: dict[str, Any]) -> None:
+    store = written(folder, a_result("a"))
+    record = json.loads(store.results_file.read_text()) | changes
+    store.results_file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(StoreError, match="line 1,"):
+        store.read()
+
+
 def test_fields_of_a_later_version_do_not_hinder_reading(folder: Path) -> None:
     store = written(folder, a_result("a"))
     record = json.loads(store.results_file.read_text()) | {"watts": 300}
