@@ -86,13 +86,19 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """The results of a folder or a results.jsonl; StoreError where there are none."""
+    """The results of a folder or a results.jsonl; StoreError where there is no such file, or another in its place."""
     from attnbench.sweep.store import Store
 
     file = results_file(path)
     store = Store(file.parent)
     store.results_file = file  # a copy under another name is read as well
-    return store.read()
+    found = store.read()
+    if not found and file.stat().st_size:
+        raise StoreError(
+            f"{file} holds no whole result; give the folder that `attnbench run --out` wrote (and run again with "
+            "--resume where it was ended in the middle of its first one)"
+        )
+    return found
 
 
 def results_file(path: str | os.PathLike[str]) -> Path:

@@ -129,6 +129,15 @@ def test_a_path_without_results_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_file_that_holds_no_result_is_not_an_empty_one(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.touch()
+    assert load(tmp_path).empty
+    file.write_bytes(b"PAR1, and no end of a line")
+    with pytest.raises(StoreError, match=r"results\.jsonl holds no whole result"):
+        load(tmp_path)
+
+
 def test_a_corrupt_line_is_named(stored: Path) -> None:
     file = stored / "results.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
