@@ -26,7 +26,7 @@ from attnbench.measure.fingerprint import fingerprint
 from attnbench.problem import Causal, Mask, Padding, SlidingWindow
 
 from . import texts
-from .training import FAULTS, default_backends
+from .training import FAULTS, chosen_tasks, default_backends
 from .transformer import Decoder, Shape
 
 NAME = "generation"
@@ -117,9 +117,8 @@ def run(
     if tuple(dtypes) != DTYPES:
         raise AttnbenchError(f"{NAME} decodes in fp32 only; leave --dtype out")
     steps = STEPS[device.split(":")[0]] if steps is None else steps
-    forms = [form for form in FORMS if tasks is None or form.name in tasks]
-    if not forms:
-        raise AttnbenchError(f"no such task; {NAME} has {', '.join(form.name for form in FORMS)}")
+    chosen = chosen_tasks(NAME, [form.name for form in FORMS], tasks)
+    forms = [form for form in FORMS if form.name in chosen]
     known = {run.key for run in done}
     names = default_backends(device) if backends is None else backends
     machine = fingerprint(device)["machine"]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from attnbench.backend.registry import entries, resolve
-from attnbench.errors import AttnbenchError, BackendUnavailable
+from attnbench.errors import AttnbenchError, BackendUnavailable, did_you_mean
 from attnbench.judge.verdict import MAX_Z
 from attnbench.layer.attend import attend_with, forget, reason_of
 from attnbench.layer.noise import UNIT, RoundingNoise, exact_attention
@@ -216,6 +216,18 @@ def _floats(curve: list[float | None]) -> list[float]:
     return [_number(x) for x in curve]
 
 
+def chosen_tasks(suite: str, known: list[str], wanted: Iterable[str] | None) -> list[str]:
+    """The wanted of the known tasks, all where None; AttnbenchError names what is unknown and what is near."""
+    if wanted is None:
+        return known
+    chosen = list(wanted)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        raise AttnbenchError(f"{suite} has no task {unknown[0]!r}{near}; it has {', '.join(known)}")
+    return chosen
+
+
 def default_backends(device: str) -> list[str]:
     """Every backend whose time means something on this device; an interpreter takes minutes for a step."""
     found = []
@@ -245,9 +257,8 @@ def run(
     """Every run of the suite, each as soon as it is done; those in `done` are taken as they are and not given again."""
     kind = device.split(":")[0]
     steps = STEPS[kind] if steps is None else steps
-    wanted = [t for t in TASKS if tasks is None or t.name in tasks]
-    if not wanted:
-        raise AttnbenchError(f"no such task; {NAME} has {', '.join(t.name for t in TASKS)}")
+    chosen = chosen_tasks(NAME, [task.name for task in TASKS], tasks)
+    wanted = [task for task in TASKS if task.name in chosen]
     known = {run.key: run for run in done}
     names = default_backends(device) if backends is None else backends
     suite = _Suite(device, seed, steps, tuple(dtypes), known, limit_s)
