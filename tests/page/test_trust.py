@@ -34,6 +34,7 @@ def test_a_cell_is_the_worst_case_of_its_mask_and_tensor() -> None:
     table = a_table(
         a_result("one"),
         a_result("one", length=512, errors=far, error_over_budget=0.9),
+        a_result("one", length=1024),
         a_result("one", mask="full"),
         wrong("two"),
         a_result("two", mask="full", status="refused", reason="has no such mask"),

@@ -104,16 +104,15 @@ def _case(row: Any, words: Words) -> list[Any]:
 
 
 def _row(row: Any, words: Words, kept: bool) -> list[Any]:
-    right = row.status == "ok"
     return [
         words.place(row.backend, LONGEST_NAME),
         words.place(row.status),
         words.place(row.reason),
         words.place(row.kernel, 120),
-        _samples(row.fwd_samples_ms, kept) if right else None,
-        _samples(row.bwd_samples_ms, kept) if right else None,
+        _samples(row.fwd_samples_ms, kept),
+        _samples(row.bwd_samples_ms, kept),
         *(_short(value) for value in (row.fwd_roof_share, row.bwd_roof_share, row.roof_share)),
-        _whole(row.peak_bytes) if right else None,
+        _whole(row.peak_bytes) if row.status == "ok" else None,
         _short(row.error_over_budget),
         words.place("; ".join(map(str, row.notes[:5]))),
     ]
