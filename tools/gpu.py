@@ -118,6 +118,13 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
     yield sweep(machine, out, "masks", why, masks, "triton,flex")
     changed = [grid(machine, 8_192, 128, ("causal",), score=["alibi", "softcap(50)"])]
     yield sweep(machine, out, "scores", "faster than flex with changed scores", changed, "triton,flex")
+
+    def tune(sizes: str, folder: Path) -> tuple[str, ...]:
+        words = ("-m", "attnbench_backends.triton.tune", "--sizes", sizes, "--out", str(folder))
+        return (sys.executable, *words, *(("--rehearse",) if machine.rehearses else ()))
+
+    why = "the order of the tiles, and programs that stay: what follows runs with the fastest"
+    yield Step("walks", why, (tune("none", out / "walks"),))
     for head_dim in (64, 128, 256):
         # The headline has 16k at head dim 128 already.
         lengths = [n for n in LENGTHS if (head_dim, n) != (128, 16_384)][: 2 if machine.rehearses else None]
@@ -132,8 +139,8 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
     yield sweep(machine, out, "naive", "what a plain implementation costs beside it", plain, "triton,naive")
     if machine.rehearses:
         return
-    tune = (sys.executable, "-m", "attnbench_backends.triton.tune", "--narrow", "--out", str(out))
-    yield Step("tune", "the configurations of this GPU, as far as its time goes", (tune,))
+    why = "the sizes of the tiles on this GPU, as far as its time goes"
+    yield Step("tune", why, (tune("few", out),))
     yield sweep(machine, out, "tuned", "the headline again, with what was tuned", headline, "triton")
     tests = (sys.executable, "-m", "pytest", "tests/triton", "-q", "-x", "-m", "not interpret")
     yield Step("tests", "the interpreter's tests, on the GPU", ((*tests, "-p", "no:cacheprovider"),))

@@ -33,7 +33,7 @@ if not ON_GPU and not COMPILES:
 import triton  # noqa: E402
 
 from .changes import Changes  # noqa: E402
-from .configurations import interpreted  # noqa: E402
+from .configurations import Kernel, interpreted  # noqa: E402
 from .launch import Plan  # noqa: E402
 from .score_gradients import score_gradients  # noqa: E402
 
@@ -62,10 +62,8 @@ class TritonPrepared(Prepared):
             with self.step("compile"):
                 self.forward()
                 torch.cuda.synchronize(inputs.device)
-            tile = self.plan.configuration("forward")
-            self.kernel = (
-                f"forward_kernel {tile.block_q}x{tile.block_k}, {tile.warps} warps, {tile.stages} stages"
-            )
+            ran: Kernel = "decode" if self.plan.splits > 1 else "forward"
+            self.kernel = f"{ran}_kernel {self.plan.configuration(ran)}"
 
     def _computed(self, x: Tensor) -> Tensor:
         """What the kernels take: float32 in the interpreter, the tensor itself on a GPU."""
@@ -149,7 +147,7 @@ def _too_slow(case: Case) -> Refusal | None:
     seconds = _interpreted_seconds(case, programs, -(-case.pairs // area), area)
     if seconds <= MOST_INTERPRETED_SECONDS:
         blocks = case.mask.block_map(case.extent, tile.block_q, tile.block_k)
-        visited = blocks.partial_by_query.indices.size + blocks.full_by_query.indices.size
+        visited = int(blocks.partial.tiles.sum() + blocks.full.tiles.sum())
         visited *= (case.batch // blocks.batch) * (case.q_heads // blocks.heads)
         seconds = _interpreted_seconds(case, programs, visited, area)
     if seconds <= MOST_INTERPRETED_SECONDS:

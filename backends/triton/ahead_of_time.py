@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,12 @@ from attnbench.problem import (
     Causal,
     Documents,
     Full,
-    Inputs,
     SlidingWindow,
     Softcap,
     torch_dtype,
 )
 
-from .configurations import AMD, SHARED_BYTES, Configuration, chosen
+from .configurations import AMD, SHARED_BYTES, WALKING, Configuration, Kernel, chosen, staying
 from .launch import Launch, Plan
 from .score_gradients import score_gradients
 
@@ -45,15 +44,6 @@ SHARED_AMD = 65_536
 TABLE = Path(__file__).parent / "compiled.json"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 MATRIX_INSTRUCTIONS = r"wgmma\.mma_async|tcgen05\.mma\.|mma\.sync"
-NAMES = {
-    "forward_kernel": "forward",
-    "dk_dv_kernel": "dk_dv",
-    "dq_kernel": "dq",
-    "bias_gradient_kernel": "bias_gradient",
-    "delta_kernel": "delta",
-    "decode_kernel": "decode",
-    "combine_kernel": "combine",
-}
 
 
 @dataclass(frozen=True)
@@ -73,33 +63,55 @@ class Compiled:
     triton: str
 
 
-def specimens() -> dict[str, Case]:
-    """The cases whose kernels are compiled: what users run, and one for each piece that changes the code."""
+@dataclass(frozen=True)
+class Specimen:
+    """A case whose kernels are compiled, with the tiles of the rule or those of programs that stay."""
+
+    case: Case
+    persistent: bool = False
+
+    def tiles(self, capability: tuple[int, int]) -> Callable[[Kernel], Configuration]:
+        """The tile of each kernel on a GPU of this compute capability."""
+
+        def tile(kernel: Kernel) -> Configuration:
+            found = chosen(kernel, self.case, capability)
+            return staying(found, kernel, self.case) if self.persistent and kernel in WALKING else found
+
+        return tile
+
+
+def specimens() -> dict[str, Specimen]:
+    """What is compiled: what users run, and one for each piece that changes the code."""
     plain = Case(
         batch=4, q_len=4096, k_len=4096, q_heads=16, head_dim=128, dtype="bf16", mask=Causal(), direction="fwd_bwd"
     )  # fmt: skip
-    window = replace(plain, mask=Causal() & SlidingWindow(1023, 0))
-    return {
+    narrow = replace(plain, head_dim=64, v_dim=64)
+    cases = {
         "bf16-d128-causal": plain,
         "bf16-d128-full": replace(plain, mask=Full()),
-        "bf16-d64-causal": replace(plain, head_dim=64, v_dim=64),
+        "bf16-d64-causal": narrow,
         "bf16-d256-causal": replace(plain, head_dim=256, v_dim=256),
         "bf16-d192:128-causal": replace(plain, head_dim=192, v_dim=128),
         "bf16-d96-causal": replace(plain, head_dim=96, v_dim=96),
-        "bf16-d128-gqa-window": replace(window, kv_heads=4),
+        "bf16-d128-gqa-window": replace(plain, mask=Causal() & SlidingWindow(1023, 0), kv_heads=4),
         "bf16-d128-documents": replace(plain, mask=Causal() & Documents((1000, 96, 3000))),
         "bf16-d128-causal-softcap": replace(plain, scores=(Softcap(50.0),)),
         "bf16-d128-causal-alibi": replace(plain, scores=(ALiBi(),)),
-        "bf16-d64-full-bias": replace(plain, head_dim=64, v_dim=64, mask=Full(), scores=(Bias("hqk"),)),
+        "bf16-d64-full-bias": replace(narrow, mask=Full(), scores=(Bias("hqk"),)),
         "bf16-d128-decode": replace(
             plain, batch=1, q_len=1, k_len=65536, q_heads=32, kv_heads=8, direction="fwd"
         ),
         "fp16-d128-causal": replace(plain, dtype="fp16"),
-        "fp32-d64-causal": replace(plain, head_dim=64, v_dim=64, dtype="fp32"),
+        "fp32-d64-causal": replace(narrow, dtype="fp32"),
     }
+    staying = {"bf16-d128-causal": plain, "bf16-d64-causal": narrow}
+    found = {name: Specimen(case) for name, case in cases.items()}
+    return found | {f"{name}-persistent": Specimen(case, persistent=True) for name, case in staying.items()}
 
 
-def launches(case: Case, capability: tuple[int, int], tile: Configuration | None = None) -> list[Launch]:
+def launches(
+    case: Case, capability: tuple[int, int], tiles: Callable[[Kernel], Configuration] | None = None
+) -> list[Launch]:
     """The launches of a forward and a backward, none of them run; on tensors without memory."""
     found: list[Launch] = []
     meta = torch.device("meta")
@@ -113,9 +125,8 @@ def launches(case: Case, capability: tuple[int, int], tile: Configuration | None
     v = empty(case.batch, case.kv_heads, case.k_len, case.v_dim)
     shapes = [(score, score.tensor_shape(case.extent)) for score in case.scores]
     scores = tuple(score if shape is None else score.bound(empty(*shape)) for score, shape in shapes)
-    inputs = Inputs(case, q, k, v, None, scores)
-    plan = Plan(case, meta, lambda kernel: tile or chosen(kernel, case, capability), found.append)
-    changes = plan.bind(inputs.scores)
+    plan = Plan(case, meta, tiles or (lambda kernel: chosen(kernel, case, capability)), found.append)
+    changes = plan.bind(scores)
     out, lse = plan.forward(q, k, v, changes)
     if case.needs_backward:
         *_, delta = plan.backward(q, k, v, changes, out, lse, out)
@@ -192,9 +203,6 @@ def _registers(cubin: bytes) -> int:
 def measured(launch: Launch, specimen: str, arch: str) -> Compiled:
     """Compile one launch for `sm_90` or `gfx942` and count."""
     amd = arch.startswith("gfx")
-    tile = launch.tile
-    sizes = [f"{tile.block_q}x{tile.block_k}" if tile.block_k else str(tile.block_q)]
-    config = ", ".join([*sizes, f"{tile.warps} warps", f"{tile.stages} stages"] + ["TMA"] * tile.descriptors)
     number = 0 if amd else int(arch.removeprefix("sm_"))
     made = compiled(launch, GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", number, 32))
     if amd:
@@ -206,13 +214,12 @@ def measured(launch: Launch, specimen: str, arch: str) -> Compiled:
         text = made.asm["ptx"]
         registers, spills = _registers(made.asm["cubin"]), _spills(text, number)
         matrix, lines = len(re.findall(MATRIX_INSTRUCTIONS, text)), len(re.findall(r";\s*$", text, re.M))
-    kernel = NAMES[launch.kernel.__name__]
     limit = SHARED_AMD if amd else SHARED_BYTES[number]
     parts = [name for name, on in (("dK", "WITH_DK"), ("dV", "WITH_DV")) if launch.constants.get(on)]
     if len(parts) == 1:
         specimen += f" {parts[0]}"
     return Compiled(
-        arch, kernel, specimen, config, registers, spills, made.metadata.shared, limit, matrix, lines,
+        arch, launch.name, specimen, str(launch.tile), registers, spills, made.metadata.shared, limit, matrix, lines,
         triton.__version__,
     )  # fmt: skip
 
@@ -222,10 +229,21 @@ def rows(architectures: list[str], only: list[str] | None = None) -> Iterator[Co
     for arch in architectures:
         number = 0 if arch.startswith("gfx") else int(arch.removeprefix("sm_"))
         capability = AMD if arch.startswith("gfx") else (number // 10, number % 10)
-        for name, case in specimens().items():
+        for name, specimen in specimens().items():
             if only is None or name in only:
-                for launch in launches(case, capability):
+                for launch in launches(specimen.case, capability, specimen.tiles(capability)):
                     yield measured(launch, name, arch)
+
+
+def with_rows(table: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table with what was compiled now in place of these architectures' rows of these specimens, in order."""
+
+    def place(row: dict[str, Any]) -> tuple[str, str]:
+        return row["arch"], row["specimen"].split(" ")[0]
+
+    now, names = {place(row) for row in found}, list(specimens())
+    kept = [row for row in table if place(row) not in now and place(row)[1] in names]
+    return sorted(kept + found, key=lambda row: (len(row["arch"]), row["arch"], names.index(place(row)[1])))
 
 
 def compiling_environment() -> dict[str, str]:
@@ -235,7 +253,7 @@ def compiling_environment() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Compile, print the rows as JSON lines; with --write, make them the committed table."""
+    """Compile, print the rows as JSON lines; with --write, put them into the committed table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="sm_80,sm_90,sm_100")
     parser.add_argument("--only", default="", help="specimens, separated by commas")
@@ -252,7 +270,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(asdict(row)) + "\n")
         sys.stdout.flush()
     if given.write:
-        lines = ",\n".join(" " + json.dumps(asdict(row)) for row in found)
+        table = with_rows(json.loads(TABLE.read_text()), [asdict(row) for row in found])
+        lines = ",\n".join(f" {json.dumps(row)}" for row in table)
         TABLE.write_text(f"[\n{lines}\n]\n")
     return 0
 

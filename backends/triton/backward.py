@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .logits import LOG2_E, logits
 from .tiles import add_product, inner_product, load_tile, row_sums, store_tile, zero_tile
-from .walking import block_of_program, listed, may_attend, start_of_list
+from .walking import listed, may_attend, share_of_program, start_of_list, tile_at
 
 
 @triton.jit
@@ -89,43 +89,45 @@ def add_query_block(
 @triton.jit
 def dk_dv_kernel(
     Q, K, V, DO, LSE, DELTA, DK, DVALUE, q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides,
-    heads, group, q_len, k_len, scale, changes, table, walk,
+    heads, group, q_len, k_len, scale, changes, table, walk, schedule,
     MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one key block a program, over all query heads of its group.
+    """dK and dV of the key blocks that are this program's, over all query heads of their group.
 
     Where both accumulators do not fit the registers (head dims above 128), one launch takes dK and another dV.
     """
-    block, b, kv_h, _ = block_of_program(walk, tl.cdiv(k_len, BLOCK_K), heads // group, group)
-    start = block * BLOCK_K
-    j = start + tl.arange(0, BLOCK_K)
-    k = load_tile(K, b, kv_h, start, k_len, k_strides, D, D0, D1, BLOCK_K, True)
-    v = load_tile(V, b, kv_h, start, k_len, v_strides, DV, DV0, DV1, BLOCK_K, True)
-    dk = zero_tile(BLOCK_K, D0, D1)
-    dv = zero_tile(BLOCK_K, DV0, DV1)
-    for member in range(0, group):  # noqa: PIE808 - Triton's range takes a start
-        h = kv_h * group + member
-        row = b * walk.batch_rows + h * walk.head_rows + block
-        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            m = listed(FULL_LISTS, walk.full_indices, first, t)
-            dk, dv = add_query_block(
-                dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
-                changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, False,
-            )  # fmt: skip
-        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            m = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-            dk, dv = add_query_block(
-                dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
-                changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, True,
-            )  # fmt: skip
-    if WITH_DK:
-        store_tile(dk, scale, DK, b, kv_h, start, k_len, dk_strides, D, D0, D1, BLOCK_K)
-    if WITH_DV:
-        store_tile(dv, 1.0, DVALUE, b, kv_h, start, k_len, dv_strides, DV, DV0, DV1, BLOCK_K)
+    place, tiles = share_of_program(schedule)
+    for turn in tl.range(0, tiles, disable_licm=True):  # what is hoisted out of it takes registers in it
+        block, b, kv_h = tile_at(schedule, place + turn, tl.cdiv(k_len, BLOCK_K), heads // group)
+        start = block * BLOCK_K
+        j = start + tl.arange(0, BLOCK_K)
+        k = load_tile(K, b, kv_h, start, k_len, k_strides, D, D0, D1, BLOCK_K, True)
+        v = load_tile(V, b, kv_h, start, k_len, v_strides, DV, DV0, DV1, BLOCK_K, True)
+        dk = zero_tile(BLOCK_K, D0, D1)
+        dv = zero_tile(BLOCK_K, DV0, DV1)
+        for member in range(0, group):  # noqa: PIE808
+            h = kv_h * group + member
+            row = b * walk.batch_rows + h * walk.head_rows + block
+            first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
+            for t in range(0, count):  # noqa: PIE808
+                m = listed(FULL_LISTS, walk.full_indices, first, t)
+                dk, dv = add_query_block(
+                    dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
+                    changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, False,
+                )  # fmt: skip
+            first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
+            for t in range(0, count):  # noqa: PIE808
+                m = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
+                dk, dv = add_query_block(
+                    dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
+                    changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, True,
+                )  # fmt: skip
+        if WITH_DK:
+            store_tile(dk, scale, DK, b, kv_h, start, k_len, dk_strides, D, D0, D1, BLOCK_K)
+        if WITH_DV:
+            store_tile(dv, 1.0, DVALUE, b, kv_h, start, k_len, dv_strides, DV, DV0, DV1, BLOCK_K)
 
 
 @triton.jit
@@ -149,35 +151,38 @@ def logit_gradient(
 @triton.jit
 def dq_kernel(
     Q, K, V, DO, LSE, DELTA, DQ, q_strides, k_strides, v_strides, do_strides, dq_strides,
-    heads, group, q_len, k_len, scale, changes, table, walk,
+    heads, group, q_len, k_len, scale, changes, table, walk, schedule,
     MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one query block a program: line 15, dQ += dS K, kept on chip instead of added to memory."""
-    block, b, h, row = block_of_program(walk, tl.cdiv(q_len, BLOCK_Q), heads, 1)
-    kv_h = h // group
-    start = block * BLOCK_Q
-    i = start + tl.arange(0, BLOCK_Q)
-    q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
-    do = load_tile(DO, b, h, start, q_len, do_strides, DV, DV0, DV1, BLOCK_Q, True)
-    lse = load_lse(LSE, b, h, heads, i, q_len)
-    delta = load_delta(DELTA, b, h, heads, i, q_len)
-    dq = zero_tile(BLOCK_Q, D0, D1)
-    first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-    for t in range(0, count):  # noqa: PIE808 - Triton's range takes a start
-        n = listed(FULL_LISTS, walk.full_indices, first, t)
-        ds, slope, k = logit_gradient(
-            q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
-        )  # fmt: skip
-        dq = add_product(dq, ds * slope, k, D1)
-    first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-    for t in range(0, count):  # noqa: PIE808
-        n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-        ds, slope, k = logit_gradient(
-            q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
-        )  # fmt: skip
-        dq = add_product(dq, ds * slope, k, D1)
-    store_tile(dq, scale, DQ, b, h, start, q_len, dq_strides, D, D0, D1, BLOCK_Q)
+    """dQ of this program's query blocks: line 15, dQ += dS K, kept on chip instead of added to memory."""
+    place, tiles = share_of_program(schedule)
+    for turn in tl.range(0, tiles, disable_licm=True):  # what is hoisted out of it takes registers in it
+        block, b, h = tile_at(schedule, place + turn, tl.cdiv(q_len, BLOCK_Q), heads)
+        row = b * walk.batch_rows + h * walk.head_rows + block
+        kv_h = h // group
+        start = block * BLOCK_Q
+        i = start + tl.arange(0, BLOCK_Q)
+        q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
+        do = load_tile(DO, b, h, start, q_len, do_strides, DV, DV0, DV1, BLOCK_Q, True)
+        lse = load_lse(LSE, b, h, heads, i, q_len)
+        delta = load_delta(DELTA, b, h, heads, i, q_len)
+        dq = zero_tile(BLOCK_Q, D0, D1)
+        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
+        for t in range(0, count):  # noqa: PIE808
+            n = listed(FULL_LISTS, walk.full_indices, first, t)
+            ds, slope, k = logit_gradient(
+                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
+            )  # fmt: skip
+            dq = add_product(dq, ds * slope, k, D1)
+        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
+        for t in range(0, count):  # noqa: PIE808
+            n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
+            ds, slope, k = logit_gradient(
+                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
+            )  # fmt: skip
+            dq = add_product(dq, ds * slope, k, D1)
+        store_tile(dq, scale, DQ, b, h, start, q_len, dq_strides, D, D0, D1, BLOCK_Q)

@@ -19,6 +19,11 @@ import triton
 from attnbench.problem import Case
 
 Kernel = Literal["forward", "dk_dv", "dq", "delta", "bias_gradient", "decode"]
+WALKING: tuple[Kernel, ...] = (
+    "forward",
+    "dk_dv",
+    "dq",
+)  # those that take the tiles of a schedule, and are tuned
 SHARED_BYTES = {
     80: 166_912,
     86: 101_376,
@@ -29,6 +34,8 @@ SHARED_BYTES = {
 }  # of one program
 AMD = (8, 0)  # which rule AMD's GPUs take: no copy engine, tiles as for Ampere
 SHIPPED = Path(__file__).parent / "configurations.json"
+# The keys and values of 3 waves are 26 MB at head dim 128, half of Hopper's L2 cache; tails.py counts what stays idle.
+WAVES = 3
 SPARSE = 0.25  # share of allowed pairs below which a mask counts as sparse
 PLAIN_MASKS = frozenset({"full", "causal", "causal(top_left)", "window", "prefix", "global"})
 
@@ -43,6 +50,16 @@ class Configuration:
     stages: int
     descriptors: bool = False  # tiles are fetched by the copy engine (TMA) where tensors allow it
     together: bool = True  # dK and dV in one launch; else one each, for accumulators that do not fit together
+    waves: int = (
+        WAVES  # heads that fill the multiprocessors so often are taken together, their longest tiles first
+    )
+    persistent: int = 0  # programs a multiprocessor that stay and walk over the tiles; 0: a program a tile
+
+    def __str__(self) -> str:
+        """In words, e.g. `128x64, 8 warps, 2 stages, TMA`."""
+        sizes = f"{self.block_q}x{self.block_k}" if self.block_k else str(self.block_q)
+        ways = [way for way, on in (("TMA", self.descriptors), ("persistent", self.persistent)) if on]
+        return ", ".join([sizes, f"{self.warps} warps", f"{self.stages} stages", *ways])
 
 
 def interpreted(kernel: Kernel, case: Case) -> Configuration:
@@ -105,8 +122,7 @@ def rule(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configurati
         return Configuration(16384 // columns, 0, 4, 1)
     if case.dtype == "fp32":
         return Configuration(64 if kernel == "decode" else 32, 32, 8, 1)
-    plain = all(score.kind == "sink" for score in case.scores) and case.mask.kinds <= PLAIN_MASKS
-    plain = plain and not case.mask.is_combined
+    plain = _is_plain(case)
     if kernel == "decode":
         # Rows are those of the case; what matters is how many keys are on their way from memory at once.
         return Configuration(64, 64 if columns <= 128 else 32, 4, 2, descriptors=capability >= (9, 0))
@@ -119,6 +135,21 @@ def rule(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configurati
         odd = triton.next_power_of_2(case.head_dim) != case.head_dim
         return replace(found, block_k=64) if capability >= (10, 0) and odd else found
     return _ampere(kernel, columns, plain)
+
+
+def staying(found: Configuration, kernel: Kernel, case: Case) -> Configuration:
+    """The same with a program a multiprocessor that stays.
+
+    Its walk over tiles takes some 30 registers a thread more: half the queries where they are not left.
+    """
+    halved = kernel == "dk_dv" or (kernel == "forward" and not _is_plain(case))
+    return replace(found, persistent=1, block_q=max(16, found.block_q // (2 if halved else 1)))
+
+
+def _is_plain(case: Case) -> bool:
+    """Whether no score is changed and the mask reads no table."""
+    unchanged = all(score.kind == "sink" for score in case.scores)
+    return unchanged and case.mask.kinds <= PLAIN_MASKS and not case.mask.is_combined
 
 
 def _hopper(kernel: Kernel, columns: int, plain: bool) -> Configuration:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .logits import LN_2, LOG2_E, logits
 from .tiles import add_product, inner_product, load_tile, scale_rows, store_tile, zero_tile
-from .walking import block_of_program, listed, may_attend, start_of_list
+from .walking import listed, may_attend, share_of_program, start_of_list, tile_at
 
 
 @triton.jit
@@ -64,33 +64,36 @@ def finish_rows(l, m):
 @triton.jit
 def forward_kernel(
     Q, K, V, O, LSE, q_strides, k_strides, v_strides, o_strides,
-    heads, group, q_len, k_len, scale, changes, sink, table, walk,
+    heads, group, q_len, k_len, scale, changes, sink, table, walk, schedule,
     MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """O [B, H, Q, Dv] and LSE [B, H, Q] (natural logarithm) of one query block a program."""
-    block, b, h, row = block_of_program(walk, tl.cdiv(q_len, BLOCK_Q), heads, 1)
-    kv_h = h // group
-    start = block * BLOCK_Q
-    i = start + tl.arange(0, BLOCK_Q)
-    q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
-    acc = zero_tile(BLOCK_Q, DV0, DV1)
-    l, m = start_rows(sink, h, BLOCK_Q)
-    first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-    for t in range(0, count):  # noqa: PIE808 - Triton's range takes a start
-        n = listed(FULL_LISTS, walk.full_indices, first, t)
-        acc, l, m = attend_block(
-            acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
-        )  # fmt: skip
-    first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-    for t in range(0, count):  # noqa: PIE808
-        n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-        acc, l, m = attend_block(
-            acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-            MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
-        )  # fmt: skip
-    one_over_l, lse = finish_rows(l, m)
-    tl.store(LSE + (tl.cast(b, tl.int64) * heads + h) * q_len + i, lse, mask=i < q_len)
-    store_tile(acc, one_over_l[:, None], O, b, h, start, q_len, o_strides, DV, DV0, DV1, BLOCK_Q)
+    """O [B, H, Q, Dv] and LSE [B, H, Q] (natural logarithm) of the query blocks that are this program's."""
+    place, tiles = share_of_program(schedule)
+    for turn in tl.range(0, tiles, disable_licm=True):  # what is hoisted out of it takes registers in it
+        block, b, h = tile_at(schedule, place + turn, tl.cdiv(q_len, BLOCK_Q), heads)
+        row = b * walk.batch_rows + h * walk.head_rows + block
+        kv_h = h // group
+        start = block * BLOCK_Q
+        i = start + tl.arange(0, BLOCK_Q)
+        q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
+        acc = zero_tile(BLOCK_Q, DV0, DV1)
+        l, m = start_rows(sink, h, BLOCK_Q)
+        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
+        for t in range(0, count):  # noqa: PIE808
+            n = listed(FULL_LISTS, walk.full_indices, first, t)
+            acc, l, m = attend_block(
+                acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
+            )  # fmt: skip
+        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
+        for t in range(0, count):  # noqa: PIE808
+            n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
+            acc, l, m = attend_block(
+                acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
+            )  # fmt: skip
+        one_over_l, lse = finish_rows(l, m)
+        tl.store(LSE + (tl.cast(b, tl.int64) * heads + h) * q_len + i, lse, mask=i < q_len)
+        store_tile(acc, one_over_l[:, None], O, b, h, start, q_len, o_strides, DV, DV0, DV1, BLOCK_Q)

@@ -20,6 +20,7 @@ from .decode import combine_kernel, decode_kernel, splits
 from .forward import forward_kernel
 from .layout import blocks_of, empty_like_with, fetched, within_reach
 from .lowering import LoweredMask, Walk, lower, walk_over_all, walk_over_keys, walk_over_queries
+from .schedule import Schedule, schedule
 from .tiles import chunks
 
 INTERPRETED_PROCESSORS, COMPILED_PROCESSORS = 4, 132  # where there is no GPU to ask
@@ -35,6 +36,11 @@ class Launch:
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     tile: Configuration
+
+    @property
+    def name(self) -> str:
+        """The kernel's, without its ending: forward, dk_dv, decode, ..."""
+        return self.kernel.__name__.removesuffix("_kernel")
 
     def run(self) -> None:
         """Put it on the current stream (or interpret it)."""
@@ -52,20 +58,23 @@ class Launch:
 class Plan:
     """A case on one device: its mask lowered, its tiles chosen, its walks built. Reused call after call.
 
-    `tiles` and `start` are for tests and for compiling ahead of time: the tile to take instead of the chosen one, by
-    kernel, and what to do with a launch instead of running it.
+    The rest is for tests, tuning and compiling ahead of time: the tile to take instead of the chosen one, by kernel;
+    what to do with a launch instead of running it; and multiprocessors to fill instead of the device's.
     """
 
     case: Case
     device: torch.device
     tiles: Callable[[Kernel], Configuration] | None = None
     start: Callable[[Launch], None] = Launch.run
+    processors: int = 0
     mask: LoweredMask = field(init=False)
     fixed: Fixed = field(init=False)
     _maps: dict[tuple[int, int], BlockMap] = field(init=False, default_factory=dict)
     _walks: dict[tuple[str, int, int], Walk] = field(init=False, default_factory=dict)
+    _schedules: dict[tuple[str, Configuration], Schedule] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.processors = self.processors or _processors(self.device)
         self.mask = lower(self.case.mask, self.case.extent, self.device)
         self.fixed = fix(self.case, self.device)
 
@@ -87,13 +96,6 @@ class Plan:
         """Into how many parts the forward cuts the keys; 1: it does not."""
         return splits(self.case, self.configuration("decode").block_k, self.processors)
 
-    @property
-    def processors(self) -> int:
-        """Multiprocessors to fill. In the interpreter a few, so that long keys are split as on a GPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_properties(self.device).multi_processor_count
-        return COMPILED_PROCESSORS if self.device.type == "meta" else INTERPRETED_PROCESSORS
-
     def walk(self, over: str, tile: Configuration) -> Walk:
         """The blocks to visit, over "keys", "queries" or "all" keys (split-KV); built once for each tile size."""
         at = (over, tile.block_q, tile.block_k)
@@ -105,15 +107,37 @@ class Plan:
             self._walks[at] = build(self._maps[size], self.case.extent, self.device)
         return self._walks[at]
 
+    def work(self, over: str, tile: Configuration) -> np.ndarray:
+        """How many blocks each tile of a walk over "keys" or "queries" visits: [B, heads, blocks of a head]."""
+        case, work = self.case, self.walk(over, tile).work
+        work = np.broadcast_to(work, (case.batch, case.q_heads, work.shape[2]))
+        if over == "queries":  # the query heads of a group are summed in one program
+            work = work.reshape(case.batch, case.kv_heads, case.group, -1).sum(axis=2)
+        return work
+
+    def schedule(self, over: str, tile: Configuration) -> Schedule:
+        """Which program computes which tiles of a walk over "keys" or "queries"; built once for each configuration."""
+        if (over, tile) not in self._schedules:
+            made = schedule(
+                self.work(over, tile),
+                tile.waves * self.processors,
+                tile.persistent * self.processors or None,
+                self.device,
+            )
+            self._schedules[over, tile] = made
+        return self._schedules[over, tile]
+
     def build(self) -> None:
         """Make everything that calls need, so that a call is launches only (and a CUDA graph can capture it)."""
         if self.splits > 1:
             self.walk("all", self.configuration("decode"))
         else:
-            self.walk("keys", self.configuration("forward"))
+            self.schedule("keys", self.configuration("forward"))
         if self.case.needs_backward:
-            self.walk("queries", self.configuration("dk_dv"))
-            self.walk("keys", self.configuration("dq"))
+            self.schedule("queries", self.configuration("dk_dv"))
+            self.schedule("keys", self.configuration("dq"))
+            if any(score.kind in ("bias", "relative") for score in self.case.scores):
+                self.walk("keys", self.configuration("bias_gradient"))
 
     def _widths(self) -> dict[str, int]:
         d0, d1 = chunks(self.case.head_dim)
@@ -148,14 +172,14 @@ class Plan:
             self._decode(q, k, v, changes, out, lse, parts)
             return out, lse
         tile = self.configuration("forward")
-        walk = self.walk("keys", tile)
+        walk, tiles = self.walk("keys", tile), self.schedule("keys", tile)
         arguments = (
             *self.read((q, k, v), tile), out, lse, q.stride(), k.stride(), v.stride(), out.stride(), *self.sizes,
-            changes.arguments,
-            changes.sink, self.mask.table, walk.arguments,
+            changes.arguments, changes.sink, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        programs = blocks_of(case.q_len, tile.block_q) * case.batch * case.q_heads
-        self.start(Launch(forward_kernel, programs, arguments, self.constants(walk, tile, changes), tile))
+        self.start(
+            Launch(forward_kernel, tiles.programs, arguments, self.constants(walk, tile, changes), tile)
+        )
         return out, lse
 
     def _decode(
@@ -236,24 +260,28 @@ class Plan:
         operands = (q, k, v, dout)
         strides = tuple(x.stride() for x in (q, k, v, dout))
         tile = self.configuration("dk_dv")
-        walk = self.walk("queries", tile)
+        walk, tiles = self.walk("queries", tile), self.schedule("queries", tile)
         arguments = (
             *self.read(operands, tile), lse, delta, dk, dv, *strides, dk.stride(), dv.stride(), *self.sizes,
-            changes.arguments, self.mask.table,
-            walk.arguments,
+            changes.arguments, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        programs = blocks_of(case.k_len, tile.block_k) * case.batch * case.kv_heads
         common = self.constants(walk, tile, changes)
         for with_dk, with_dv in [(True, True)] if tile.together else [(True, False), (False, True)]:
             constants = common | {"WITH_DK": with_dk, "WITH_DV": with_dv}
-            self.start(Launch(dk_dv_kernel, programs, arguments, constants, tile))
+            self.start(Launch(dk_dv_kernel, tiles.programs, arguments, constants, tile))
 
         tile = self.configuration("dq")
-        walk = self.walk("keys", tile)
+        walk, tiles = self.walk("keys", tile), self.schedule("keys", tile)
         arguments = (
             *self.read(operands, tile), lse, delta, dq, *strides, dq.stride(), *self.sizes,
-            changes.arguments, self.mask.table, walk.arguments,
+            changes.arguments, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        programs = blocks_of(case.q_len, tile.block_q) * case.batch * case.q_heads
-        self.start(Launch(dq_kernel, programs, arguments, self.constants(walk, tile, changes), tile))
+        self.start(Launch(dq_kernel, tiles.programs, arguments, self.constants(walk, tile, changes), tile))
         return dq, dk, dv, delta
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors to fill. In the interpreter a few, so that long keys are split as on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return COMPILED_PROCESSORS if device.type == "meta" else INTERPRETED_PROCESSORS

@@ -4,7 +4,8 @@
     python -m attnbench_backends.triton.tune --out results/nvidia-h200   # beside the results as well
 
 What is found goes to the user's cache and from then on takes precedence over the rule (configurations.py); the
-maintainer copies a file of --out to configurations.json to ship it.
+maintainer copies a file of --out to configurations.json to ship it. First the sizes of the tiles are tried, then, with
+the best of them, the orders of the tiles and programs that stay and walk over many.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -25,80 +27,113 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge import judge, make_reference
 from attnbench.problem import Case, Causal, Full, Inputs, SlidingWindow, make_inputs
 
-from .configurations import Configuration, Kernel, cache_file, chosen, key, tuned
+from .configurations import WALKING, WAVES, Configuration, Kernel, cache_file, chosen, key, tuned
 from .launch import Launch, Plan
 
 REPEATS, WARM_UPS = 10, 3
-KERNELS: tuple[Kernel, ...] = ("forward", "dk_dv", "dq")
-NAMES = {"forward_kernel": "forward", "dk_dv_kernel": "dk_dv", "dq_kernel": "dq"}
+ALL_HEADS = 1_000  # waves: more than any launch has
+REHEARSED = (9, 0)  # the compute capability whose rule is tried where there is no GPU
+Note = Callable[[Case, Kernel, Configuration, float], None]  # is told of every measurement, in milliseconds
 
 
-def cases() -> Iterator[Case]:
+def cases(rehearses: bool = False) -> Iterator[Case]:
     """What is tuned for: dense and sparse masks at the head dims that models use, 16k tokens."""
     for head_dim, mask in product((128, 64, 256), (Causal(), Full(), Causal() & SlidingWindow(1023, 0))):
         heads = 2048 // head_dim
-        yield Case(
+        case = Case(
             batch=2, q_len=8192, k_len=8192, q_heads=heads, head_dim=head_dim, dtype="bf16", mask=mask,
             direction="fwd_bwd",
         )  # fmt: skip
+        if rehearses:
+            yield replace(
+                case, batch=1, q_len=40, k_len=40, q_heads=1, kv_heads=1, head_dim=16, v_dim=16, dtype="fp32"
+            )
+            return
+        yield case
 
 
-def candidates(kernel: Kernel, head_dim: int, hopper: bool, narrow: bool = False) -> Iterator[Configuration]:
-    """The configurations worth a measurement; those that do not compile or fit are skipped when tried.
+def sizes(kernel: Kernel, head_dim: int, hopper: bool, tried: str) -> Iterator[Configuration]:
+    """The tiles worth a measurement; those that do not compile or fit are skipped when tried.
 
-    Most of the time goes into compiling them. `narrow`: fewer, where minutes count.
+    Most of the time goes into compiling them: `tried` is "all", "few" or "none" of them.
     """
+    if tried == "none":
+        return
+    few = tried == "few"
     queries = (64, 128) if kernel != "dk_dv" else (32, 64, 128)
     keys = (32, 64, 128) if kernel != "dk_dv" else (64, 128)
     together = (True, False) if kernel == "dk_dv" and head_dim > 64 else (True,)
-    if narrow:
+    if few:
         queries, keys = queries[-2:], keys[-2:]
-    stages = (2, 3) if narrow else (1, 2, 3)
-    descriptors = ((True,) if narrow else (False, True)) if hopper else (False,)
+    stages = (2, 3) if few else (1, 2, 3)
+    descriptors = ((True,) if few else (False, True)) if hopper else (False,)
     ways = product(queries, keys, (4, 8), stages, descriptors, together)
     yield from (Configuration(*way) for way in ways)
 
 
-def tiles_with(plan: Plan, kernel: Kernel, tried: Configuration) -> Callable[[Kernel], Configuration]:
-    """The plan's own tiles, but for one kernel the one that is tried."""
-    capability = torch.cuda.get_device_capability(plan.device)
-    return lambda asked: tried if asked == kernel else chosen(asked, plan.case, capability)
+def walks(tile: Configuration) -> Iterator[Configuration]:
+    """The same tile in every order, with a program a tile, and with one or two a multiprocessor that stay.
+
+    Those need more registers, so they are tried with half the queries as well.
+    """
+    for waves in (0, WAVES, ALL_HEADS):
+        yield replace(tile, waves=waves, persistent=0)
+        for persistent, part in product((1, 2), (1, 2)):
+            yield replace(tile, waves=waves, persistent=persistent, block_q=max(16, tile.block_q // part))
 
 
-def milliseconds(case: Case, inputs: Inputs, kernel: Kernel, tried: Configuration) -> float:
+def tiles_with(
+    case: Case, capability: tuple[int, int], kernel: Kernel, tried: Configuration
+) -> Callable[[Kernel], Configuration]:
+    """The tiles that a case has anyway, but for one kernel the one that is tried."""
+    return lambda asked: tried if asked == kernel else chosen(asked, case, capability)
+
+
+def elapsed_ms(launch: Launch, device: torch.device) -> float:
+    """How long a launch takes."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        launch.run()
+        return (time.perf_counter() - began) * 1e3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    launch.run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def milliseconds(inputs: Inputs, kernel: Kernel, tiles: Callable[[Kernel], Configuration]) -> float:
     """The median time of one kernel's launches with a configuration; raises what Triton raises if it does not fit."""
-    plan = Plan(case, inputs.device)
-    plan.tiles = tiles_with(plan, kernel, tried)
     times: list[float] = []
 
-    def timed(launch: Launch) -> None:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch.run()
-        end.record()
-        if NAMES.get(launch.kernel.__name__) == kernel:
-            end.synchronize()
-            times.append(start.elapsed_time(end))
+    def start(launch: Launch) -> None:
+        if launch.name == kernel:
+            times.append(elapsed_ms(launch, inputs.device))
+        else:
+            launch.run()
 
-    plan.start = timed
+    plan = Plan(inputs.case, inputs.device, tiles, start)
     changes = plan.bind(())
+    on_gpu = inputs.device.type == "cuda"
     runs: list[float] = []
-    for _ in range(WARM_UPS + REPEATS):
+    for _ in range(WARM_UPS + REPEATS if on_gpu else 1):
         times.clear()
         out, lse = plan.forward(inputs.q, inputs.k, inputs.v, changes)
         if kernel != "forward":
             assert inputs.dout is not None
             plan.backward(inputs.q, inputs.k, inputs.v, changes, out, lse, inputs.dout)
         runs.append(sum(times))
-    return median(runs[WARM_UPS:])
+    return median(runs[WARM_UPS:] if on_gpu else runs)
 
 
-def is_right(case: Case, kernel: Kernel, tried: Configuration) -> bool:
+def is_right(case: Case, device: torch.device, tiles: Callable[[Kernel], Configuration]) -> bool:
     """Whether a short case with ragged ends is computed rightly with the configuration."""
-    short = replace(case, batch=1, q_heads=2, kv_heads=2, q_len=1100, k_len=1100)
-    inputs = make_inputs(short, device="cuda")
-    plan = Plan(short, inputs.device)
-    plan.tiles = tiles_with(plan, kernel, tried)
+    length, heads = (1100, 2) if device.type == "cuda" else (70, 1)
+    short = replace(case, batch=1, q_heads=heads, kv_heads=heads, q_len=length, k_len=length)
+    inputs = make_inputs(short, device=str(device))
+    # So few multiprocessors that programs which stay walk over several tiles.
+    plan = Plan(short, inputs.device, tiles, processors=2)
     changes = plan.bind(())
     out, lse = plan.forward(inputs.q, inputs.k, inputs.v, changes)
     assert inputs.dout is not None
@@ -106,21 +141,43 @@ def is_right(case: Case, kernel: Kernel, tried: Configuration) -> bool:
     return judge(make_reference(inputs), Output(out, lse), Gradients(dq, dk, dv), inputs).ok
 
 
-def best(
-    case: Case, inputs: Inputs, kernel: Kernel, capability: tuple[int, int], narrow: bool = False
+def fastest(
+    inputs: Inputs,
+    kernel: Kernel,
+    capability: tuple[int, int],
+    candidates: Iterable[Configuration],
+    note: Note,
 ) -> tuple[Configuration, float]:
-    """The fastest configuration that is right, and its time."""
+    """The fastest of these configurations that is right, and its time; `note` is told of each."""
+    case = inputs.case
     measured: list[tuple[float, Configuration]] = []
-    hopper = capability >= (9, 0)
-    for tried in {chosen(kernel, case, capability), *candidates(kernel, case.head_dim, hopper, narrow)}:
+    for tried in candidates:
         try:
-            measured.append((milliseconds(case, inputs, kernel, tried), tried))
+            found = milliseconds(inputs, kernel, tiles_with(case, capability, kernel, tried))
         except Exception as reason:  # noqa: BLE001 - Triton raises many kinds for what does not compile or fit
             sys.stderr.write(f"{kernel} {tried}: {type(reason).__name__}\n")
-    for elapsed, tried in sorted(measured, key=lambda pair: pair[0]):
-        if is_right(case, kernel, tried):
-            return tried, elapsed
+            continue
+        measured.append((found, tried))
+        note(case, kernel, tried, found)
+    for found, tried in sorted(measured, key=lambda pair: pair[0]):
+        if is_right(case, inputs.device, tiles_with(case, capability, kernel, tried)):
+            return tried, found
     raise AttnbenchError(f"no configuration of {kernel} is right on {case.id}; run attnbench check triton")
+
+
+def tuned_for(
+    case: Case, device: str, capability: tuple[int, int], tried: str, done: Collection[str], note: Note
+) -> Iterator[tuple[str, Configuration, float]]:
+    """(entry, fastest configuration, its time) of each kernel whose entry is not done: its size, then its walk."""
+    inputs = make_inputs(case, device=device)
+    for kernel in WALKING:
+        entry = key(kernel, case, capability)
+        if entry in done:
+            continue
+        asked = {chosen(kernel, case, capability)}
+        asked |= set(sizes(kernel, case.head_dim, capability >= (9, 0), tried))
+        tile, _ = fastest(inputs, kernel, capability, asked, note)
+        yield entry, *fastest(inputs, kernel, capability, walks(tile), note)
 
 
 def main(arguments: list[str]) -> int:
@@ -129,33 +186,48 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, help="a folder that gets configurations.json too; entries there are kept"
+        "--out", type=Path, help="a folder that gets configurations.json too (entries there are kept), and tried.jsonl"
+    )  # fmt: skip
+    parser.add_argument(
+        "--sizes", choices=("all", "few", "none"), default="all",
+        help="how many sizes of tiles are tried before the walks; none: the one that runs now",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rehearse", action="store_true", help="one small case in the interpreter; its figures mean nothing"
     )
-    parser.add_argument("--narrow", action="store_true", help="fewer candidates, where minutes count")
     given = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    if given.rehearse and given.out is None:
+        parser.error("--rehearse needs --out: its figures do not belong into the user's cache")
+    if not given.rehearse and not torch.cuda.is_available():
         sys.stderr.write("tune: there is no CUDA GPU here; the rule of configurations.py holds without it\n")
         return 3
-    capability = torch.cuda.get_device_capability()
-    found = {name: asdict(configuration) for name, configuration in tuned().items()}
-    places = [cache_file()] + ([given.out / "configurations.json"] if given.out else [])
+    device, capability = (
+        ("cpu", REHEARSED) if given.rehearse else ("cuda", torch.cuda.get_device_capability())
+    )
+    found = {entry: asdict(configuration) for entry, configuration in tuned().items()}
+    places = [] if given.rehearse else [cache_file()]
+    if given.out:
+        places.append(given.out / "configurations.json")
     done: set[str] = set()
     if given.out and places[-1].is_file():  # an earlier run's, perhaps cut off: it goes on there
         before = json.loads(places[-1].read_text(encoding="utf-8"))
         found, done = found | before, set(before)
-    for case in cases():
-        inputs = make_inputs(case, device="cuda")
-        for kernel in KERNELS:
-            name = key(kernel, case, capability)
-            if name in done:
-                continue
-            configuration, elapsed = best(case, inputs, kernel, capability, given.narrow)
-            done.add(name)  # causal and full are one entry: the first, causal, decides
-            found[name] = asdict(configuration)
-            sys.stdout.write(f"{name}: {elapsed:.3f} ms, {configuration}\n")
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+
+    def note(case: Case, kernel: Kernel, tried: Configuration, elapsed_ms: float) -> None:
+        if given.out:
+            row = {"case": case.id, "kernel": kernel, "elapsed_ms": elapsed_ms, **asdict(tried)}
+            with (given.out / "tried.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    for case in cases(given.rehearse):
+        for entry, tile, best_ms in tuned_for(case, device, capability, given.sizes, done, note):
+            done.add(entry)  # causal and full are one entry: the first, causal, decides
+            found[entry] = asdict(tile)
+            sys.stdout.write(f"{entry}: {best_ms:.3f} ms, {tile}\n")
             sys.stdout.flush()
             for place in places:
-                place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -1,4 +1,4 @@
-"""Which blocks does a program compute, and which pairs of a block may attend? The block map as kernels read it."""
+"""Which tiles does a program compute, over which blocks, and which pairs of a block may attend? As kernels read it."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ import triton.language as tl
 class WalkArguments(NamedTuple):
     """The lists of blocks as one argument of a kernel; see lowering.Walk."""
 
-    order: Any
     partial_offsets: Any
     partial_indices: Any
     full_offsets: Any
@@ -18,20 +17,34 @@ class WalkArguments(NamedTuple):
     head_rows: Any
 
 
-@triton.jit
-def block_of_program(walk, blocks, heads, group):
-    """(block, b, h, row of the block map) of this program: blocks of one head side by side, the longest first.
+class ScheduleArguments(NamedTuple):
+    """The tiles of each program as one argument of a kernel; see schedule.Schedule."""
 
-    Everything is on grid axis 0, which takes 2^31 - 1 programs; the other axes take 65,535. Blocks of a head share its
-    keys and values in the L2 cache, and starting with the longest leaves the short ones to fill the end. Where `heads`
-    are those of keys, `group` query heads share one, and the first of them gives the order.
+    order: Any
+    shares: Any  # None: a program a tile
+
+
+@triton.jit
+def share_of_program(schedule):
+    """(first place in the order, tiles) of this program.
+
+    Everything is on grid axis 0, which takes 2^31 - 1 programs; the other axes take 65,535. Of one tile the count is a
+    constant, so that the loop over them is compiled away.
     """
     program = tl.program_id(0)
-    place, bh = program % blocks, program // blocks
-    b, h = bh // heads, bh % heads
-    first = b * walk.batch_rows + h * group * walk.head_rows
-    block = tl.load(walk.order + first + place)
-    return block, b, h, first + block
+    if schedule.shares is None:
+        return program, 1
+    else:
+        first = tl.load(schedule.shares + program)
+        return first, tl.load(schedule.shares + program + 1) - first
+
+
+@triton.jit
+def tile_at(schedule, place, blocks, heads):
+    """(block, b, h) of the tile at this place of the order."""
+    tile = tl.load(schedule.order + place)
+    block, bh = tile % blocks, tile // blocks
+    return block, bh // heads, bh % heads
 
 
 @triton.jit
@@ -42,7 +55,7 @@ def start_of_list(LISTS: tl.constexpr, offsets, indices, row):
     if LISTS:
         return begin, count
     else:
-        return tl.load(indices + begin, mask=count > 0, other=0), count
+        return tl.load(indices + row), count
 
 
 @triton.jit

@@ -16,14 +16,13 @@ os.environ["ATTNBENCH_TRITON"] = "compile"
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
-from attnbench_backends.triton.ahead_of_time import specimens
-from attnbench_backends.triton.configurations import chosen
+from attnbench_backends.triton.ahead_of_time import Specimen, specimens
 from attnbench_backends.triton.launch import Plan
 from attnbench_backends.triton.score_gradients import score_gradients
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from attnbench.problem import Case, make_inputs
+from attnbench.problem import make_inputs
 
 launched: list[tuple[str, int]] = []
 
@@ -64,9 +63,10 @@ class Hopper:
         return 0
 
 
-def launch(case: Case) -> None:
+def launch(specimen: Specimen) -> None:
+    case = specimen.case
     inputs = make_inputs(case)
-    plan = Plan(case, torch.device("cpu"), lambda kernel: chosen(kernel, case, (9, 0)))
+    plan = Plan(case, torch.device("cpu"), specimen.tiles((9, 0)))
     changes = plan.bind(inputs.scores)
     out, lse = plan.forward(inputs.q, inputs.k, inputs.v, changes)
     if inputs.dout is not None:
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     driver.set_active(Hopper())  # type: ignore[arg-type]
     for name in sys.argv[1:]:
         asked = specimens()[name]
-        short = {} if asked.q_len == 1 else {"q_len": 500, "k_len": 500}
-        launch(replace(asked, batch=1, q_heads=2, kv_heads=1, **short))
+        short = {} if asked.case.q_len == 1 else {"q_len": 500, "k_len": 500}
+        launch(replace(asked, case=replace(asked.case, batch=1, q_heads=2, kv_heads=1, **short)))
         sys.stdout.write(json.dumps({"specimen": name, "launched": launched}) + "\n")
         launched.clear()

@@ -97,19 +97,35 @@ def test_a_kernel_that_the_table_lacks_is_said() -> None:
 
 
 def test_kernels_of_another_folder_are_compiled_from_there(tmp_path: Path) -> None:
-    """Planted: the copy calls a kernel by another name."""
+    """Planted: the copy calls its kernels by another name."""
     import attnbench_backends
 
     there = tmp_path / "backends"
     shutil.copytree(Path(attnbench_backends.__path__[0]), there, ignore=shutil.ignore_patterns("__pycache__"))
-    file = there / "triton" / "ahead_of_time.py"
-    file.write_text(file.read_text().replace('"delta_kernel": "delta"', '"delta_kernel": "another name"'))
+    file = there / "triton" / "launch.py"
+    file.write_text(
+        file.read_text().replace(
+            "def name(self) -> str:", 'def name(self) -> str:\n        return "another name"'
+        )
+    )
     rows = compiled_rows("triton", "sm_90", "bf16-d128-causal", folder=there)
-    assert "another name" in {row["kernel"] for row in rows}
+    assert {row["kernel"] for row in rows} == {"another name"}
 
 
 def test_a_kernel_as_good_as_the_table_is_no_regression() -> None:
     assert regressions([_row(matrix_instructions=9)], [_row(spill_bytes=8)]) == []
+
+
+def test_a_part_of_the_table_is_written_anew_in_its_place(triton_backend: Any) -> None:
+    from attnbench_backends.triton.ahead_of_time import with_rows
+
+    assert with_rows(TABLE, []) == TABLE
+    some = [row | {"registers": 1} for row in TABLE if row["specimen"].startswith("bf16-d256-causal")]
+    found = with_rows(TABLE, [row for row in some if row["arch"] == "sm_90"])
+    changed = [new["specimen"] for new, old in zip(found, TABLE, strict=True) if new != old]
+    # forward, delta, dk_dv in two launches, dq
+    assert [name.removeprefix("bf16-d256-causal") for name in changed] == ["", "", " dK", " dV", ""]
+    assert with_rows([TABLE[0] | {"specimen": "gone"}], TABLE) == TABLE
 
 
 def test_the_table_is_kept_beside_the_kernels() -> None:

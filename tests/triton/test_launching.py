@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-# 500 tokens in blocks of 128 by two heads (dK and dV: one key head); eight parts of a long cache by one key head.
+# 500 tokens in blocks of 128 by two heads (dK and dV: one key head), and shared by 4 programs; eight parts of a long
+# cache by one key head.
 WANTED = {
     "bf16-d128-causal-alibi": {"forward_kernel": 8, "delta_kernel": 8, "dk_dv_kernel": 4, "dq_kernel": 8},
+    "bf16-d128-causal-persistent": {
+        "forward_kernel": 4,
+        "delta_kernel": 8,
+        "dk_dv_kernel": 4,
+        "dq_kernel": 4,
+    },
     "bf16-d128-decode": {"decode_kernel": 8, "combine_kernel": 2},
 }
 
