@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from attnbench.judge.selftest import Part
+from attnbench.judge.selftest_counts import Part
 from attnbench.judge.selftest_plan import Job, run_job
 
 

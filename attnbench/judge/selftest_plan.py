@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attnbench.judge.selftest import OURS, Part, catalogue, kill_mutants, try_right_ones
+from attnbench.judge.criteria import OURS
+from attnbench.judge.selftest import catalogue, kill_mutants, try_right_ones
+from attnbench.judge.selftest_counts import DTYPES, Part
 from attnbench.judge.selftest_diagnosis import diagnose_mutants
 from attnbench.judge.trials import TRIALS, Trial
 
-DTYPES = ("bf16", "fp16", "fp32")
 MISSES_ALLOWED = 2 / 122  # the promise: at least 120 of 122 kills in each dtype
 FALSE_ALARMS_ALLOWED = 1 / 1000
 # Seeds up to 99 were looked at while the judge was made; these were not.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from attnbench.judge.criteria import OURS
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
-from attnbench.judge.selftest import OURS, Part, interval, only_killers, survivors, table
+from attnbench.judge.selftest_counts import Part, interval, only_killers, survivors, table
 from attnbench.judge.trials import TRIALS
 from attnbench.report.markdown import grid
 from attnbench.report.text import markdown_cell

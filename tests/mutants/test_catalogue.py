@@ -9,10 +9,12 @@ import torch
 
 from attnbench.errors import AttnbenchError
 from attnbench.judge.causes import CAUSES
+from attnbench.judge.criteria import Answer, answer_of
 from attnbench.judge.mutants import MUTANTS, TiledBackend, Tiling
 from attnbench.judge.mutants.catalogue import mutant
 from attnbench.judge.protocol import clocks_watched
-from attnbench.judge.selftest import DTYPES, Answer, answer_of, catalogue
+from attnbench.judge.selftest import catalogue
+from attnbench.judge.selftest_counts import DTYPES
 from attnbench.judge.trials import TRIALS
 
 BY_NAME = {trial.name: trial for trial in TRIALS}

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
+from attnbench.judge.criteria import Setting
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
 from attnbench.judge.protocol import clocks_watched, memory_poisoned, protocol_faults, same_bits
-from attnbench.judge.selftest import Setting
 from attnbench.judge.trials import TRIALS
 
 PLAIN = next(trial for trial in TRIALS if trial.name == "plain")

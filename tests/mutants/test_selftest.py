@@ -5,21 +5,11 @@ from __future__ import annotations
 import pytest
 
 from attnbench.judge.causes import CAUSES, Guess
+from attnbench.judge.criteria import CLASSIC, NO_LSE, OURS
 from attnbench.judge.mutants import MUTANTS
 from attnbench.judge.mutants.right import RIGHT
-from attnbench.judge.selftest import (
-    CLASSIC,
-    NO_LSE,
-    OURS,
-    Count,
-    Part,
-    interval,
-    kill_mutants,
-    only_killers,
-    survivors,
-    table,
-    try_right_ones,
-)
+from attnbench.judge.selftest import kill_mutants, try_right_ones
+from attnbench.judge.selftest_counts import Count, Part, interval, only_killers, survivors, table
 from attnbench.judge.selftest_diagnosis import Diagnosis, diagnose_mutants
 from attnbench.judge.selftest_plan import (
     FRESH_SEEDS,
