@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from attnbench.cli.console import complain, out, remark
+from attnbench.cli.console import complain, out, remark, require_writable
 
 
 def judge_the_judge(
@@ -31,6 +31,7 @@ def judge_the_judge(
     from attnbench.judge.selftest_plan import broken_promises, full_plan, small_plan
     from attnbench.report.selftest import HEAD, as_json, cells, document
 
+    require_writable(json_out, write)
     part = run_parts(full_plan() if full else small_plan(), jobs, remark)
     shown = Table(*HEAD, box=None, pad_edge=False)
     for row in cells(part):

@@ -86,3 +86,11 @@ def test_a_backend_that_is_not_installed_exits_3(attnbench: Any) -> None:
     done = attnbench("check", missing[0])
     assert done.exit_code == 3
     assert missing[0] in done.stderr
+
+
+def test_a_page_of_the_self_test_that_cannot_be_written_is_said_before_anything_runs(
+    tmp_path: Path, attnbench: Any
+) -> None:
+    done = attnbench("selftest", "--write", tmp_path)
+    assert done.exit_code == 2, done.output
+    assert "is a folder" in done.stderr
