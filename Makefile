@@ -62,6 +62,7 @@ selftest: $(READY)  ## does the judge catch liars, and leave the right ones alon
 
 perf: $(READY)  ## what the harness itself costs, as ratios measured side by side
 	$(BIN)/python tests/perf/costs.py
+	$(BIN)/python tests/perf/conformance.py
 
 gpu: ## the GPU part, most valuable first, resumable; needs a CUDA torch that is already installed
 	$(PYTHON) tools/gpu.py

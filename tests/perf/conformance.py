@@ -1,0 +1,57 @@
+"""What does a check of each backend cost on this machine? Seconds and memory, printed; nothing is asserted.
+
+Run by `make perf`, or for some backends: `python tests/perf/conformance.py naive flex`. Each check is a process of its
+own, so that its peak is its own; the machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from attnbench.backend import resolve
+from attnbench.backend.registry import entries
+from attnbench.problem import Case
+
+PLAIN = Case(q_len=64, k_len=64, q_heads=2, head_dim=64, dtype="fp32")
+SLOW = ("triton",)  # in Triton's interpreter: minutes, so only where it is named
+
+
+def cpu_backends() -> list[str]:
+    """Those of this process that take plain attention on a CPU."""
+    here = [entry.name for entry in entries() if entry.available and not entry.environment]
+    return [name for name in here if name not in SLOW and resolve(name).refuses(PLAIN, "cpu") is None]
+
+
+def checked(name: str, level: str) -> tuple[float, float, float, str]:
+    """Seconds, processor seconds and peak MiB of `attnbench check NAME`, and its first line."""
+    program = str(Path(sys.executable).with_name("attnbench"))
+    command = [program, "check", name, "--device", "cpu", "--level", level]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        said = child.stdout.read().splitlines()
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, said[0] if said else "no answer"
+
+
+def main() -> None:
+    table = Table(
+        "backend", "s", "CPU s", "peak MiB", "what it says", title="attnbench check, level standard"
+    )
+    for name in sys.argv[1:] or cpu_backends():
+        seconds, busy, peak, said = checked(name, "standard")
+        table.add_row(name, f"{seconds:.1f}", f"{busy:.0f}", f"{peak:.0f}", said.partition("(")[0])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
