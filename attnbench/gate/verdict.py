@@ -149,6 +149,8 @@ def status_finding(base: Result, head: Result) -> list[Finding]:
         return found("missing", f"is {_said(head)}; base is ok")
     if base.status != "ok" and head.status == "ok":
         return found("new", f"is ok; base is {base.status}")
+    if head.status in BROKEN and head.status == base.status:
+        return found("inconclusive", f"was judged in neither: {_said(head)}")
     if head.status != "ok" and head.status == base.status:
         return found("same", f"is {head.status} in both")
     if head.status in BROKEN:

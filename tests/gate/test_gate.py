@@ -66,6 +66,15 @@ def test_what_was_wrong_before_still_fails(result: Any, result_set: Any) -> None
     assert kinds(gate(both, both)) == ["wrong"]
 
 
+def test_what_is_broken_in_both_was_not_judged(result: Any, result_set: Any) -> None:
+    both = result_set(result(status="error", reason="no such symbol"))
+    found = gate(both, both)
+    assert kinds(found) == ["inconclusive"]
+    assert "judged in neither: error (no such symbol)" in found.findings[0].message
+    assert found.exit_code() == 0
+    assert found.exit_code(strict=True) == 1
+
+
 def test_what_was_broken_before_and_is_right_now_passes(result: Any, result_set: Any) -> None:
     found = gate(result_set(result(status="crashed")), result_set(result()))
     assert found.exit_code(strict=True) == 0
