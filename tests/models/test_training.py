@@ -154,7 +154,9 @@ def test_figures_of_a_classification_are_those_of_its_definition() -> None:
 
 
 def test_an_unknown_task_is_refused_with_what_there_is() -> None:
-    with pytest.raises(AttnbenchError, match=r"no task .chess.; it has language, translation, classification, images"):
+    with pytest.raises(
+        AttnbenchError, match=r"no task .chess.; it has language, translation, classification, images"
+    ):
         list(training.run(["naive"], tasks=["chess"]))
 
 
