@@ -21,6 +21,7 @@ MOST_QUERIES = 256  # each keeps two tensors of the size of the keys for the bac
 
 class AttentionPooling(Backend):
     capabilities = Capabilities(
+        contract="dense",  # biases are added up in the dtype
         source="Hierarchical Attention Networks, eq. 5 to 7 (N16-1174); Set Transformer's PMA (arXiv 1810.00825)",
     )
 

@@ -40,9 +40,18 @@ def row_variances(problem: Problem, rows: Rows, rounding: Rounding) -> tuple[Ten
     dout, q, k = problem.dout(part), problem.q(part), problem.k(part)
     # The float32 noise of a score, at the row's level: sum_d q_d^2 k_d^2 in the mean over P.
     spread = (q * q * problem.by_key_head(rows.p, k * k)).sum(-1).sqrt() * abs(problem.scale)
-    argument = 2 * U32 * (math.sqrt(case.head_dim) * spread + 2 + math.log(case.k_len))
+    largest, below = finite_max.abs(), torch.full_like(finite_max, math.log(case.k_len))
+    if (
+        problem.sink is not None
+    ):  # it may be the maximum, with every key far below, and nearly all of the weight
+        keys = rows.p.sum(-1).clamp_min(torch.finfo(rows.p.dtype).tiny)
+        s = rows.block.s.masked_fill(~rows.block.allowed, 0.0)
+        largest = torch.maximum(largest, (rows.p * s.abs()).sum(-1) / keys)
+        below = torch.maximum(below, (rows.p * (s - finite_max[..., None]).abs()).sum(-1) / keys)
+        spread = spread / keys.sqrt()
+    argument = 2 * U32 * (math.sqrt(case.head_dim) * spread + 2 + below)
     if rounding.dense:
-        argument = argument + rounding.u * (2 * finite_max.abs() + math.log(case.k_len) + 2 * spread)
+        argument = argument + rounding.u * (2 * largest + below + 2 * spread)
         argument = argument.clamp_max(1.0)  # P stays between 0 and 1, however far scores of 5e5 are off
     p_square = rows.p.square().sum(-1)
     weighted = (rows.p * rows.dp).square().sum(-1)
@@ -82,6 +91,10 @@ class _Sums:
         zeros = lambda shape: torch.zeros(shape, dtype=torch.float64, device=problem.device)  # noqa: E731
         self.values = {name: zeros(shape) for name, shape in shapes.items()}
         self.variances = {name: zeros(shape) for name, shape in shapes.items()}
+        if (
+            "dtable" in shapes
+        ):  # of the float32 sums of an entry: how many terms, their squares, the largest on the way
+            self.terms, self.squares, self.largest = (zeros(shapes["dtable"]) for _ in range(3))
 
     def add(self, rows: Rows, var_lse: Tensor, var_delta: Tensor) -> None:
         if not self.values or rows.ds is None or rows.delta is None:
@@ -104,6 +117,13 @@ class _Sums:
             shared = per_entry(rows.p, index, entries) ** 2 * var_delta[..., None]
             by_entry = per_entry(rows.ds, index, entries)
             shared = shared + by_entry**2 * var_lse[..., None]
+            on_the_way = (
+                by_entry.movedim(1, 0).flatten(1, 2).cumsum(1) + self.values["dtable"][heads][:, None]
+            )
+            self.largest[heads] = torch.maximum(self.largest[heads], on_the_way.abs().amax(1))
+            allowed = rows.block.allowed.to(rows.ds.dtype).expand(rows.ds.shape)
+            self.terms[heads] += per_entry(allowed, index, entries).sum((0, 2))
+            self.squares[heads] += per_entry(rows.ds**2, index, entries).sum((0, 2))
             self.values["dtable"][heads] += by_entry.sum((0, 2))
             self.variances["dtable"][heads] += (per_entry(pair, index, entries) + shared).sum((0, 2))
         if "dsink" in self.values:
@@ -122,6 +142,12 @@ class _Sums:
             common = keys**2 * var_delta[..., None] + rows.ds.sum(-1, keepdim=True) ** 2 * var_lse[..., None]
             first = part.columns[:1]
             add_reduced(self.variances["dbias"], pair.sum(-1, keepdim=True) + common, (*where[:3], first))
+
+    def finish(self) -> None:
+        """Add what is known only when every row has gone by: how float32 rounds the sums of a table's entries."""
+        if "dtable" in self.variances:
+            noise = U32 * self.terms.sqrt() * torch.maximum(2 * self.squares.sqrt(), self.largest)
+            self.variances["dtable"] += noise**2 / 3
 
     def _moved(self, rows: Rows) -> Tensor:
         # How far rounded scores move P [B, H, R, K]; in FLASH float32's own noise covers it.
@@ -145,4 +171,5 @@ def full_pass(problem: Problem, batches: Tensor, kv_heads: Tensor, rounding: Rou
             known.delta[at] = rows.delta
         var_lse[at], var_delta[at] = row_variances(problem, rows, rounding)
         sums.add(rows, var_lse[at], var_delta[at])
+    sums.finish()
     return FullPass(known, var_lse, var_delta, sums.values, sums.variances)

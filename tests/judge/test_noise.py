@@ -31,6 +31,18 @@ UNDERFLOWING = Case(
     scores=(Sink(),),
     direction="fwd_bwd",
 )
+CANCELLING = Case(
+    q_len=126,
+    k_len=127,
+    q_heads=1,
+    head_dim=96,
+    dtype="fp32",
+    scores=(RelativeBias("t5(16,64,causal)"),),
+    direction="fwd_bwd",
+)
+IN_THE_SINK = Case(
+    q_len=1, k_len=1, q_heads=3, head_dim=16, dtype="fp32", scores=(Sink(),), direction="fwd_bwd"
+)
 
 
 def verdict_of(name: str, inputs: Inputs) -> Verdict:
@@ -50,8 +62,17 @@ def verdict_of(name: str, inputs: Inputs) -> Verdict:
         (replace(FLUSHED, scores=(Sink(80.0),)), "positive"),  # s - max is 70, and is rounded itself
         (TABLE, "huge_negative"),  # rounding the scores decides which key wins
         (UNDERFLOWING, "rising"),  # each row's share of dsink is near fp16's smallest number
+        (CANCELLING, "sign_flipped_v"),  # an entry of dtable grows over rows, and then cancels
+        (IN_THE_SINK, "rising"),  # the sink is the row's maximum, 20 above its key
     ],
-    ids=["flushed", "far below the sink", "another winner", "sink in fp16"],
+    ids=[
+        "flushed",
+        "far below the sink",
+        "another winner",
+        "sink in fp16",
+        "sums of a table",
+        "all in the sink",
+    ],
 )
 def test_a_dense_backend_is_right_where_rounding_has_the_most_to_say(
     name: str, case: Case, distribution: str
