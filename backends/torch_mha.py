@@ -6,11 +6,14 @@ its time holds four products of [B * S, H * D] by [H * D, H * D] that the bare k
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared, Refusal
+from attnbench.backend import AutogradPrepared, Backend, Capabilities, KnownDefect, Prepared, Refusal
 from attnbench.problem import Case, Full, Inputs, Score
 
 from ._dense import DenseScores, allowed
@@ -39,6 +42,10 @@ OPERATORS = {
 }
 
 
+def _shows(defect: KnownDefect) -> Callable[[Case], bool]:
+    return lambda case: defect.shows(case) and not any(score.gradient for score in case.scores)
+
+
 class TorchMha(Backend):
     capabilities = Capabilities(
         scores=frozenset({"alibi", "bias", "relative"}),
@@ -48,8 +55,10 @@ class TorchMha(Backend):
         source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
     )
 
-    # On a CPU the layer runs the kernel that sdpa_flash pins: P made again from the LSE, dq added up in the dtype.
-    known_defects = {"oracle:cancelling_dq": sdpa_flash.known_defects["oracle:cancelling_dq"]}
+    # On a CPU the layer runs the kernel that sdpa_flash pins, with its defects, but for a bias that has a gradient.
+    known_defects = {
+        key: replace(defect, shows=_shows(defect)) for key, defect in sdpa_flash.known_defects.items()
+    }
 
     def version(self) -> str:
         return f"torch {torch.__version__}"

@@ -21,6 +21,7 @@ SEEN = {
     ("sdpa_flash", "oracle:cancelling_dq"): (MANY_KEYS, "dq"),
     ("sdpa_flash", "oracle:sign_flipped_dout"): (MANY_QUERIES, "dk"),
     ("torch_mha", "oracle:cancelling_dq"): (MANY_KEYS, "dq"),
+    ("torch_mha", "oracle:sign_flipped_dout"): (MANY_QUERIES, "dk"),
     ("mask_multiply", "oracle:near_constant_v"): (replace(MANY_KEYS, dtype="fp16"), "dq"),
 }
 
