@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,11 @@ def compiled_rows(
 
     `folder` takes the backends from elsewhere (a worktree of a revision).
     """
+    for each in arch.split(","):
+        if not re.fullmatch(r"sm_\d{2,3}|gfx[0-9a-f]+", each):
+            raise AttnbenchError(
+                f"no architecture {each!r}; NVIDIA's are sm_80, sm_90, sm_100, AMD's as gfx942"
+            )
     package = _package(backend, folder)
     command = [sys.executable, "-m", f"{package}.ahead_of_time", "--arch", arch, "--only", only]
     with tempfile.TemporaryDirectory(prefix="attnbench-") as scratch:

@@ -209,3 +209,10 @@ def test_list_says_what_each_backend_can_do(attnbench: Any) -> None:
 def test_suites_and_masks_are_listed(what: str, name: str, attnbench: Any) -> None:
     assert name in attnbench("list", what).stdout
     assert name in [one["name"] for one in json.loads(attnbench("list", what, "--json").stdout)]
+
+
+@pytest.mark.parametrize("arch", ["sm_9x", "90", "sm_80,"])
+def test_an_architecture_that_is_none_is_named(arch: str, attnbench: Any) -> None:
+    done = attnbench("compile", "triton", "--arch", arch)
+    assert done.exit_code == 2, done.output
+    assert f"no architecture {arch.split(',')[-1]!r}" in done.stderr
