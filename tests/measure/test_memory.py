@@ -48,11 +48,13 @@ def test_flash_needs_no_matrix_of_scores(a_case: Callable[..., Case]) -> None:
 
 def test_the_resident_set_agrees_with_the_allocator_for_large_tensors(a_case: Callable[..., Case]) -> None:
     # 64 MiB of scores: beyond the largest size that glibc serves from its heap.
-    found = memory_of("naive", a_case(q_heads=4, q_len=2048, k_len=2048, head_dim=16))
-    if "fwd_resident" not in found:
+    # The mark is the whole process's: what another thread of the test run takes may join one figure, not three.
+    case = a_case(q_heads=4, q_len=2048, k_len=2048, head_dim=16)
+    found = [memory_of("naive", case) for _ in range(3)]
+    if "fwd_resident" not in found[0]:
         pytest.skip("this system gives no high-water mark of the resident set")
-    assert found["fwd_peak"] >= 2 * 64 * MIB
-    assert abs(found["fwd_resident"] - found["fwd_peak"]) < RESIDENT_SLACK_BYTES
+    assert all(one["fwd_peak"] >= 2 * 64 * MIB for one in found)
+    assert min(abs(one["fwd_resident"] - one["fwd_peak"]) for one in found) < RESIDENT_SLACK_BYTES
 
 
 class OutsideTorch(Prepared):
