@@ -23,8 +23,9 @@ def browser_path() -> str | None:
     return given or next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """One for all tests of a file, closed with the last: a browser starts processes while other tests count theirs."""
     path = browser_path()
     if path is None:
         pytest.skip(NO_BROWSER)
