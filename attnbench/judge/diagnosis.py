@@ -101,10 +101,11 @@ def guesses(subject: Subject, inputs: Inputs, answer: Answer, made: Made | None 
         exact = _likeliest(
             _explained(_Seen(subject.reference(inputs), inputs, answer), wrong, {} if made is None else made)
         )
-        # All zeros, or not a number, is what overflow leaves as well: the distribution tells more.
+        # All zeros is what overflow leaves as well, where numbers are extreme; on others it says all there is to say.
         zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
-        found += [guess for guess in exact if guess not in zeros]
-        found += [*_of_distribution(subject, inputs, verdict, wrong), *zeros]
+        others = [guess for guess in exact if guess not in zeros]
+        extreme = _of_distribution(subject, inputs, verdict, wrong)
+        found += [*others, *extreme, *zeros] if extreme else [*zeros, *others]
     else:
         found += _of_distribution(subject, inputs, verdict, wrong)
     found += patterns(subject, inputs, answer, wrong)
