@@ -39,6 +39,21 @@ def test_there_is_no_clear_winner_where_the_interval_reaches_one() -> None:
     assert "far" not in shown.said
 
 
+def test_no_clear_winner_stands_beside_the_interval_that_reaches_one() -> None:
+    # `steady` is the next one and surely behind; `wild` is further behind in the middle, but may be as fast.
+    times = {
+        "quick": [1.0, 1.001, 1.002, 1.003, 1.004, 1.005, 1.006],
+        "steady": [1.1, 1.101, 1.102, 1.103, 1.104, 1.105, 1.106],
+        "wild": [0.7, 0.8, 0.9, 1.2, 1.4, 1.5, 1.6],
+    }
+    results = [a_result(name, samples_ms={"fwd": [[ms] for ms in some]}) for name, some in times.items()]
+    found = the_winner(*results)
+    assert (found.level, found.rival) == (("quick", "wild"), "wild")
+    shown = square(found, {})
+    low, high = map(float, shown.interval.split("–"))
+    assert low <= 1 <= high
+
+
 def test_there_is_no_clear_winner_of_too_few_samples() -> None:
     one = a_result("one", samples_ms={"fwd": [[1.0, 1.0]]})
     found = the_winner(one, a_result("two", samples_ms={"fwd": [[9.0, 9.0]]}))

@@ -23,8 +23,9 @@ class Winner:
     """Who is fastest on one case.
 
     `level` are the right backends that cannot be told from the fastest, the fastest first: one name where there is
-    a clear winner, none where nothing right was timed. `ratio` is the next one (`rival`) over the fastest, None
-    where there is no other. `untimed` are right backends without a time (an interpreter's clock means nothing).
+    a clear winner, none where nothing right was timed. `rival` is the nearest of those that are level with the
+    fastest, or else the next one, and `ratio` its time over the fastest's: empty and None where there is no other.
+    `untimed` are right backends without a time (an interpreter's clock means nothing).
     """
 
     case: str
@@ -68,23 +69,24 @@ def _winner(rows: dict[str, Any]) -> Winner:
     timed = {name: rounds for name, rounds in right.items() if rounds}
     typical = {name: float(np.median([min(one) for one in rounds])) for name, rounds in timed.items()}
     order = sorted(typical, key=typical.__getitem__)
-    ratio = ratio_of_medians(timed[order[0]], timed[order[1]]) if len(order) > 1 else None
+    level = dict(_level(timed, order))
+    rival = next(iter([*level, *order[1:]]), "")
     return Winner(
         case=str(first.case),
         family=str(first.family),
         shape=str(first.shape),
         direction=str(first.direction),
         length=int(first.length),
-        level=(*order[:1], *_level(timed, order)),
+        level=(*order[:1], *level),
         fastest_ms=typical[order[0]] if order else None,
-        rival=order[1] if len(order) > 1 else "",
-        ratio=ratio,
+        rival=rival,
+        ratio=level[rival] if level else ratio_of_medians(timed[order[0]], timed[rival]) if rival else None,
         untimed=tuple(name for name, rounds in right.items() if not rounds),
     )
 
 
-def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[str]:
-    """Those whose ratio to the fastest has an interval that holds 1, or too few samples for an interval."""
+def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[tuple[str, Ratio | None]]:
+    """Those whose ratio to the fastest has an interval that reaches 1, or too few samples for one; and that ratio."""
     slowest = max((max(one) for one in timed[order[0]]), default=0.0) if order else 0.0
     for name in order[1:]:
         enough = min(len(timed[name]), len(timed[order[0]])) >= FEWEST
@@ -92,4 +94,4 @@ def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[str]:
             continue  # no sample of it reaches the fastest one's: no resampling can bring them together
         ratio = ratio_of_medians(timed[order[0]], timed[name])
         if ratio is None or ratio.low is None or ratio.low <= 1:
-            yield name
+            yield name, ratio
