@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import typer
@@ -26,6 +27,7 @@ from attnbench.cli.console import complain
 from attnbench.errors import AttnbenchError, BackendUnavailable, NotComparable
 
 USED_WRONGLY, UNFIT, INTERRUPTED = 2, 3, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Program(TyperGroup):
@@ -39,10 +41,11 @@ class Program(TyperGroup):
             unfit = isinstance(problem, (NotComparable, BackendUnavailable))
             raise typer.Exit(UNFIT if unfit else USED_WRONGLY) from problem
         except OSError as problem:
-            # A file of the person's: full disk, no permission. What names no file is a mistake of our own.
-            if problem.filename is None:
+            # A file of the person's: no permission, a full disk (which names no file). Else the mistake is our own.
+            if problem.filename is None and problem.errno not in FULL:
                 raise
-            complain(f"{problem.filename}: {problem.strerror}; give another path, or put that right")
+            where = f"{problem.filename}: " if problem.filename else ""
+            complain(f"{where}{problem.strerror}; give another path, or put that right")
             raise typer.Exit(USED_WRONGLY) from problem
         except KeyboardInterrupt as problem:
             complain("interrupted")

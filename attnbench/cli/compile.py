@@ -53,6 +53,15 @@ def compile_kernels(
         raise typer.Exit(1)
 
 
+def require_architectures(arch: str) -> None:
+    """AttnbenchError where one of the names, split at commas, is no architecture's."""
+    for each in arch.split(","):
+        if not re.fullmatch(r"sm_\d{2,3}|gfx[0-9a-f]+", each):
+            raise AttnbenchError(
+                f"no architecture {each!r}; NVIDIA's are sm_80, sm_90, sm_100, AMD's as gfx942"
+            )
+
+
 def compiled_rows(
     backend: str, arch: str, only: str = "", folder: Path | None = None
 ) -> list[dict[str, Any]]:
@@ -60,11 +69,7 @@ def compiled_rows(
 
     `folder` takes the backends from elsewhere (a worktree of a revision).
     """
-    for each in arch.split(","):
-        if not re.fullmatch(r"sm_\d{2,3}|gfx[0-9a-f]+", each):
-            raise AttnbenchError(
-                f"no architecture {each!r}; NVIDIA's are sm_80, sm_90, sm_100, AMD's as gfx942"
-            )
+    require_architectures(arch)
     package = _package(backend, folder)
     command = [sys.executable, "-m", f"{package}.ahead_of_time", "--arch", arch, "--only", only]
     with tempfile.TemporaryDirectory(prefix="attnbench-") as scratch:

@@ -35,6 +35,7 @@ class Asked:
 
 def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
     """Hold head (None: the working folder as it is) against base; what is being done goes to stderr."""
+    from attnbench.cli.compile import require_architectures
     from attnbench.gate import Gate, Rule, hold_against, touched
     from attnbench.gate.recording import rows_of, write_rows
     from attnbench.gate.verdict import gathered
@@ -43,6 +44,7 @@ def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
     from attnbench.sweep.suite import load_suite
     from attnbench.sweep.worktree import checked_out, commit_of, repository
 
+    require_architectures(asked.arch)  # before a kernel that does not compile for it is called broken
     here = Path.cwd()
     device = resolve_device(asked.device)
     planned = load_suite(asked.suite).cases(device)

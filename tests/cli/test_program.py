@@ -111,6 +111,22 @@ def test_a_file_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_said_without_a_traceback() -> None:
+    app = typer.Typer(cls=Program)
+
+    @app.command()
+    def one() -> None:
+        Path("/dev/full").write_text("a page")
+
+    @app.command()
+    def two() -> None: ...
+
+    done = CliRunner().invoke(app, ["one"])
+    assert done.exit_code == 2
+    assert done.stderr == "attnbench: No space left on device; give another path, or put that right\n"
+
+
 def test_a_mistake_of_our_own_is_not_hidden() -> None:
     app = typer.Typer(cls=Program)
 
@@ -211,8 +227,9 @@ def test_suites_and_masks_are_listed(what: str, name: str, attnbench: Any) -> No
     assert name in [one["name"] for one in json.loads(attnbench("list", what, "--json").stdout)]
 
 
+@pytest.mark.parametrize("command", [("compile", "triton"), ("gate", "--base", "HEAD")], ids=lambda c: c[0])
 @pytest.mark.parametrize("arch", ["sm_9x", "90", "sm_80,"])
-def test_an_architecture_that_is_none_is_named(arch: str, attnbench: Any) -> None:
-    done = attnbench("compile", "triton", "--arch", arch)
+def test_an_architecture_that_is_none_is_named(arch: str, command: tuple[str, ...], attnbench: Any) -> None:
+    done = attnbench(*command, "--arch", arch)
     assert done.exit_code == 2, done.output
     assert f"no architecture {arch.split(',')[-1]!r}" in done.stderr
