@@ -31,9 +31,8 @@ def calibrate_machine(asked: Asked, as_json: bool) -> None:
     device = resolve_device(asked.device)
     planned = load_suite(asked.suite).cases(device)
     backends = asked.backends or BACKENDS
-    for lane in make_lanes(
-        backends, device
-    ):  # none is started: whether they are there is asked before the minutes
+    # None is started: whether they are there is asked before the minutes.
+    for lane in make_lanes(backends, device):
         if lane.given_up is not None:
             raise BackendUnavailable(f"{lane.name}: {lane.given_up.reason}")
     remark(
