@@ -15,6 +15,7 @@ from attnbench.problem.scores import (
     Sink,
     Softcap,
     alibi_slopes,
+    canonical,
     parse_score,
 )
 from attnbench.problem.tables import BlockSparse, Explicit
@@ -51,6 +52,7 @@ __all__ = [
     "Softcap",
     "alibi_slopes",
     "bound_scores",
+    "canonical",
     "make_inputs",
     "parse_call",
     "parse_mask",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -10,6 +12,7 @@ from .configurations import Configuration
 from .tiles import chunks
 
 LONGEST_TILE = 256  # rows
+FURTHEST_ROW = (1 << 31) // LONGEST_TILE  # elements from one row to the next that 32 bits span over a tile
 
 
 def fetched(x: Tensor, rows: int, tile: Configuration) -> Tensor | TensorDescriptor:
@@ -27,11 +30,14 @@ def fetched(x: Tensor, rows: int, tile: Configuration) -> Tensor | TensorDescrip
 def within_reach(x: Tensor) -> Tensor:
     """The tensor, or a contiguous copy where its rows lie so far apart that 32 bits do not span a tile.
 
-    That takes rows of 2^23 elements and more, as [S, B, H, D] with 8300 batch rows has them; wider offsets in
+    That takes rows 2^23 elements apart, as [S, B, H, D] with 8300 batch rows has them; wider offsets in
     every load would cost all others registers.
     """
-    spans = (x.stride(2) * LONGEST_TILE, x.stride(3) * x.shape[3])
-    return x if max(spans) < 1 << 31 else x.contiguous()
+    return x if _reaches(x) else x.contiguous()
+
+
+def _reaches(x: Tensor) -> bool:
+    return x.stride(2) < FURTHEST_ROW and x.stride(3) * x.shape[3] < 1 << 31
 
 
 def blocks_of(length: int, block: int) -> int:
@@ -41,11 +47,14 @@ def blocks_of(length: int, block: int) -> int:
 def empty_like_with(x: Tensor, columns: int) -> Tensor:
     """An empty tensor [B, heads, S, columns], with the dimensions in the order in which x has them in memory.
 
-    Written by the kernel to the last element. An expanded or overlapping x gives a contiguous one.
+    Written by the kernel to the last element. An x that is expanded or overlapping gives a contiguous one, and so does
+    one whose rows, or those of the result, lie too far apart.
     """
     shape = (*x.shape[:3], columns)
     if all(s > 0 for s in x.stride()) and x.stride(3) == 1:
         order = sorted(range(3), key=x.stride, reverse=True)
-        made = torch.empty([shape[axis] for axis in (*order, 3)], dtype=x.dtype, device=x.device)
-        return made.permute([order.index(axis) for axis in range(3)] + [3])
+        row = columns * prod(x.shape[axis] for axis in order[order.index(2) + 1 :])  # from one to the next
+        if _reaches(x) and row < FURTHEST_ROW:
+            made = torch.empty([shape[axis] for axis in (*order, 3)], dtype=x.dtype, device=x.device)
+            return made.permute([order.index(axis) for axis in range(3)] + [3])
     return torch.empty(shape, dtype=x.dtype, device=x.device)

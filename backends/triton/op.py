@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from attnbench.errors import MaskError, ScoreError
+from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.problem import (
     Case,
     Causal,
@@ -26,6 +26,7 @@ from attnbench.problem import (
     Score,
     Sink,
     SlidingWindow,
+    canonical,
     parse_mask,
     parse_score,
 )
@@ -51,9 +52,12 @@ def attend(
     """(out [B, H, Q, Dv], lse float32 [B, H, Q]) of q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv].
 
     Differentiable in q, k, v and the tensors that score changes carry, through out and through lse. Raises
-    ScoreError where a score change describes a tensor and carries none.
+    CaseError where the shapes do not fit, ScoreError where a score change describes a tensor and carries none, or one
+    of another shape.
     """
-    scores = [_with_tensor(score, q) for score in scores]
+    scores = [
+        _with_tensor(score, q) for score in canonical(scores)
+    ]  # the order of the case, and of its tensors
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = [score.tensor for score in scores if score.tensor is not None]
     return _attend(q, k, v, tensors, str(mask), SEPARATOR.join(map(str, scores)), scale)
@@ -99,19 +103,23 @@ def _with_tensor(score: Score, q: Tensor) -> Score:
 
 
 def _case(q: Tensor, k: Tensor, v: Tensor, mask: str, scores: str, scale: float) -> Case:
-    return _kept_case(tuple(q.shape), tuple(k.shape), v.shape[3], q.dtype, mask, scores, scale)
+    return _kept_case(tuple(q.shape), tuple(k.shape), tuple(v.shape), q.dtype, mask, scores, scale)
 
 
 @lru_cache(maxsize=256)
 def _kept_case(
     q: tuple[int, ...],
     k: tuple[int, ...],
-    v_dim: int,
+    v: tuple[int, ...],
     dtype: torch.dtype,
     mask: str,
     scores: str,
     scale: float,
 ) -> Case:
+    if k != (q[0], k[1], k[2], q[3]) or v[:3] != k[:3]:
+        raise CaseError(
+            f"q [B, H, Q, D], k [B, Hkv, K, D] and v [B, Hkv, K, Dv] do not fit together: {q}, {k}, {v}"
+        )
     changes = tuple(parse_score(text) for text in scores.split(SEPARATOR) if text)
     return Case(
         batch=q[0],
@@ -120,7 +128,7 @@ def _kept_case(
         head_dim=q[3],
         kv_heads=k[1],
         k_len=k[2],
-        v_dim=v_dim,
+        v_dim=v[3],
         dtype=DTYPES[dtype],  # type: ignore[arg-type]
         mask=parse_mask(mask),
         scores=changes,
@@ -129,8 +137,19 @@ def _kept_case(
     )
 
 
-@lru_cache(maxsize=256)
 def _plan(case: Case, device: torch.device) -> Plan:
+    """The plan of a case. One that a CUDA graph is captured with stays, since the graph goes on reading its lists."""
+    plan = _kept_plan(case, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED[case, device] = plan
+    return plan
+
+
+_CAPTURED: dict[tuple[Case, torch.device], Plan] = {}
+
+
+@lru_cache(maxsize=256)
+def _kept_plan(case: Case, device: torch.device) -> Plan:
     made = Plan(case, device)
     made.build()
     return made
@@ -145,10 +164,14 @@ def _bound(plan: Plan, tensors: Sequence[Tensor]) -> Changes:
     case = plan.case
     given = iter(tensors)
     shapes = [score.tensor_shape(case.extent) for score in case.scores]
-    bound = [
-        s if shape is None else s.bound(_computed(next(given)))
-        for s, shape in zip(case.scores, shapes, strict=True)
-    ]
+    bound = []
+    for score, shape in zip(case.scores, shapes, strict=True):
+        if shape is not None:
+            tensor = next(given)
+            if tuple(tensor.shape) != shape:
+                raise ScoreError(f"{score} takes a tensor of shape {shape} here, not {tuple(tensor.shape)}")
+            score = score.bound(_computed(tensor))
+        bound.append(score)
     return plan.bind(tuple(bound))
 
 

@@ -1,4 +1,4 @@
-"""Does torch see a well-behaved operator: its fake, its gradient, torch.compile, LSE, memory layout?"""
+"""Does the operator give what it says: gradients, LSE, memory layout, packed documents, and words for what is wrong?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnbench.backend import Backend
-from attnbench.errors import MaskError, ScoreError
-from attnbench.problem import ALiBi, Bias, Causal, Sink, Softcap, parse_mask
+from attnbench.errors import CaseError, MaskError, ScoreError
+from attnbench.problem import Bias, Causal, Sink, parse_mask
 
 
 def _tensors(
@@ -30,17 +30,6 @@ def _exact(q: Tensor, k: Tensor, v: Tensor, mask: Any, bias: Tensor | None = Non
     return torch.softmax(s, -1) @ v.repeat_interleave(group, 1), torch.logsumexp(s, -1)
 
 
-def test_opcheck_finds_nothing_wrong(triton_backend: Backend, device: str) -> None:
-    from attnbench_backends.triton import op
-
-    q, k, v = _tensors(device)
-    bias = torch.randn(1, 2, 24, 24, device=device, requires_grad=True)
-    given = (q, k, v, [bias], "causal", "bias(hqk);softcap(3)", 0.25)
-    results = torch.library.opcheck(torch.ops.attnbench.attend, given)
-    assert set(results.values()) == {"SUCCESS"}
-    assert op._attend is not None
-
-
 def test_gradients_flow_through_out_and_through_lse(triton_backend: Backend, device: str) -> None:
     from attnbench_backends.triton.op import attend
 
@@ -58,18 +47,6 @@ def test_gradients_flow_through_out_and_through_lse(triton_backend: Backend, dev
         assert (mine - exact).abs().max() < 256 * 2**-24 * scale
 
 
-def test_a_compiled_function_is_one_graph_with_the_same_bits(triton_backend: Backend, device: str) -> None:
-    from attnbench_backends.triton.op import attend
-
-    q, k, v = (x.detach() for x in _tensors(device))
-
-    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q * 2, k, v, mask="causal & window(5, 0)", scores=(ALiBi(), Softcap(4.0)))[0] + 1
-
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(q, k, v), model(q, k, v))
-
-
 def test_the_output_lies_in_memory_as_the_queries_do(triton_backend: Backend, device: str) -> None:
     from attnbench_backends.triton.op import attend
 
@@ -77,6 +54,21 @@ def test_the_output_lies_in_memory_as_the_queries_do(triton_backend: Backend, de
     out, lse = attend(q, k, v, mask=parse_mask("causal"))
     assert out.stride() == q.stride()
     assert lse.shape == q.shape[:3]
+
+
+@pytest.mark.parametrize("v_dim", [8, 16, 128])
+def test_rows_that_32_bits_do_not_span_are_laid_out_closer(triton_backend: Backend, v_dim: int) -> None:
+    """[S, B, H, D] with more and more heads; the rows of an output of more columns lie further apart."""
+    from attnbench_backends.triton.layout import LONGEST_TILE, empty_like_with, within_reach
+
+    for heads in (1 << 15, 1 << 17, 1 << 19, 1 << 20):
+        q = torch.empty(300, 1, heads, 16, device="meta").permute(1, 2, 0, 3)  # [B, H, S, D]
+        out = empty_like_with(within_reach(q), v_dim)
+        assert out.stride(2) * LONGEST_TILE < 1 << 31
+        near = heads * max(16, v_dim) * LONGEST_TILE < 1 << 31
+        assert (out.stride(1) < out.stride(2)) == near
+        # What torch is told before, without the copy.
+        assert empty_like_with(q, v_dim).stride() == out.stride()
 
 
 def test_a_sink_given_as_a_number_needs_no_tensor(triton_backend: Backend, device: str) -> None:
@@ -133,6 +125,52 @@ def test_packed_documents_give_what_each_gives_alone(
     wanted = torch.autograd.grad((exact * weight).sum(), leaves)
     for mine, right in zip((out, lse, *got), (exact, exact_lse, *wanted), strict=True):
         assert (mine - right).abs().max() < 256 * 2**-24 * right.abs().max()
+
+
+def test_score_changes_mean_the_same_in_any_order(triton_backend: Backend, device: str) -> None:
+    from attnbench_backends.triton.op import attend
+
+    q, k, v = _tensors(device, heads=3, kv_heads=3, length=3)
+    # Of the same shape where the problem is as long as it has heads, so that nothing but the order tells them apart.
+    bias, sink = (torch.randn(shape, device=device, requires_grad=True) for shape in ((1, 3, 1, 1), (3,)))
+    leaves = (q, k, v, bias, sink)
+    runs = []
+    for scores in ((Bias(bias), Sink(sink)), (Sink(sink), Bias(bias))):
+        out, lse = attend(q, k, v, scores=scores)
+        runs.append((out, lse, *torch.autograd.grad(out.square().sum() + lse.sum(), leaves)))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_tensors_that_do_not_fit_together_are_refused(triton_backend: Backend, device: str) -> None:
+    from attnbench_backends.triton.op import attend
+
+    q, k, v = _tensors(device)
+    for wrong in (
+        (q, k[:, :, :5], v),
+        (q, k, v[:, :, :5]),
+        (q, k[..., :8], v),
+        (q, k, v.expand(2, -1, -1, -1)),
+    ):
+        with pytest.raises(CaseError, match="do not fit together"):
+            attend(*wrong)
+    short = torch.zeros(1, 2, 24, 5, device=device)
+    with pytest.raises(ScoreError, match=r"takes a tensor of shape \(1, 2, 24, 24\) here"):
+        attend(q, k, v, scores=(Bias(short),))
+
+
+def test_a_plan_that_a_cuda_graph_was_captured_with_is_kept(
+    triton_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnbench_backends.triton import op
+
+    case = op._kept_case((1, 1, 8, 16), (1, 1, 8, 16), (1, 1, 8, 16), torch.float32, "causal", "", 1.0)
+    gpu, made = torch.device("cuda", 0), object()
+    monkeypatch.setattr(op, "_kept_plan", lambda case, device: made)
+    monkeypatch.setattr(op, "_CAPTURED", {})
+    for captures, kept in ((False, {}), (True, {(case, gpu): made})):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda captures=captures: captures)
+        assert op._plan(case, gpu) is made
+        assert kept == op._CAPTURED
 
 
 @pytest.mark.parametrize("ends", [[0, 5], [1, 24], [0, 20, 10, 24], [0]])
