@@ -74,7 +74,7 @@ class Specimen:
         """The tile of each kernel on a GPU of this compute capability."""
 
         def tile(kernel: Kernel) -> Configuration:
-            found = chosen(kernel, self.case, capability)
+            found = chosen(kernel, self.case, capability, here=False)
             return staying(found, kernel, self.case) if self.persistent and kernel in WALKING else found
 
         return tile
@@ -125,7 +125,7 @@ def launches(
     v = empty(case.batch, case.kv_heads, case.k_len, case.v_dim)
     shapes = [(score, score.tensor_shape(case.extent)) for score in case.scores]
     scores = tuple(score if shape is None else score.bound(empty(*shape)) for score, shape in shapes)
-    plan = Plan(case, meta, tiles or (lambda kernel: chosen(kernel, case, capability)), found.append)
+    plan = Plan(case, meta, tiles or Specimen(case).tiles(capability), found.append)
     changes = plan.bind(scores)
     out, lse = plan.forward(q, k, v, changes)
     if case.needs_backward:

@@ -12,26 +12,16 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import triton
 
 from attnbench.problem import Case
 
 Kernel = Literal["forward", "dk_dv", "dq", "delta", "bias_gradient", "decode"]
-WALKING: tuple[Kernel, ...] = (
-    "forward",
-    "dk_dv",
-    "dq",
-)  # those that take the tiles of a schedule, and are tuned
-SHARED_BYTES = {
-    80: 166_912,
-    86: 101_376,
-    89: 101_376,
-    90: 232_448,
-    100: 232_448,
-    120: 101_376,
-}  # of one program
+WALKING: tuple[Kernel, ...] = ("forward", "dk_dv", "dq")  # they take the tiles of a schedule, and are tuned
+# Of one program, by compute capability.
+SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 AMD = (8, 0)  # which rule AMD's GPUs take: no copy engine, tiles as for Ampere
 SHIPPED = Path(__file__).parent / "configurations.json"
 # The keys and values of 3 waves are 26 MB at head dim 128, half of Hopper's L2 cache; tails.py counts what stays idle.
@@ -50,9 +40,7 @@ class Configuration:
     stages: int
     descriptors: bool = False  # tiles are fetched by the copy engine (TMA) where tensors allow it
     together: bool = True  # dK and dV in one launch; else one each, for accumulators that do not fit together
-    waves: int = (
-        WAVES  # heads that fill the multiprocessors so often are taken together, their longest tiles first
-    )
+    waves: int = WAVES  # heads that fill the GPU so often are taken together, their longest tiles first
     persistent: int = 0  # programs a multiprocessor that stay and walk over the tiles; 0: a program a tile
 
     def __str__(self) -> str:
@@ -74,37 +62,49 @@ def interpreted(kernel: Kernel, case: Case) -> Configuration:
 
 
 def key(kernel: Kernel, case: Case, capability: tuple[int, int]) -> str:
-    """What a tuned entry is for, e.g. `sm_90/forward/bf16/d128/dense`."""
+    """What a tuned entry is for, e.g. `sm_90/forward/bf16/d128/dense/plain`; `code_of` says what is last."""
     columns = max(case.head_dim, case.v_dim)
     density = case.pairs / (case.batch * case.q_heads * case.q_len * case.k_len)
     kind = "sparse" if density < SPARSE else "dense"
-    return f"sm_{capability[0]}{capability[1]}/{kernel}/{case.dtype}/d{columns}/{kind}"
+    return f"sm_{capability[0]}{capability[1]}/{kernel}/{case.dtype}/d{columns}/{kind}/{code_of(case)}"
+
+
+def code_of(case: Case) -> str:
+    """What takes registers beside the products: scores that are changed, a mask that is combined or looked up, or none.
+
+    Tiles that are fastest without them spill with them, or do not fit.
+    """
+    if any(score.kind != "sink" for score in case.scores):
+        return "changed"
+    return "plain" if case.mask.kinds <= PLAIN_MASKS and not case.mask.is_combined else "masked"
 
 
 def cache_file() -> Path:
     """Where `attnbench tune` keeps what it measured on this machine."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "attnbench"
-        / "triton"
-        / "tuned.json"
-    )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "attnbench" / "triton" / "tuned.json"
+
+
+def entries_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The tuned entries of a file, fields by name; none where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @cache
-def tuned() -> dict[str, Configuration]:
-    """The tuned entries: those shipped, and over them those of this machine."""
+def tuned(here: bool = True) -> dict[str, Configuration]:
+    """The tuned entries: those shipped, and over them those of this machine; not `here`: those shipped."""
     found: dict[str, Configuration] = {}
-    for path in (SHIPPED, cache_file()):
-        if path.is_file():
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            found |= {name: Configuration(**fields) for name, fields in entries.items()}
+    for path in (SHIPPED, cache_file()) if here else (SHIPPED,):
+        found |= {name: Configuration(**fields) for name, fields in entries_of(path).items()}
     return found
 
 
-def chosen(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configuration:
-    """What runs on a GPU of this compute capability: the tuned entry, or the rule."""
-    found = tuned().get(key(kernel, case, capability)) or rule(kernel, case, capability)
+def chosen(kernel: Kernel, case: Case, capability: tuple[int, int], here: bool = True) -> Configuration:
+    """What runs on a GPU of this compute capability: the tuned entry, or the rule.
+
+    Not `here`: on any machine, whatever was tuned on this one. What is written down or compared is of that kind.
+    """
+    found = tuned(here).get(key(kernel, case, capability)) or rule(kernel, case, capability)
     # A decode's block of queries is the whole of them, whatever its rows are.
     return found if kernel == "decode" else _fitted(found, case)
 
@@ -122,7 +122,7 @@ def rule(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configurati
         return Configuration(16384 // columns, 0, 4, 1)
     if case.dtype == "fp32":
         return Configuration(64 if kernel == "decode" else 32, 32, 8, 1)
-    plain = _is_plain(case)
+    plain = code_of(case) == "plain"
     if kernel == "decode":
         # Rows are those of the case; what matters is how many keys are on their way from memory at once.
         return Configuration(64, 64 if columns <= 128 else 32, 4, 2, descriptors=capability >= (9, 0))
@@ -142,14 +142,8 @@ def staying(found: Configuration, kernel: Kernel, case: Case) -> Configuration:
 
     Its walk over tiles takes some 30 registers a thread more: half the queries where they are not left.
     """
-    halved = kernel == "dk_dv" or (kernel == "forward" and not _is_plain(case))
+    halved = kernel == "dk_dv" or (kernel == "forward" and code_of(case) != "plain")
     return replace(found, persistent=1, block_q=max(16, found.block_q // (2 if halved else 1)))
-
-
-def _is_plain(case: Case) -> bool:
-    """Whether no score is changed and the mask reads no table."""
-    unchanged = all(score.kind == "sink" for score in case.scores)
-    return unchanged and case.mask.kinds <= PLAIN_MASKS and not case.mask.is_combined
 
 
 def _hopper(kernel: Kernel, columns: int, plain: bool) -> Configuration:

@@ -45,7 +45,10 @@ def tail(
 ) -> Tail:
     """The tail of a kernel's launch, with one program a multiprocessor at a time."""
     plan = Plan(
-        case, torch.device("cpu"), lambda asked: chosen(asked, case, capability), processors=processors
+        case,
+        torch.device("cpu"),
+        lambda asked: chosen(asked, case, capability, here=False),
+        processors=processors,
     )
     tile = plan.configuration(kernel)
     work = plan.work("queries" if kernel == "dk_dv" else "keys", tile)

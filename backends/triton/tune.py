@@ -27,7 +27,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge import judge, make_reference
 from attnbench.problem import Case, Causal, Full, Inputs, SlidingWindow, make_inputs
 
-from .configurations import WALKING, WAVES, Configuration, Kernel, cache_file, chosen, key, tuned
+from .configurations import WALKING, WAVES, Configuration, Kernel, cache_file, chosen, entries_of, key
 from .launch import Launch, Plan
 
 REPEATS, WARM_UPS = 10, 3
@@ -78,8 +78,8 @@ def walks(tile: Configuration) -> Iterator[Configuration]:
     """
     for waves in (0, WAVES, ALL_HEADS):
         yield replace(tile, waves=waves, persistent=0)
-        for persistent, part in product((1, 2), (1, 2)):
-            yield replace(tile, waves=waves, persistent=persistent, block_q=max(16, tile.block_q // part))
+        for persistent, block_q in product((1, 2), sorted({tile.block_q, max(16, tile.block_q // 2)})):
+            yield replace(tile, waves=waves, persistent=persistent, block_q=block_q)
 
 
 def tiles_with(
@@ -204,14 +204,14 @@ def main(arguments: list[str]) -> int:
     device, capability = (
         ("cpu", REHEARSED) if given.rehearse else ("cuda", torch.cuda.get_device_capability())
     )
-    found = {entry: asdict(configuration) for entry, configuration in tuned().items()}
     places = [] if given.rehearse else [cache_file()]
     if given.out:
         places.append(given.out / "configurations.json")
-    done: set[str] = set()
-    if given.out and places[-1].is_file():  # an earlier run's, perhaps cut off: it goes on there
-        before = json.loads(places[-1].read_text(encoding="utf-8"))
-        found, done = found | before, set(before)
+    # Each file keeps its own entries: what is shipped with a later version is not to lie behind a copy in the cache.
+    before = (
+        entries_of(places[-1]) if given.out else {}
+    )  # an earlier run's, perhaps cut off: it goes on there
+    found, done = {place: entries_of(place) | before for place in places}, set(before)
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
 
@@ -224,11 +224,11 @@ def main(arguments: list[str]) -> int:
     for case in cases(given.rehearse):
         for entry, tile, best_ms in tuned_for(case, device, capability, given.sizes, done, note):
             done.add(entry)  # causal and full are one entry: the first, causal, decides
-            found[entry] = asdict(tile)
             sys.stdout.write(f"{entry}: {best_ms:.3f} ms, {tile}\n")
             sys.stdout.flush()
-            for place in places:
-                place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            for place, entries in found.items():
+                entries[entry] = asdict(tile)
+                place.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

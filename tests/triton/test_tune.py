@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from attnbench.backend import Backend
 from attnbench.errors import AttnbenchError
-from attnbench.problem import make_inputs
+from attnbench.problem import Causal, Documents, Softcap, make_inputs
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_rehearsal_tries_every_walk_of_every_kernel_and_keeps_one(tune: Any, t
     assert {row["block_q"] for row in tried if not row["persistent"]} == {32}
     assert {row["block_q"] for row in tried if row["persistent"]} == {16, 32}
     kept = json.loads((out / "configurations.json").read_text())
-    assert set(kept) == {f"sm_90/{kernel}/fp32/d16/dense" for kernel in ("forward", "dk_dv", "dq")}
+    assert set(kept) == {f"sm_90/{kernel}/fp32/d16/dense/plain" for kernel in ("forward", "dk_dv", "dq")}
     for entry, fields in kept.items():
         rows = [row for row in tried if row["kernel"] == entry.split("/")[1]][1:]  # the first was the size
         best = min(rows, key=lambda row: row["elapsed_ms"])
@@ -70,6 +70,7 @@ def test_the_fastest_that_is_wrong_is_not_kept(tune: Any, a_case: Any, monkeypat
 
 
 def test_what_was_tuned_takes_precedence_over_the_rule(tune: Any, a_case: Any) -> None:
+    from attnbench_backends.triton.ahead_of_time import Specimen
     from attnbench_backends.triton.configurations import Configuration, cache_file, chosen, key, rule, tuned
 
     case = a_case(q_len=4096, k_len=4096, head_dim=64, dtype="bf16")
@@ -80,3 +81,24 @@ def test_what_was_tuned_takes_precedence_over_the_rule(tune: Any, a_case: Any) -
     tuned.cache_clear()
     assert chosen("forward", case, (9, 0)) == found
     assert chosen("forward", case, (8, 0)) == rule("forward", case, (8, 0))
+    # What is compiled ahead of time and held against the committed table is what everybody has.
+    assert Specimen(case).tiles((9, 0))("forward") == rule("forward", case, (9, 0))
+    # Tuned without a look at the mask: what fits there does not where a tile needs more registers.
+    for changes in ({"scores": (Softcap(3.0),)}, {"mask": Causal() & Documents((4096,))}):
+        other = replace(case, **changes)
+        assert chosen("forward", other, (9, 0)) == rule("forward", other, (9, 0))
+
+
+def test_the_cache_keeps_what_was_measured_here_and_not_what_is_shipped(
+    tune: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from attnbench_backends.triton import configurations
+
+    shipped, out = tmp_path / "shipped.json", tmp_path / "out"
+    tile = configurations.Configuration(16, 16, 4, 1)
+    shipped.write_text(json.dumps({"sm_90/forward/fp32/d16/sparse/plain": asdict(tile)}))
+    monkeypatch.setattr(configurations, "SHIPPED", shipped)
+    monkeypatch.setattr(tune, "tuned_for", lambda *asked: [("sm_90/dq/fp32/d16/dense/plain", tile, 1.0)])
+    assert tune.main(["--rehearse", "--out", str(out)]) == 0
+    assert len(configurations.tuned()) == 1
+    assert set(json.loads((out / "configurations.json").read_text())) == {"sm_90/dq/fp32/d16/dense/plain"}
