@@ -154,14 +154,18 @@ def report(out: Path) -> Step:
 
 
 def surroundings(out: Path) -> dict[str, str]:
-    """The environment of every command: this checkout's packages on the path under their installed names."""
+    """The environment of every command: this checkout's packages on the path under their installed names.
+
+    What is tuned lies with the results, not in the home folder: a lent machine's is gone when the script goes on.
+    """
     links = out / ".packages"
     links.mkdir(parents=True, exist_ok=True)
     for name, folder in (("attnbench_backends", "backends"), ("attnbench_suites", "suites")):
         if not (links / name).is_symlink():
             (links / name).symlink_to(ROOT / folder, target_is_directory=True)
     path = os.pathsep.join([str(ROOT), str(links.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    cache = str(out.absolute() / ".cache")
+    return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": cache}
 
 
 def missing(names: tuple[str, ...]) -> list[str]:

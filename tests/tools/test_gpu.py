@@ -117,6 +117,17 @@ def test_the_pack_holds_the_results_and_not_the_links(gpu: Any, tmp_path: Path) 
     assert not [name for name in names if ".packages" in name]
 
 
+def test_what_is_tuned_travels_with_the_results(gpu: Any, tmp_path: Path) -> None:
+    out = tmp_path / "nvidia-h200"
+    tune = (
+        "import os, pathlib as p; d = p.Path(os.environ['XDG_CACHE_HOME']); d.mkdir(); (d / 'tuned').touch()"
+    )
+    assert gpu.perform(gpu.Step("walks", "why", ((sys.executable, "-c", tune),)), out, 60)
+    gpu.pack(out, tmp_path / "r.tgz")
+    with tarfile.open(tmp_path / "r.tgz") as tar:
+        assert "nvidia-h200/.cache/tuned" in tar.getnames()
+
+
 def test_without_time_nothing_is_begun_and_the_rest_is_said(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
