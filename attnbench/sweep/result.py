@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
@@ -86,14 +88,30 @@ class Result:
     def from_json(cls, record: dict[str, Any]) -> Result:
         """Read a record; fields of later versions are left aside, missing ones take their defaults.
 
-        ValueError or TypeError where it cannot have been a result: what reads results counts on numbers.
+        ValueError or TypeError where it cannot have been a result: what reads results counts on the fields' types.
         """
-        known = {f.name for f in fields(cls)}
-        if not isinstance(record.get("case", {}), dict):
-            raise ValueError("case is no object")
-        for which, rounds in record.get("samples_ms", {}).items():
-            if any(not NUMBERS.issuperset(map(type, block)) for block in rounds):
-                raise ValueError(f"samples_ms of {which} are no lists of lists of numbers")
-        if not NUMBERS.issuperset(map(type, record.get("memory_bytes", {}).values())):
-            raise ValueError("memory_bytes are no numbers")
-        return cls(**{name: value for name, value in record.items() if name in known})
+        types = _types()
+        known = {name: value for name, value in record.items() if name in types}
+        for name, value in known.items():
+            if not _is(types[name], value):
+                raise ValueError(f"{name} is {str(value)[:40]!r}, no {cls.__annotations__[name]}")
+        return cls(**known)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Result)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Whether a JSON value is of a field's type; a whole number is a number too."""
+    within = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_is(one, value) for one in within)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(within[1], one) for one in value.values())
+    if get_origin(kind) is list:
+        if within[0] is float:  # samples, by the million
+            return isinstance(value, list) and NUMBERS.issuperset(map(type, value))
+        return isinstance(value, list) and all(_is(within[0], one) for one in value)
+    return kind is Any or type(value) in (NUMBERS if kind is float else (kind,))

@@ -94,10 +94,20 @@ def test_json_that_is_no_result_is_corrupt(folder: Path, line: bytes) -> None:
         {"samples_ms": {"fwd": [1.0]}},
         {"samples_ms": [[1.0]]},
         {"memory_bytes": {"fwd_peak": "1 GiB"}},
+        {"memory_bytes": {"fwd_peak": True}},
+        {"error_over_budget": "large"},
+        {"errors": {"out": 0.5}},
+        {"prepare_ms": {"mask": None}},
+        {"flops": {"fwd": [1]}},
+        {"notes": "rare"},
+        {"rounds": [1]},
+        {"backend": None},
+        {"seed": "one"},
+        {"pairs": 1.5},
     ],
     ids=str,
 )
-def test_figures_that_are_no_numbers_are_corrupt(folder: Path, changes: dict[str, Any]) -> None:
+def test_fields_of_another_type_are_corrupt(folder: Path, changes: dict[str, Any]) -> None:
     store = written(folder, a_result("a"))
     record = json.loads(store.results_file.read_text()) | changes
     store.results_file.write_text(json.dumps(record) + "\n")
