@@ -217,10 +217,12 @@ def _floats(curve: list[float | None]) -> list[float]:
 
 
 def chosen_tasks(suite: str, known: list[str], wanted: Iterable[str] | None) -> list[str]:
-    """The wanted of the known tasks, all where None; AttnbenchError names what is unknown and what is near."""
+    """The wanted of the known tasks, all where None; AttnbenchError where one is unknown, or none is wanted."""
     if wanted is None:
         return known
     chosen = list(wanted)
+    if not chosen:
+        raise AttnbenchError(f"no task of {suite} was asked for; it has {', '.join(known)}")
     unknown = [name for name in chosen if name not in known]
     if unknown:
         near = did_you_mean(unknown[0], known)

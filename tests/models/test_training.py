@@ -158,6 +158,8 @@ def test_an_unknown_task_is_refused_with_what_there_is() -> None:
         AttnbenchError, match=r"no task .chess.; it has language, translation, classification, images"
     ):
         list(training.run(["naive"], tasks=["chess"]))
+    with pytest.raises(AttnbenchError, match="no task of training was asked for; it has language"):
+        list(training.run(["naive"], tasks=[]))
 
 
 def test_the_command_writes_runs_a_table_and_a_chart_and_resumes(tmp_path: Path, monkeypatch: Any) -> None:
