@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attnbench.report.front import Front, fronts
 from attnbench.report.text import (
     NOTHING,
     bytes_text,
@@ -34,27 +35,23 @@ FIGURES = ("forward", "backward", "TFLOP/s", "peak", "over minimum", "error/budg
 
 @dataclass(frozen=True)
 class Line:
-    """One backend on one case: the texts of its cells.
+    """One backend on one case: the texts of its cells, and its mark.
 
-    `fastest` where no right backend's median was lower; `level` where it cannot be told from that one, since
-    their spans from the 10 % to the 90 % quantile overlap.
+    `mark` is `*` for a clear winner, `~` for each of several at the front (see `report.front`), else empty.
     """
 
     backend: str
     status: str
     cells: tuple[str, ...]
-    fastest: bool = False
-    level: bool = False
-
-    @property
-    def mark(self) -> str:
-        """`*` a clear winner, `~` one of several at the front, else empty."""
-        return "~" if self.level else "*" if self.fastest else ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One case, its lines from fast to slow, then those without a time; `left_out` counts what is not listed."""
+    """One case, its lines from fast to slow (who is at the front before the others), then those without a time.
+
+    `left_out` names what is not listed, by status.
+    """
 
     title: str
     case: str
@@ -66,7 +63,7 @@ class Section:
 class Standing:
     """One backend over all cases: how often right, wrong, refused; how far behind the fastest (geometric mean).
 
-    `fastest` counts the cases where none was faster beyond the overlap of their spans.
+    `fastest` counts the cases where it is at the front: the fastest, or not to be told from it.
     """
 
     backend: str
@@ -91,18 +88,16 @@ def total_ms(table: pd.DataFrame) -> pd.Series:
 
 
 def with_places(table: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `total_ms`, `behind` (over the fastest of the case) and `front`.
-
-    `front` holds where a row is the fastest of its case, or its span from the 10 % to the 90 % quantile overlaps
-    the fastest one's, so that they cannot be told apart.
-    """
-    both = table["direction"] == "fwd_bwd"
-    low, high = (table[f"fwd_{n}_ms"] + table[f"bwd_{n}_ms"].where(both, 0.0) for n in ("low", "high"))
-    timed = table.assign(total_ms=total_ms(table), high=high)
-    fastest = timed[timed["total_ms"].notna()].sort_values("total_ms").groupby("case").first()
-    best, reach = (timed["case"].map(fastest[name]) for name in ("total_ms", "high"))
-    front = timed["total_ms"].notna() & (low <= reach)
-    return timed.assign(behind=timed["total_ms"] / best, front=front).drop(columns="high")
+    """The frame with `total_ms`, `behind` (over the least of its case) and whether each row is at the `front` of it."""
+    total = total_ms(table)
+    found = fronts(table)
+    named = [
+        str(row.backend) in found.get(str(row.case), Front()).names
+        for row in table[["case", "backend"]].itertuples()
+    ]
+    front = total.notna() & pd.Series(named, index=table.index, dtype=bool)
+    least = total.groupby(table["case"]).transform("min")
+    return table.assign(total_ms=total, behind=total / least, front=front)
 
 
 def sections(table: pd.DataFrame) -> list[Section]:
@@ -114,14 +109,13 @@ def sections(table: pd.DataFrame) -> list[Section]:
 
 
 def _section(rows: list[Any]) -> Section:
-    def place(row: Any) -> tuple[int, float]:
-        return STATUS_ORDER.index(row.status), np.inf if is_missing(row.total_ms) else row.total_ms
+    def place(row: Any) -> tuple[int, bool, float]:
+        total_ms = np.inf if is_missing(row.total_ms) else row.total_ms
+        return STATUS_ORDER.index(row.status), not row.front, total_ms
 
-    several = sum(row.front for row in rows) > 1
     ordered = sorted(rows, key=place)
-    lines = tuple(
-        _line(row, row.behind == 1, row.front and several) for row in ordered if row.status in LISTED
-    )
+    mark = "*" if len({row.backend for row in rows if row.front}) == 1 else "~"
+    lines = tuple(_line(row, mark if row.front else "") for row in ordered if row.status in LISTED)
     left_out: dict[str, tuple[str, ...]] = {}
     for row in ordered:
         if row.status not in LISTED:
@@ -131,7 +125,7 @@ def _section(rows: list[Any]) -> Section:
     return Section(clean(title), clean(first.case), lines, left_out)
 
 
-def _line(row: Any, fastest: bool, level: bool) -> Line:
+def _line(row: Any, mark: str) -> Line:
     flops = (row.fwd_flops, row.bwd_flops if row.direction == "fwd_bwd" else 0)
     known = not is_missing(row.total_ms) and not any(is_missing(f) for f in flops)
     tflops = sum(int(f) for f in flops) / row.total_ms / 1e9 if known else None
@@ -143,7 +137,7 @@ def _line(row: Any, fastest: bool, level: bool) -> Line:
         factor(row.peak_over_least),
         three_digits(row.error_over_budget),
     )
-    return Line(clean(row.backend, 60), row.status, cells, fastest, level)
+    return Line(clean(row.backend, 60), row.status, cells, mark)
 
 
 def _time(median: Any, low: Any, high: Any) -> str:

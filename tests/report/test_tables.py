@@ -14,6 +14,7 @@ from rich.console import Console
 from attnbench.report import frame
 from attnbench.report.files import write_csv, write_report
 from attnbench.report.markdown import markdown
+from attnbench.report.page.winners import winners
 from attnbench.report.tables import reasons, sections, standings
 from attnbench.report.terminal import result_tables
 from attnbench.report.text import (
@@ -25,6 +26,7 @@ from attnbench.report.text import (
     milliseconds,
     three_digits,
 )
+from attnbench.report.words import with_families
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -56,34 +58,49 @@ def test_the_fastest_right_backend_of_a_case_is_marked(sweep: Any) -> None:
     right = table[table["status"] == "ok"]
     total = right["fwd_median_ms"] + right["bwd_median_ms"]
     section = sections(table)[0]
-    assert [line.backend for line in section.lines if line.fastest] == [right["backend"].iloc[total.argmin()]]
+    assert [(line.backend, line.mark) for line in section.lines if line.mark] == [
+        (right["backend"].iloc[total.argmin()], "*")
+    ]
     assert [line.backend for line in section.lines if line.status == "ok"] == list(
         right["backend"][total.sort_values().index]
     )
     assert section.left_out == {"unavailable": ("xformers",)}
 
 
-def test_backends_whose_spans_overlap_are_level_and_none_is_called_the_winner(
+def test_backends_that_cannot_be_told_apart_are_level_and_none_is_called_the_winner(
     a_case: Any, a_result: Any
 ) -> None:
     def marks(**samples_ms: list[float]) -> dict[str, str]:
         results = [a_result(a_case(), name, samples_ms={"fwd": [ms]}) for name, ms in samples_ms.items()]
         return {line.backend: line.mark for line in sections(frame(results))[0].lines}
 
-    assert marks(flex=[1.0, 1.1, 1.2], naive=[1.15, 1.3, 1.4], triton=[3.0]) == {
+    assert marks(flex=[1.0, 1.05, 1.1, 1.15, 1.2], naive=[1.1, 1.1, 1.3, 1.4, 1.5], triton=[3.0] * 5) == {
         "flex": "~",
         "naive": "~",
         "triton": "",
     }
-    assert marks(flex=[1.0, 1.1, 1.2], naive=[1.3, 1.3, 1.4]) == {"flex": "*", "naive": ""}
+    assert marks(flex=[1.0, 1.05, 1.1, 1.15, 1.2], naive=[1.3] * 5) == {"flex": "*", "naive": ""}
+    assert marks(flex=[1.0, 1.0, 1.0], naive=[9.0, 9.0, 9.0]) == {"flex": "~", "naive": "~"}  # too few
     assert marks(flex=[1.0, 1.0, 1.0]) == {"flex": "*"}
+
+
+def test_the_table_and_the_page_put_the_same_backends_at_the_front(a_case: Any, a_result: Any) -> None:
+    # Calls that were disturbed: the median of all is lowest for `often`, of each round's least for `seldom`.
+    times = {"seldom": [1.0, 5.0, 5.0], "often": [2.0, 2.0, 2.0], "behind": [6.0, 6.0, 6.0]}
+    results = [a_result(a_case(), name, samples_ms={"fwd": [ms] * 6}) for name, ms in times.items()]
+    table = frame(results)
+    (winner,) = winners(with_families(table))
+    marked = [(line.backend, line.mark) for line in sections(table)[0].lines]
+    assert winner.level == ("seldom",)
+    assert marked == [("seldom", "*"), ("often", ""), ("behind", "")]
+    assert {one.backend: one.fastest for one in standings(table)} == {"seldom": 1, "often": 0, "behind": 0}
 
 
 def test_a_backend_without_its_backward_is_not_the_fastest(a_case: Any, a_result: Any) -> None:
     case = a_case(direction="fwd_bwd")
     half = a_result(case, "flex", samples_ms={"fwd": [[1e-6]]})
     section = sections(frame([half, a_result(case, "naive")]))[0]
-    assert [line.backend for line in section.lines if line.fastest] == ["naive"]
+    assert [line.backend for line in section.lines if line.mark] == ["naive"]
 
 
 def test_standings_count_statuses_and_wins(sweep: Any) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from attnbench.gate import Ratio, ratio_of_medians
-from attnbench.gate.statistics import FEWEST, Rounds
+from attnbench.report.front import Front, fronts
 
-NEEDED = (
-    ("case", "backend", "status", "family", "shape", "direction", "length")
-    + ("fwd_samples_ms", "bwd_samples_ms")
-)  # fmt: skip
+NEEDED = ["case", "family", "shape", "direction", "length"]
 
 
 @dataclass(frozen=True)
@@ -44,54 +39,28 @@ class Winner:
         return len(self.level) == 1
 
 
-def whole_case(row: Any) -> Rounds:
-    """The rounds of a whole case: of training, the least disturbed forward plus backward of each round."""
-    if row.direction != "fwd_bwd":
-        return [one for one in row.fwd_samples_ms if len(one)]
-    passes = zip(row.fwd_samples_ms, row.bwd_samples_ms, strict=False)
-    return [[min(forward) + min(backward)] for forward, backward in passes if len(forward) and len(backward)]
-
-
 def winners(table: pd.DataFrame) -> list[Winner]:
     """One per case, in the order of the sweep; the table as `with_families` gives it."""
-    by_case: dict[str, dict[str, Any]] = {}
-    for row in table[list(NEEDED)].itertuples():
-        rows = by_case.setdefault(str(row.case), {})
-        known = rows.get(str(row.backend))
-        if known is None or (known.status != "ok" and row.status == "ok"):
-            rows[str(row.backend)] = row
-    return [_winner(rows) for rows in by_case.values()]
+    found = fronts(table)
+    asked = table[NEEDED].drop_duplicates("case")
+    return [_winner(row, found.get(str(row.case), Front())) for row in asked.itertuples()]
 
 
-def _winner(rows: dict[str, Any]) -> Winner:
-    first = next(iter(rows.values()))
-    right = {name: whole_case(row) for name, row in rows.items() if row.status == "ok"}
-    timed = {name: rounds for name, rounds in right.items() if rounds}
-    typical = {name: float(np.median([min(one) for one in rounds])) for name, rounds in timed.items()}
-    order = sorted(typical, key=typical.__getitem__)
-    level = dict(_level(timed, order))
-    rival = next(iter([*level, *order[1:]]), "")
+def _winner(row: Any, front: Front) -> Winner:
+    fastest, following = next(iter(front.typical_ms), ""), list(front.typical_ms)[1:]
+    rival = next(iter([*front.level, *following]), "")
+    surely_behind = rival and rival not in front.level
     return Winner(
-        case=str(first.case),
-        family=str(first.family),
-        shape=str(first.shape),
-        direction=str(first.direction),
-        length=int(first.length),
-        level=(*order[:1], *level),
-        fastest_ms=typical[order[0]] if order else None,
+        case=str(row.case),
+        family=str(row.family),
+        shape=str(row.shape),
+        direction=str(row.direction),
+        length=int(row.length),
+        level=front.names,
+        fastest_ms=front.typical_ms.get(fastest),
         rival=rival,
-        ratio=level[rival] if level else ratio_of_medians(timed[order[0]], timed[rival]) if rival else None,
-        untimed=tuple(name for name, rounds in right.items() if not rounds),
+        ratio=ratio_of_medians(front.rounds[fastest], front.rounds[rival])
+        if surely_behind
+        else front.level.get(rival),
+        untimed=tuple(name for name, rounds in front.rounds.items() if not rounds),
     )
-
-
-def _level(timed: dict[str, Rounds], order: Sequence[str]) -> Iterator[tuple[str, Ratio | None]]:
-    """Those whose ratio to the fastest has an interval that reaches 1, or too few samples for one; and that ratio."""
-    slowest = max((max(one) for one in timed[order[0]]), default=0.0) if order else 0.0
-    for name in order[1:]:
-        enough = min(len(timed[name]), len(timed[order[0]])) >= FEWEST
-        if enough and min(min(one) for one in timed[name]) > slowest:
-            continue  # no sample of it reaches the fastest one's: no resampling can bring them together
-        ratio = ratio_of_medians(timed[order[0]], timed[name])
-        if ratio is None or ratio.low is None or ratio.low <= 1:
-            yield name, ratio
