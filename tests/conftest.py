@@ -10,6 +10,9 @@ import pytest
 
 from attnbench.problem import Case
 
+# Before torch is loaded: threads that wait awake starve each other where the cores are shared, and no test is timed.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def _a_case(**changes: Any) -> Case:
     small: dict[str, Any] = {"q_len": 16, "k_len": 16, "q_heads": 2, "head_dim": 8, "dtype": "fp32"}

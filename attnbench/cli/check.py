@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def check_backend(
 
     Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
     """
+    # OpenMP reads it when torch is loaded. Nothing is timed here, and threads that wait awake starve each other where
+    # others use the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from attnbench.judge import check
     from attnbench.report.session import resolve_device
 
