@@ -90,7 +90,7 @@ def add_query_block(
 def dk_dv_kernel(
     Q, K, V, DO, LSE, DELTA, DK, DVALUE, q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides,
     heads, group, q_len, k_len, scale, changes, table, walk, schedule,
-    MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
@@ -110,20 +110,15 @@ def dk_dv_kernel(
         for member in range(0, group):  # noqa: PIE808
             h = kv_h * group + member
             row = b * walk.batch_rows + h * walk.head_rows + block
-            first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-            for t in range(0, count):  # noqa: PIE808
-                m = listed(FULL_LISTS, walk.full_indices, first, t)
-                dk, dv = add_query_block(
-                    dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
-                    changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, False,
-                )  # fmt: skip
-            first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-            for t in range(0, count):  # noqa: PIE808
-                m = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-                dk, dv = add_query_block(
-                    dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
-                    changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, True,
-                )  # fmt: skip
+            for PARTIAL in tl.static_range(2):
+                lists = walk.partial if PARTIAL else walk.full
+                first, count = start_of_list(lists, row)
+                for t in range(0, count):  # noqa: PIE808
+                    m = listed(lists, first, t)
+                    dk, dv = add_query_block(
+                        dk, dv, k, v, m, Q, DO, LSE, DELTA, q_strides, do_strides, heads, b, h, j, q_len, k_len, scale,
+                        changes, table, MASK, SCALE_IN_EXP, WITH_DK, WITH_DV, D, D0, D1, DV, DV0, DV1, BLOCK_Q, PARTIAL,
+                    )  # fmt: skip
         if WITH_DK:
             store_tile(dk, scale, DK, b, kv_h, start, k_len, dk_strides, D, D0, D1, BLOCK_K)
         if WITH_DV:
@@ -152,7 +147,7 @@ def logit_gradient(
 def dq_kernel(
     Q, K, V, DO, LSE, DELTA, DQ, q_strides, k_strides, v_strides, do_strides, dq_strides,
     heads, group, q_len, k_len, scale, changes, table, walk, schedule,
-    MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -169,20 +164,14 @@ def dq_kernel(
         lse = load_lse(LSE, b, h, heads, i, q_len)
         delta = load_delta(DELTA, b, h, heads, i, q_len)
         dq = zero_tile(BLOCK_Q, D0, D1)
-        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(FULL_LISTS, walk.full_indices, first, t)
-            ds, slope, k = logit_gradient(
-                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
-            )  # fmt: skip
-            dq = add_product(dq, ds * slope, k, D1)
-        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-            ds, slope, k = logit_gradient(
-                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
-            )  # fmt: skip
-            dq = add_product(dq, ds * slope, k, D1)
+        for PARTIAL in tl.static_range(2):
+            lists = walk.partial if PARTIAL else walk.full
+            first, count = start_of_list(lists, row)
+            for t in range(0, count):  # noqa: PIE808
+                n = listed(lists, first, t)
+                ds, slope, k = logit_gradient(
+                    q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes,
+                    table, MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, PARTIAL,
+                )  # fmt: skip
+                dq = add_product(dq, ds * slope, k, D1)
         store_tile(dq, scale, DQ, b, h, start, q_len, dq_strides, D, D0, D1, BLOCK_Q)

@@ -57,7 +57,7 @@ def bias_gradient_kernel(
     Q, K, V, DO, LSE, DELTA, GRADIENT, q_strides, k_strides, v_strides, do_strides, gradient_strides,
     first_block, blocks, shared_batch, shared_heads, own_heads,
     heads, group, q_len, k_len, scale, changes, table, walk,
-    MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
 ):  # fmt: skip
@@ -87,19 +87,15 @@ def bias_gradient_kernel(
         lse = load_lse(LSE, b, h, heads, i, q_len)
         delta = load_delta(DELTA, b, h, heads, i, q_len)
         row = b * walk.batch_rows + h * walk.head_rows + first_block + block
-        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(FULL_LISTS, walk.full_indices, first, t)
-            ds, _, _ = logit_gradient(
-                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
-            )  # fmt: skip
-            add_to_gradient(ds, base, r, block, n, i, q_len, k_len, gradient_strides, BLOCK_K, OVER_Q, OVER_K)
-        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-            ds, _, _ = logit_gradient(
-                q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
-            )  # fmt: skip
-            add_to_gradient(ds, base, r, block, n, i, q_len, k_len, gradient_strides, BLOCK_K, OVER_Q, OVER_K)
+        for PARTIAL in tl.static_range(2):
+            lists = walk.partial if PARTIAL else walk.full
+            first, count = start_of_list(lists, row)
+            for t in range(0, count):  # noqa: PIE808
+                n = listed(lists, first, t)
+                ds, _, _ = logit_gradient(
+                    q, do, lse, delta, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes,
+                    table, MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, PARTIAL,
+                )  # fmt: skip
+                add_to_gradient(
+                    ds, base, r, block, n, i, q_len, k_len, gradient_strides, BLOCK_K, OVER_Q, OVER_K
+                )

@@ -60,7 +60,7 @@ def load_rows(X, b, h, i, inside, strides, D: tl.constexpr, D0: tl.constexpr, D1
 def decode_kernel(
     Q, K, V, PART, PART_LSE, q_strides, k_strides, v_strides,
     splits, heads, group, q_len, k_len, scale, changes, table, walk,
-    MASK: tl.constexpr, LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -77,10 +77,10 @@ def decode_kernel(
     l = tl.zeros([ROWS], tl.float32)
     m = tl.full([ROWS], float("-inf"), tl.float32)
     # The queries are one block of the map; all its tiles are in the list of partial ones, and looked at.
-    first, count = start_of_list(LISTS, walk.partial_offsets, walk.partial_indices, b * walk.batch_rows)
+    first, count = start_of_list(walk.partial, b * walk.batch_rows)
     share = tl.cdiv(count, splits)
     for t in range(split * share, tl.minimum(split * share + share, count)):
-        n = listed(LISTS, walk.partial_indices, first, t)
+        n = listed(walk.partial, first, t)
         acc, l, m = attend_block(
             acc, l, m, q, n, K, V, k_strides, v_strides, b, h[:, None], kv_h, i, q_len, k_len, scale, changes, table,
             MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,

@@ -65,7 +65,7 @@ def finish_rows(l, m):
 def forward_kernel(
     Q, K, V, O, LSE, q_strides, k_strides, v_strides, o_strides,
     heads, group, q_len, k_len, scale, changes, sink, table, walk, schedule,
-    MASK: tl.constexpr, PARTIAL_LISTS: tl.constexpr, FULL_LISTS: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
+    MASK: tl.constexpr, SCALE_IN_EXP: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -80,20 +80,15 @@ def forward_kernel(
         q = load_tile(Q, b, h, start, q_len, q_strides, D, D0, D1, BLOCK_Q, True)
         acc = zero_tile(BLOCK_Q, DV0, DV1)
         l, m = start_rows(sink, h, BLOCK_Q)
-        first, count = start_of_list(FULL_LISTS, walk.full_offsets, walk.full_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(FULL_LISTS, walk.full_indices, first, t)
-            acc, l, m = attend_block(
-                acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, False,
-            )  # fmt: skip
-        first, count = start_of_list(PARTIAL_LISTS, walk.partial_offsets, walk.partial_indices, row)
-        for t in range(0, count):  # noqa: PIE808
-            n = listed(PARTIAL_LISTS, walk.partial_indices, first, t)
-            acc, l, m = attend_block(
-                acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
-                MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, True,
-            )  # fmt: skip
+        for PARTIAL in tl.static_range(2):  # full blocks, then partial ones: two loops, compiled apart
+            lists = walk.partial if PARTIAL else walk.full
+            first, count = start_of_list(lists, row)
+            for t in range(0, count):  # noqa: PIE808
+                n = listed(lists, first, t)
+                acc, l, m = attend_block(
+                    acc, l, m, q, n, K, V, k_strides, v_strides, b, h, kv_h, i, q_len, k_len, scale, changes, table,
+                    MASK, SCALE_IN_EXP, D, D0, D1, DV, DV0, DV1, BLOCK_K, PARTIAL,
+                )  # fmt: skip
         one_over_l, lse = finish_rows(l, m)
         tl.store(LSE + (tl.cast(b, tl.int64) * heads + h) * q_len + i, lse, mask=i < q_len)
         store_tile(acc, one_over_l[:, None], O, b, h, start, q_len, o_strides, DV, DV0, DV1, BLOCK_Q)

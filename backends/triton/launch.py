@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Plan:
     processors: int = 0
     mask: LoweredMask = field(init=False)
     fixed: Fixed = field(init=False)
+    _configurations: dict[Kernel, Configuration] = field(init=False, default_factory=dict)
     _maps: dict[tuple[int, int], BlockMap] = field(init=False, default_factory=dict)
     _walks: dict[tuple[str, int, int], Walk] = field(init=False, default_factory=dict)
     _schedules: dict[tuple[str, Configuration], Schedule] = field(init=False, default_factory=dict)
@@ -83,7 +85,12 @@ class Plan:
         return bind(self.fixed, scores)
 
     def configuration(self, kernel: Kernel) -> Configuration:
-        """The tile of a kernel on this device."""
+        """The tile of a kernel on this device; chosen once, because every call asks."""
+        if kernel not in self._configurations:
+            self._configurations[kernel] = self._chosen(kernel)
+        return self._configurations[kernel]
+
+    def _chosen(self, kernel: Kernel) -> Configuration:
         if self.tiles is not None:
             return self.tiles(kernel)
         if self.device.type != "cuda":
@@ -91,7 +98,7 @@ class Plan:
         capability = AMD if torch.version.hip else torch.cuda.get_device_capability(self.device)
         return chosen(kernel, self.case, capability)
 
-    @property
+    @cached_property
     def splits(self) -> int:
         """Into how many parts the forward cuts the keys; 1: it does not."""
         return splits(self.case, self.configuration("decode").block_k, self.processors)
@@ -144,11 +151,9 @@ class Plan:
         v0, v1 = chunks(self.case.v_dim)
         return {"D": self.case.head_dim, "D0": d0, "D1": d1, "DV": self.case.v_dim, "DV0": v0, "DV1": v1}
 
-    def constants(self, walk: Walk, tile: Configuration, changes: Changes) -> dict[str, Any]:
+    def constants(self, tile: Configuration, changes: Changes) -> dict[str, Any]:
         return {
             "MASK": self.mask.function,
-            "PARTIAL_LISTS": walk.partial_lists,
-            "FULL_LISTS": walk.full_lists,
             # A scale of 0 or below would turn the maximum of the products into their minimum.
             "SCALE_IN_EXP": changes.are_none and self.case.softmax_scale > 0,
             **self._widths(),
@@ -177,9 +182,7 @@ class Plan:
             *self.read((q, k, v), tile), out, lse, q.stride(), k.stride(), v.stride(), out.stride(), *self.sizes,
             changes.arguments, changes.sink, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        self.start(
-            Launch(forward_kernel, tiles.programs, arguments, self.constants(walk, tile, changes), tile)
-        )
+        self.start(Launch(forward_kernel, tiles.programs, arguments, self.constants(tile, changes), tile))
         return out, lse
 
     def _decode(
@@ -196,11 +199,9 @@ class Plan:
             q, k_read, v_read, part, part_lse, q.stride(), k.stride(), v.stride(), parts, *self.sizes,
             changes.arguments, self.mask.table, walk.arguments,
         )  # fmt: skip
-        constants = self.constants(walk, tile, changes)
-        for name in ("BLOCK_Q", "FULL_LISTS"):
-            del constants[name]
-        rows = max(16, triton.next_power_of_2(case.group * case.q_len))
-        constants |= {"LISTS": constants.pop("PARTIAL_LISTS"), "ROWS": rows}
+        constants = self.constants(tile, changes)
+        del constants["BLOCK_Q"]
+        constants["ROWS"] = max(16, triton.next_power_of_2(case.group * case.q_len))
         self.start(Launch(decode_kernel, parts * case.batch * case.kv_heads, arguments, constants, tile))
         count = case.batch * case.q_heads * case.q_len
         constants = {"DV": case.v_dim, "COLUMNS": max(16, triton.next_power_of_2(case.v_dim))}
@@ -265,7 +266,7 @@ class Plan:
             *self.read(operands, tile), lse, delta, dk, dv, *strides, dk.stride(), dv.stride(), *self.sizes,
             changes.arguments, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        common = self.constants(walk, tile, changes)
+        common = self.constants(tile, changes)
         for with_dk, with_dv in [(True, True)] if tile.together else [(True, False), (False, True)]:
             constants = common | {"WITH_DK": with_dk, "WITH_DV": with_dv}
             self.start(Launch(dk_dv_kernel, tiles.programs, arguments, constants, tile))
@@ -276,7 +277,7 @@ class Plan:
             *self.read(operands, tile), lse, delta, dq, *strides, dq.stride(), *self.sizes,
             changes.arguments, self.mask.table, walk.arguments, tiles.arguments,
         )  # fmt: skip
-        self.start(Launch(dq_kernel, tiles.programs, arguments, self.constants(walk, tile, changes), tile))
+        self.start(Launch(dq_kernel, tiles.programs, arguments, self.constants(tile, changes), tile))
         return dq, dk, dv, delta
 
 

@@ -12,25 +12,21 @@ from torch import Tensor
 from attnbench.problem import BlockMap, BlockRuns, Extent, Mask
 
 from .predicate import Predicate, compile_predicate
-from .walking import WalkArguments
+from .walking import BlocksArguments, WalkArguments
 
 
 @dataclass(frozen=True, eq=False)
 class Walk:
     """The blocks that are visited for each tile, on the device: rows run over batch, head, then block.
 
-    Row r visits offsets[r + 1] - offsets[r] blocks. `*_lists`: they are the indices from offsets[r] on; else they are
-    one run of neighbours in every row, indices[r] is its first, and the kernel counts instead of reading, so that its
-    loads can be issued ahead. `*_rows` are the rows from one batch row, or one head, to the next: 0 where the mask does
-    not vary. `work` counts the blocks of each row, on the host.
+    Row r visits offsets[r + 1] - offsets[r] full blocks, and so many partial ones: the indices from offsets[r] on; or,
+    where those of every row are one run of neighbours, first[r] and the next, so that the kernel counts instead of
+    reading and its loads can be issued ahead. `*_rows` are the rows from one batch row, or one head, to the next: 0
+    where the mask does not vary. `work` counts the blocks of each row, on the host.
     """
 
-    partial_offsets: Tensor
-    partial_indices: Tensor
-    full_offsets: Tensor
-    full_indices: Tensor
-    partial_lists: bool
-    full_lists: bool
+    full: BlocksArguments
+    partial: BlocksArguments
     batch_rows: int
     head_rows: int
     work: np.ndarray  # [B|1, H|1, rows of a head]
@@ -38,8 +34,7 @@ class Walk:
     @property
     def arguments(self) -> WalkArguments:
         """As the kernels take them."""
-        lists = (self.partial_offsets, self.partial_indices, self.full_offsets, self.full_indices)
-        return WalkArguments(*lists, self.batch_rows, self.head_rows)
+        return WalkArguments(self.full, self.partial, self.batch_rows, self.head_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +86,9 @@ def _walk(
         partial, full = _with_moved(partial, full, ragged)
     work = (partial.tiles + full.tiles).reshape(blocks.batch, blocks.heads, -1)  # [B|1, H|1, rows]
     rows = work.shape[2]
-    partial_lists, full_lists = _has_lists(partial), _has_lists(full)
     return Walk(
-        *_arrays(partial, partial_lists, device),
-        *_arrays(full, full_lists, device),
-        partial_lists,
-        full_lists,
+        _arguments(full, device),
+        _arguments(partial, device),
         batch_rows=blocks.heads * rows if blocks.batch > 1 else 0,
         head_rows=rows if blocks.heads > 1 else 0,
         work=work,
@@ -123,18 +115,14 @@ def _with_moved(partial: BlockRuns, full: BlockRuns, last: int) -> tuple[BlockRu
     return _together(partial, moved), shorter
 
 
-def _has_lists(runs: BlockRuns) -> bool:
-    return bool((np.diff(runs.offsets) > 1).any())
-
-
-def _arrays(runs: BlockRuns, lists: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The offsets and indices of a walk."""
-    offsets = np.concatenate([[0], np.cumsum(runs.tiles)])
-    if lists:
-        return _moved(offsets, device), _moved(runs.listed.indices, device)
+def _arguments(runs: BlockRuns, device: torch.device) -> BlocksArguments:
+    """Listed where a row has more than one run, else counted from its first block."""
+    offsets = _moved(np.concatenate([[0], np.cumsum(runs.tiles)]), device)
+    if (np.diff(runs.offsets) > 1).any():
+        return BlocksArguments(offsets, _moved(runs.listed.indices, device), None)
     first = np.zeros(runs.tiles.size, dtype=np.int64)
     first[runs.rows] = runs.starts
-    return _moved(offsets, device), _moved(first, device)
+    return BlocksArguments(offsets, None, _moved(first, device))
 
 
 def _moved(array: np.ndarray, device: torch.device) -> Tensor:

@@ -58,7 +58,7 @@ def _add_logit_gradients(
         first_block, blocks, case.batch // own_batch, case.q_heads // own_heads, own_heads,
         *plan.sizes, changes.arguments, plan.mask.table, walk.arguments,
     )  # fmt: skip
-    constants = plan.constants(walk, tile, changes) | {"OVER_Q": over[2], "OVER_K": over[3]}
+    constants = plan.constants(tile, changes) | {"OVER_Q": over[2], "OVER_K": over[3]}
     plan.start(Launch(bias_gradient_kernel, blocks * own_batch * own_heads, arguments, constants, tile))
 
 

@@ -6,13 +6,19 @@ import triton
 import triton.language as tl
 
 
-class WalkArguments(NamedTuple):
-    """The lists of blocks as one argument of a kernel; see lowering.Walk."""
+class BlocksArguments(NamedTuple):
+    """The blocks that are visited for each tile, all full or all partial ones; see lowering.Walk."""
 
-    partial_offsets: Any
-    partial_indices: Any
-    full_offsets: Any
-    full_indices: Any
+    offsets: Any
+    indices: Any  # None: those of every row are one run of neighbours
+    first: Any  # of the run of each row; None: they are listed
+
+
+class WalkArguments(NamedTuple):
+    """Where a program finds its blocks, as one argument of a kernel; see lowering.Walk."""
+
+    full: Any
+    partial: Any
     batch_rows: Any
     head_rows: Any
 
@@ -48,23 +54,23 @@ def tile_at(schedule, place, blocks, heads):
 
 
 @triton.jit
-def start_of_list(LISTS: tl.constexpr, offsets, indices, row):
+def start_of_list(blocks, row):
     """(first, length) of a row's list, for `listed`."""
-    begin = tl.load(offsets + row)
-    count = tl.load(offsets + row + 1) - begin
-    if LISTS:
-        return begin, count
+    begin = tl.load(blocks.offsets + row)
+    count = tl.load(blocks.offsets + row + 1) - begin
+    if blocks.indices is None:
+        return tl.load(blocks.first + row), count
     else:
-        return tl.load(indices + row), count
+        return begin, count
 
 
 @triton.jit
-def listed(LISTS: tl.constexpr, indices, first, t):
+def listed(blocks, first, t):
     """The t-th block of a row's list: read from it, or first + t where every row's list is one run of neighbours."""
-    if LISTS:
-        return tl.load(indices + first + t)
-    else:
+    if blocks.indices is None:
         return first + t
+    else:
+        return tl.load(blocks.indices + first + t)
 
 
 @triton.jit

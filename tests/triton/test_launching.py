@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# 500 tokens in blocks of 128 by two heads (dK and dV: one key head), and shared by 4 programs; eight parts of a long
-# cache by one key head.
+# Every kernel once. 500 tokens in blocks of 128 by two heads (dK and dV: one key head), and shared by 4 programs; delta
+# at head dim 64 in blocks of 256, the bias's gradient of 64; eight parts of a long cache by one key head.
 WANTED = {
     "bf16-d128-causal-alibi": {"forward_kernel": 8, "delta_kernel": 8, "dk_dv_kernel": 4, "dq_kernel": 8},
     "bf16-d128-causal-persistent": {
@@ -18,6 +18,13 @@ WANTED = {
         "delta_kernel": 8,
         "dk_dv_kernel": 4,
         "dq_kernel": 4,
+    },
+    "bf16-d64-full-bias": {
+        "forward_kernel": 8,
+        "delta_kernel": 4,
+        "dk_dv_kernel": 4,
+        "dq_kernel": 8,
+        "bias_gradient_kernel": 16,
     },
     "bf16-d128-decode": {"decode_kernel": 8, "combine_kernel": 2},
 }

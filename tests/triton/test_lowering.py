@@ -32,11 +32,11 @@ def _walks(text: str, extent: Extent, block_q: int, block_k: int) -> Any:
 
 def _visited(walk: Any, which: str, row: int) -> list[int]:
     """The blocks of a row, read as the kernel reads them."""
-    offsets, indices = getattr(walk, f"{which}_offsets"), getattr(walk, f"{which}_indices")
-    begin, end = int(offsets[row]), int(offsets[row + 1])
-    if getattr(walk, f"{which}_lists"):
-        return indices[begin:end].tolist()
-    return [int(indices[row]) + t for t in range(end - begin)]
+    blocks = getattr(walk, which)
+    begin, end = int(blocks.offsets[row]), int(blocks.offsets[row + 1])
+    if blocks.indices is not None:
+        return blocks.indices[begin:end].tolist()
+    return [int(blocks.first[row]) + t for t in range(end - begin)]
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
@@ -47,18 +47,26 @@ def test_every_tile_with_a_pair_is_visited_once(
     extent = Extent(1, 1, 85, 85)
     allowed = parse_mask(text).materialize(1, 1, 85, 85)[0, 0]
     over_keys, over_queries = _walks(text, extent, *tile)
-    padded = torch.zeros(-(-85 // tile[0]) * tile[0], -(-85 // tile[1]) * tile[1], dtype=torch.bool)
-    padded[:85, :85] = allowed
-    tiles = padded.view(padded.shape[0] // tile[0], tile[0], padded.shape[1] // tile[1], tile[1])
-    some, every = tiles.any(dim=3).any(dim=1), tiles.all(dim=3).all(dim=1)
-    for walk, has, whole in ((over_keys, some, every), (over_queries, some.T, every.T)):
-        for row in range(has.shape[0]):
+    for walk, pairs, (own, other) in (
+        (over_keys, allowed, tile),
+        (over_queries, allowed.T, (tile[1], tile[0])),
+    ):
+        # Rows past the end are the program's own and never stored; blocks that reach past it must be looked at.
+        some = _tiles(pairs, own, other, past_the_end=False).any(dim=3).any(dim=1)
+        every = _tiles(pairs, own, other, past_the_end=True).all(dim=3).all(dim=1)
+        for row in range(some.shape[0]):
             partial, full = _visited(walk, "partial", row), _visited(walk, "full", row)
-            assert sorted(partial + full) == has[row].nonzero().flatten().tolist()
-            # The tails of the walked side are looked at; the other side's rows are the program's own.
-            for block in full:
-                assert block < has.shape[1] - 1 or whole[row, block] or row == has.shape[0] - 1
-            assert all(whole[row, block] or row == has.shape[0] - 1 for block in full)
+            assert sorted(partial + full) == some[row].nonzero().flatten().tolist()
+            assert full == every[row].nonzero().flatten().tolist()
+
+
+def _tiles(pairs: torch.Tensor, own: int, other: int, past_the_end: bool) -> torch.Tensor:
+    """[rows of tiles, own, tiles of a row, other]; no pair is allowed with what the other side lacks."""
+    length = pairs.shape[0]
+    padded = torch.zeros(-(-length // own) * own, -(-length // other) * other, dtype=torch.bool)
+    padded[:length, :length] = pairs
+    padded[length:, :length] = past_the_end
+    return padded.view(padded.shape[0] // own, own, -1, other)
 
 
 @pytest.mark.parametrize("text", MASKS)
@@ -70,10 +78,10 @@ def test_the_work_of_a_row_is_the_blocks_that_it_visits(triton_backend: Backend,
 
 def test_full_blocks_of_a_causal_mask_are_counted_and_not_listed(triton_backend: Backend) -> None:
     over_keys, over_queries = _walks("causal", Extent(1, 1, 128, 128), 16, 16)
-    assert not over_keys.full_lists
-    assert not over_queries.full_lists
+    assert over_keys.full.indices is None
+    assert over_queries.full.indices is None
     sparse, _ = _walks("block_sparse([[1, 0, 1], [1, 1, 0], [1, 0, 1]], 32)", Extent(1, 1, 96, 96), 16, 16)
-    assert sparse.full_lists
+    assert sparse.full.indices is not None
 
 
 def test_work_follows_the_mask_and_not_the_square(triton_backend: Backend) -> None:

@@ -70,9 +70,7 @@ def test_a_tile_that_is_left_out_or_done_twice_is_seen(schedules: Any, visits: A
     last[-1] -= 1
     assert min(visits(replace(made, shares=last), 2, 3, 5)) == 0
     middle = made.shares.clone()
-    middle[2] += (
-        1  # nothing is left out: the second program's share is a tile longer, and the third's one shorter
-    )
+    middle[2] += 1  # nothing is left out: the second program's share is longer, and the third's shorter
     assert visits(replace(made, shares=middle), 2, 3, 5) == [1] * 30
     order = made.order.clone()
     order[3] = order[4]
