@@ -52,12 +52,11 @@ def attend(
     """(out [B, H, Q, Dv], lse float32 [B, H, Q]) of q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv].
 
     Differentiable in q, k, v and the tensors that score changes carry, through out and through lse. Raises
-    CaseError where the shapes do not fit, ScoreError where a score change describes a tensor and carries none, or one
-    of another shape.
+    CaseError where shapes or dtypes do not fit, ScoreError where a score change describes a tensor and carries
+    none, or one of another shape.
     """
-    scores = [
-        _with_tensor(score, q) for score in canonical(scores)
-    ]  # the order of the case, and of its tensors
+    # A case holds its changes in this order, whatever the caller's; their tensors travel apart from them.
+    scores = [_with_tensor(score, q) for score in canonical(scores)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = [score.tensor for score in scores if score.tensor is not None]
     return _attend(q, k, v, tensors, str(mask), SEPARATOR.join(map(str, scores)), scale)
@@ -103,6 +102,10 @@ def _with_tensor(score: Score, q: Tensor) -> Score:
 
 
 def _case(q: Tensor, k: Tensor, v: Tensor, mask: str, scores: str, scale: float) -> Case:
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        raise CaseError(
+            f"q, k and v are float32, bfloat16 or float16, all the same: {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     return _kept_case(tuple(q.shape), tuple(k.shape), tuple(v.shape), q.dtype, mask, scores, scale)
 
 

@@ -153,6 +153,9 @@ def test_tensors_that_do_not_fit_together_are_refused(triton_backend: Backend, d
     ):
         with pytest.raises(CaseError, match="do not fit together"):
             attend(*wrong)
+    for wrong in ((q, k.half(), v), (q.double(), k.double(), v.double())):
+        with pytest.raises(CaseError, match="float32, bfloat16 or float16, all the same"):
+            attend(*wrong)
     short = torch.zeros(1, 2, 24, 5, device=device)
     with pytest.raises(ScoreError, match=r"takes a tensor of shape \(1, 2, 24, 24\) here"):
         attend(q, k, v, scores=(Bias(short),))
