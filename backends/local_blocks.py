@@ -60,19 +60,38 @@ def regions(case: Case, device: torch.device) -> list[Region]:
 
 
 class _Cut(torch.autograd.Function):
-    """Slices of the keys or values [B, H, K, D]; what overlapping slices give back is added up in float32."""
+    """Slices of the keys or values [B, H, K, D], in float32 as is what they give back, which is added up in it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slices: list[slice]) -> tuple[Tensor, ...]:
-        ctx.slices, ctx.shape = slices, x.shape
-        return tuple(x[:, :, here] for here in slices)
+        ctx.slices, ctx.shape, ctx.dtype = slices, x.shape, x.dtype
+        wide = x.float()
+        return tuple(wide[:, :, here] for here in slices)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = torch.zeros(ctx.shape, dtype=torch.float32, device=grads[0].device)
         for here, grad in zip(ctx.slices, grads, strict=True):
             total[:, :, here] += grad
-        return total.to(grads[0].dtype), None
+        return total.to(ctx.dtype), None
+
+
+class _Product(torch.autograd.Function):
+    """left [B, H, R, X] times right [B, H, X, Y] in left's dtype; right and its gradient are float32.
+
+    A block's share of that gradient is one of many: rounded to the dtype, sums that cancel keep the shares' errors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return left @ right.to(left.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        of_left = grad @ right.to(grad.dtype).transpose(-2, -1)
+        return of_left, left.float().transpose(-2, -1) @ grad.float()
 
 
 class LocalBlocks(Backend):
@@ -95,10 +114,12 @@ class LocalBlocks(Backend):
             keys, values = _Cut.apply(k, windows), _Cut.apply(v, windows)
             outs = []
             for region, some_keys, some_values in zip(made, keys, values, strict=True):
-                scores = q[:, :, region.rows] @ some_keys.transpose(-2, -1) * case.softmax_scale
+                scores = (
+                    _Product.apply(q[:, :, region.rows], some_keys.transpose(-2, -1)) * case.softmax_scale
+                )
                 if cap is not None:
                     scores = cap * torch.tanh(scores / cap)
-                outs.append(softmax_with_sink(scores, region.permitted, sink) @ some_values)
+                outs.append(_Product.apply(softmax_with_sink(scores, region.permitted, sink), some_values))
             return torch.cat(outs, dim=2)  # [B, H, Q, Dv]
 
         prepared = AutogradPrepared(case, inputs, compute, kernel=f"blocks of {BLOCK} queries", reusable=True)
