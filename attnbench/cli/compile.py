@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from attnbench.cli.console import out, print_json, remark
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, did_you_mean
 
 COMPILED = "compiled.json"  # the committed table, in the backend's folder
 SHOWN = (
@@ -83,7 +83,16 @@ def compiled_rows(
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AttnbenchError(f"{backend} could not be compiled for {arch}: {last[0]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = {row["specimen"] for row in rows}
+    if not rows and not only:
+        raise AttnbenchError(f"{backend} compiled nothing for {arch}")  # which no table would be worse than
+    for name in filter(None, only.split(",")):
+        if name not in found:
+            known = sorted({row["specimen"] for row in committed(backend, folder)} | found)
+            near = did_you_mean(name, known)
+            raise AttnbenchError(f"{backend} has no specimen {name!r}{near}; there are {', '.join(known)}")
+    return rows
 
 
 def against_the_table(rows: list[dict[str, Any]], backend: str) -> list[str]:

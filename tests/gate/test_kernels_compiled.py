@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from attnbench.cli.compile import compiled_rows
 from attnbench.cli.revisions import _compiled
+from attnbench.errors import AttnbenchError
 from attnbench.gate import Contest
 from attnbench.sweep.arms import Arm
 
@@ -38,12 +40,13 @@ def contest(folder: Path, base: str, head: str) -> Contest:
     ("base", "head", "kind", "said"),
     [
         (compiles(), FAILS, "broken", "no such instruction; base's could"),
+        (compiles(), "", "broken", "compiled nothing for sm_90; base's could"),
         (FAILS, FAILS, "inconclusive", "nor could base's"),
         (FAILS, compiles(), "new", "compile for sm_90; base's do not"),
         (compiles(), compiles(), "same", "spill no more"),
         (compiles(), compiles(spill_bytes=64), "worse compiled", "spills 64 bytes, base 0"),
     ],
-    ids=["broken", "in neither", "now", "as before", "worse"],
+    ids=["broken", "nothing", "in neither", "now", "as before", "worse"],
 )
 def test_what_kernels_compile_to_is_said_whatever_happens(
     tmp_path: Path, base: str, head: str, kind: str, said: str
@@ -51,3 +54,10 @@ def test_what_kernels_compile_to_is_said_whatever_happens(
     found = list(_compiled([contest(tmp_path, base, head)], "sm_90"))
     assert [finding.kind for finding in found] == [kind]
     assert said in found[0].message
+
+
+def test_a_specimen_that_is_none_is_named_and_no_check_of_nothing(tmp_path: Path) -> None:
+    contest(tmp_path, compiles(), compiles(specimen="y"))
+    (tmp_path / "head/kernels/compiled.json").write_text(json.dumps([ROW]))
+    with pytest.raises(AttnbenchError, match=r"kernels has no specimen 'z'; there are x, y"):
+        compiled_rows("kernels", "sm_90", "y,z", folder=tmp_path / "head")
