@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from attnbench.errors import UnknownBackend, did_you_mean
 from attnbench.gate.comparison import PASSES
 from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
 from attnbench.gate.statistics import Ratio, ratio_of_medians
@@ -105,6 +106,11 @@ def gate(
     each of base's. It is inconclusive where the interval reaches the margin, or is not known and the ratio exceeds it.
     """
     chosen = None if backends is None else list(backends)
+    for name in chosen or ():
+        known = sorted({result.backend for result in (*base.results, *head.results)})
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UnknownBackend(f"neither has results of {name!r}{near}; there are {', '.join(known)}")
     base, head = base.of(chosen), head.of(chosen)
     pairs = pair(base, head)
     if not allow_unlike:

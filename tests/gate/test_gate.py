@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attnbench.errors import NotComparable
+from attnbench.errors import NotComparable, UnknownBackend
 from attnbench.gate import gate
 
 MIB = 1 << 20
@@ -64,6 +64,14 @@ def test_a_new_case_passes_unless_it_is_wrong(result: Any, result_set: Any) -> N
 def test_what_was_wrong_before_still_fails(result: Any, result_set: Any) -> None:
     both = result_set(result(status="wrong"))
     assert kinds(gate(both, both)) == ["wrong"]
+
+
+def test_a_backend_that_neither_has_is_named(result: Any, result_set: Any) -> None:
+    both = result_set(result())
+    with pytest.raises(
+        UnknownBackend, match=r"neither has results of 'naiv'; did you mean 'naive'\?; there are naive"
+    ):
+        gate(both, both, backends=["naiv"])
 
 
 def test_what_is_broken_in_both_was_not_judged(result: Any, result_set: Any) -> None:
