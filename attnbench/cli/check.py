@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from attnbench.cli.console import out, print_json, remark, texts
-from attnbench.errors import CaseError
+from attnbench.errors import AttnbenchError, CaseError
 
 if TYPE_CHECKING:
     from attnbench.problem import Case
@@ -50,6 +50,8 @@ def check_backend(
     from attnbench.judge import check
     from attnbench.report.session import resolve_device
 
+    if case is None and distribution != "randn":
+        raise AttnbenchError("--distribution is of one case; give --case too, or leave it out")
     where = resolve_device(device)
     one = None if case is None else case_of(case)
     remark(f"device {where}: checking {backend}, {f'level {level}' if one is None else one.id}")

@@ -233,3 +233,9 @@ def test_an_architecture_that_is_none_is_named(arch: str, command: tuple[str, ..
     done = attnbench(*command, "--arch", arch)
     assert done.exit_code == 2, done.output
     assert f"no architecture {arch.split(',')[-1]!r}" in done.stderr
+
+
+def test_a_distribution_without_a_case_is_not_left_aside_in_silence(attnbench: Any) -> None:
+    done = attnbench("check", "naive", "--distribution", "large")
+    assert done.exit_code == 2
+    assert "give --case too" in done.stderr
