@@ -176,7 +176,9 @@ def _load_file(spec_text: str, contract: str | None) -> Backend:
     _importing(spec_text, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     if not hasattr(module, attribute):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise UnknownBackend(f"{path_text} has no {attribute!r}{did_you_mean(attribute, public)}")
+        near = did_you_mean(attribute, public)
+        has = ", ".join(public) or "no function"
+        raise UnknownBackend(f"{path_text} has no {attribute!r}{near}; it has {has}")
     return _as_backend(getattr(module, attribute), spec_text, contract)
 
 

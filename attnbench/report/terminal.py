@@ -94,7 +94,7 @@ def standing_table(table: pd.DataFrame) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    shown.add_column("backend")
+    shown.add_column("backend", overflow="fold")
     shown.add_column("version")
     for name in (
         "right",
