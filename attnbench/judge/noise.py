@@ -45,11 +45,8 @@ LARGEST_ARGUMENT = (
 )
 U32 = 2.0**-24
 UNITS = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
-UNDERFLOW = {
-    "fp32": 2.0**-126,
-    "bf16": 2.0**-126,
-    "fp16": 2.0**-24,
-}  # fp32 units may flush subnormals to zero
+# Units of float32's range may flush subnormals to zero; fp16's are kept, down to the smallest.
+UNDERFLOW = {"fp32": 2.0**-126, "bf16": 2.0**-126, "fp16": 2.0**-24}
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,11 @@ class Rounding:
     def flushed(self, p: Tensor, ds: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """What of P and dS (of one shape) a flush to zero may take: all of a pair, of one sign from pair to pair.
 
-        P goes below float32's smallest normal number, in DENSE below the dtype's; dS below the dtype's, before or
-        after it is scaled.
+        P goes below float32's smallest normal number, in a DENSE fp16 below fp16's smallest number, and takes its dS
+        along; dS goes below float32's smallest normal number, before or after it is scaled (by 0 nothing is small).
         """
         lost = p < (self.eta if self.dense else UNDERFLOW["fp32"])
-        small = ds.abs() * min(1.0, abs(scale)) < UNDERFLOW["fp32"]
+        small = ds.abs() * min(1.0, abs(scale) or 1.0) < UNDERFLOW["fp32"]
         return p * lost, ds * (lost | small)
 
     def scores(self, problem: Problem, part: Part, block: Block) -> Tensor:
@@ -109,13 +106,6 @@ class Rounding:
     def split_weight(self, lse: Tensor, row_max: Tensor) -> Tensor:
         """The logarithm of a split's weight in the merge, from finite LSE and maxima [B, H, R]; 0 without splits."""
         return 2 * U32 * torch.maximum(lse.abs(), row_max.abs()) * self.splits
-
-    def reach(self, s: Tensor, lse: Tensor, amplitude: Tensor) -> Tensor:
-        """How far P may be from exact when each score is off by its amplitude [B, H, R, K], which may be thousands:
-        P times the amplitude where that is small, and up to 1 where rounding decides which key wins the row.
-        """
-        most = torch.exp((s - lse[..., None] + 2 * amplitude).clamp_max(0.0))
-        return most * amplitude.clamp_max(1.0)
 
     def exp_argument(self, s_from_max: Tensor) -> Tensor:
         """What exp sees in the forward: s - max in float32 (DENSE: in the dtype)."""
@@ -163,10 +153,18 @@ def either_way(total: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum(torch.maximum(high, -low), torch.maximum(total - low, high - total))
 
 
-def sum_noise(length: int, squares: Tensor, partial: Tensor) -> Tensor:
+def sum_noise(length: int | Tensor, squares: Tensor, partial: Tensor) -> Tensor:
     """The noise of a float32 sum of `length` products: 2 u32 sqrt(L) sqrt(sum of squares), where terms are of both
     signs; u32 sqrt(L) times the partial sums, which each addition rounds, where those are larger."""
-    return U32 * math.sqrt(length) * torch.maximum(2 * squares.sqrt(), partial)
+    return U32 * length**0.5 * torch.maximum(2 * squares.sqrt(), partial)
+
+
+def reach(s: Tensor, lse: Tensor, amplitude: Tensor) -> Tensor:
+    """How far P may be from exact when each score is off by its amplitude [B, H, R, K], which may be thousands:
+    P times the amplitude where that is small, and up to 1 where rounding decides which key wins the row.
+    """
+    most = torch.exp((s - lse[..., None] + 2 * amplitude).clamp_max(0.0))
+    return most * amplitude.clamp_max(1.0)
 
 
 def slope_noise(problem: Problem, block: Block, of_scores: Tensor, rounding: Rounding) -> Tensor:

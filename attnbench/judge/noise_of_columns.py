@@ -157,9 +157,11 @@ def _column_runs(
     of_again = 2 * U32 * (block.s.abs().masked_fill(~block.allowed, 0.0) + finite_lse.abs()[..., None])
     of_again = torch.sqrt(of_scores**2 + of_again**2)
     if rounding.dense:
-        # The forward's P: of the difference to the maximum, which is no further away than the LSE; rounded twice.
-        from_lse = (block.s - finite_lse[..., None]).abs().masked_fill(~block.allowed, 0.0)
-        of_again = torch.sqrt(of_again**2 + rounding.exp_argument(from_lse) ** 2 + 2 * u**2)
+        # The forward's P: exp of the difference to the row's maximum; rounded twice.
+        row_max = full.row_max[at]
+        finite_max = row_max.masked_fill(row_max == -math.inf, 0.0)
+        from_max = (block.s - finite_max[..., None]).abs().masked_fill(~block.allowed, 0.0)
+        of_again = torch.sqrt(of_again**2 + rounding.exp_argument(from_max) ** 2 + 2 * u**2)
     d_lse = uniform(b, h, r, n) * _runs((3 * full.var_lse[at]).sqrt(), rounding)
     argument = _runs(block.s - finite_lse[..., None], rounding)
     noisy = u_pair() * _runs(of_again, rounding) + argument - d_lse[..., None]

@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from attnbench.judge.blocks import Problem, relative_index
-from attnbench.judge.noise import U32, Rounding
+from attnbench.judge.noise import U32, Rounding, reach, sum_noise
 from attnbench.judge.oracle import Rows, Statistics, add_reduced, all_rows, empty_statistics, per_entry
 from attnbench.problem.scores import RelativeBias
 
 
 @dataclass(frozen=True)
 class FullPass:
-    """What the one pass over all rows leaves: statistics, and the variance of the noise of LSE and delta [B,
-    H, Q].
+    """What the one pass over all rows leaves: statistics, row maxima, and the variance of the noise of LSE and delta,
+    [B, H, Q] each.
 
     `values` and `variances` hold the gradients that sum over every pair (dtable, dsink, a bias without rows
     and columns), in the shapes of their tensors.
     """
 
     known: Statistics
+    row_max: Tensor
     var_lse: Tensor
     var_delta: Tensor
     values: dict[str, Tensor]
@@ -41,9 +42,8 @@ def row_variances(problem: Problem, rows: Rows, rounding: Rounding) -> tuple[Ten
     # The float32 noise of a score, at the row's level: sum_d q_d^2 k_d^2 in the mean over P.
     spread = (q * q * problem.by_key_head(rows.p, k * k)).sum(-1).sqrt() * abs(problem.scale)
     largest, below = finite_max.abs(), torch.full_like(finite_max, math.log(case.k_len))
-    if (
-        problem.sink is not None
-    ):  # it may be the maximum, with every key far below, and nearly all of the weight
+    if problem.sink is not None:
+        # It may be the maximum, with every key far below, and nearly all of the weight.
         keys = rows.p.sum(-1).clamp_min(torch.finfo(rows.p.dtype).tiny)
         s = rows.block.s.masked_fill(~rows.block.allowed, 0.0)
         largest = torch.maximum(largest, (rows.p * s.abs()).sum(-1) / keys)
@@ -91,9 +91,8 @@ class _Sums:
         zeros = lambda shape: torch.zeros(shape, dtype=torch.float64, device=problem.device)  # noqa: E731
         self.values = {name: zeros(shape) for name, shape in shapes.items()}
         self.variances = {name: zeros(shape) for name, shape in shapes.items()}
-        if (
-            "dtable" in shapes
-        ):  # of the float32 sums of an entry: how many terms, their squares, the largest on the way
+        if "dtable" in shapes:
+            # Of the float32 sums of an entry: how many terms, their squares, the largest sum on the way.
             self.terms, self.squares, self.largest = (zeros(shapes["dtable"]) for _ in range(3))
 
     def add(self, rows: Rows, var_lse: Tensor, var_delta: Tensor) -> None:
@@ -146,8 +145,7 @@ class _Sums:
     def finish(self) -> None:
         """Add what is known only when every row has gone by: how float32 rounds the sums of a table's entries."""
         if "dtable" in self.variances:
-            noise = U32 * self.terms.sqrt() * torch.maximum(2 * self.squares.sqrt(), self.largest)
-            self.variances["dtable"] += noise**2 / 3
+            self.variances["dtable"] += sum_noise(self.terms, self.squares, self.largest) ** 2 / 3
 
     def _moved(self, rows: Rows) -> Tensor:
         # How far rounded scores move P [B, H, R, K]; in FLASH float32's own noise covers it.
@@ -157,19 +155,21 @@ class _Sums:
         from_max = (s - finite_max[..., None]).abs().masked_fill(~allowed, 0.0)
         of_scores = self.rounding.scores(self.problem, rows.part, rows.block)
         amplitude = torch.sqrt(of_scores**2 + self.rounding.exp_argument(from_max) ** 2)
-        return self.rounding.reach(s, finite_lse, amplitude).masked_fill(~allowed, 0.0)
+        moved = reach(s, finite_lse, amplitude).masked_fill(~allowed, 0.0)
+        # Before and after, a row's weights add up to 1 at the most: the squares of their changes to 2.
+        return moved * (2 / moved.square().sum(-1, keepdim=True).clamp_min(2)).sqrt()
 
 
 def full_pass(problem: Problem, batches: Tensor, kv_heads: Tensor, rounding: Rounding) -> FullPass:
     """Pass once over every row of these heads: LSE and delta, their noise, and the sums over every pair."""
     known = empty_statistics(problem, batches, kv_heads)
-    var_lse, var_delta = torch.empty_like(known.lse), torch.empty_like(known.lse)
+    row_max, var_lse, var_delta = (torch.empty_like(known.lse) for _ in range(3))
     sums = _Sums(problem, rounding)
     for at, rows in all_rows(problem, batches, kv_heads):
-        known.lse[at] = rows.lse
+        known.lse[at], row_max[at] = rows.lse, rows.row_max
         if rows.delta is not None:
             known.delta[at] = rows.delta
         var_lse[at], var_delta[at] = row_variances(problem, rows, rounding)
         sums.add(rows, var_lse[at], var_delta[at])
     sums.finish()
-    return FullPass(known, var_lse, var_delta, sums.values, sums.variances)
+    return FullPass(known, row_max, var_lse, var_delta, sums.values, sums.variances)
