@@ -30,6 +30,7 @@ class MaskMultiply(Backend):
             link="docs/findings.md, a softmax written by hand",
             versions="==2.13.*",
             shows=_many_keys_in_fp16,
+            tensors=frozenset({"dq", "dk"}),
         )
     }
 

@@ -33,14 +33,18 @@ def _many_queries(case: Case) -> bool:
     return case.needs_backward and case.dtype != "fp32" and case.q_len > 32
 
 
-def _in_the_dtype(what: str, shows: Callable[[Case], bool]) -> KnownDefect:
-    reason = f"torch's CPU kernel adds {what} in the inputs' dtype"
+def _in_the_dtype(tensors: set[str], blocks: str, shows: Callable[[Case], bool]) -> KnownDefect:
     return KnownDefect(
-        reason=reason, link=KERNEL, versions="==2.13.*", shows=shows, devices=frozenset({"cpu"})
+        reason=f"torch's CPU kernel adds {' and '.join(sorted(tensors))} up over {blocks} in the inputs' dtype",
+        link=KERNEL,
+        versions="==2.13.*",
+        shows=shows,
+        devices=frozenset({"cpu"}),
+        tensors=frozenset(tensors),
     )
 
 
 backend.known_defects = {
-    "oracle:cancelling_dq": _in_the_dtype("dq up over blocks of 512 keys", _many_keys),
-    "oracle:sign_flipped_dout": _in_the_dtype("dk and dv up over blocks of queries", _many_queries),
+    "oracle:cancelling_dq": _in_the_dtype({"dq"}, "blocks of 512 keys", _many_keys),
+    "oracle:sign_flipped_dout": _in_the_dtype({"dk", "dv"}, "blocks of queries", _many_queries),
 }

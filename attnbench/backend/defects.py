@@ -19,8 +19,9 @@ def _anywhere(case: Case) -> bool:
 class KnownDefect:
     """One known defect: why, where it is written down, and in which versions of the library it is.
 
-    `versions` is a specifier of PEP 440 (`==2.13.*`). `shows` tells on which cases it is seen, `devices` where:
-    only failures there are excused, and all of them passing means that it is gone. A backend declares it under the
+    `versions` is a specifier of PEP 440 (`==2.13.*`). `shows` tells on which cases it is seen, `devices` where, and
+    `tensors` what it makes wrong (none named: anything): only failures there and of these tensors alone are excused,
+    and all of them passing means that it is gone. A backend declares it under the
     name of the check that finds it, `oracle`, or `oracle:cancelling_dq` for that input distribution alone.
     """
 
@@ -29,6 +30,7 @@ class KnownDefect:
     versions: str
     shows: Callable[[Case], bool] = _anywhere
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    tensors: frozenset[str] = frozenset()
 
     def is_in(self, version: str) -> bool:
         """Whether a library's version, as `Backend.version` gives it (`torch 2.13.0+cpu`), is one of those."""

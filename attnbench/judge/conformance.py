@@ -164,6 +164,7 @@ class _Run:
                 error.get("max_z"),
                 error.get("over_budget", LARGEST),
                 error.get("reason", verdict.reason),
+                tensors=tuple(n for n, e in verdict.errors.items() if e["over_budget"] > 1),
             )
         )
 
@@ -200,6 +201,7 @@ class _Run:
                     z,
                     f.error_over_budget,
                     f.reason,
+                    tensors=(f.tensor,),
                 )
             )
 
@@ -237,8 +239,11 @@ class _Run:
         status: str,
         reason: str = "",
         error: float | None = None,
+        tensors: tuple[str, ...] = (),
     ) -> None:
-        self.report.outcomes.append(Outcome(name, case, self.dtype, distribution, status, reason, error))
+        self.report.outcomes.append(
+            Outcome(name, case, self.dtype, distribution, status, reason, error, tensors)
+        )
 
     def _fail(self, failure: Failure, listed: bool = True) -> None:
         if listed:
@@ -249,6 +254,7 @@ class _Run:
                 WRONG,
                 failure.reason,
                 failure.error_over_budget,
+                failure.tensors,
             )
         # What is known needs no search for a smaller case; with --case it is asked about, and told.
         known = self.settles and is_known(self.plan.backend, self.plan.device, failure)

@@ -19,6 +19,8 @@ class _Found(Protocol):
     def distribution(self) -> str: ...
     @property
     def case(self) -> Case | None: ...
+    @property
+    def tensors(self) -> tuple[str, ...]: ...
 
 
 def _is_of(key: str, defect: KnownDefect, found: _Found) -> bool:
@@ -26,6 +28,12 @@ def _is_of(key: str, defect: KnownDefect, found: _Found) -> bool:
     if found.check != check or distribution not in ("", found.distribution):
         return False
     return found.case is None or defect.shows(found.case)
+
+
+def _is_excused(key: str, defect: KnownDefect, failed: _Found) -> bool:
+    if not _is_of(key, defect, failed):
+        return False
+    return not defect.tensors or (bool(failed.tensors) and set(failed.tensors) <= defect.tensors)
 
 
 def defects_here(backend: Backend, device: str) -> dict[str, KnownDefect]:
@@ -40,7 +48,7 @@ def defects_here(backend: Backend, device: str) -> dict[str, KnownDefect]:
 
 def is_known(backend: Backend, device: str, found: _Found) -> bool:
     """Whether a failure is one of the library's known defects."""
-    return any(_is_of(key, defect, found) for key, defect in defects_here(backend, device).items())
+    return any(_is_excused(key, defect, found) for key, defect in defects_here(backend, device).items())
 
 
 def settle_known_defects(backend: Backend, report: Report) -> None:
@@ -51,11 +59,11 @@ def settle_known_defects(backend: Backend, report: Report) -> None:
     """
     for key, defect in defects_here(backend, report.device).items():
         seen = [o for o in report.outcomes if _is_of(key, defect, o) and o.status in (OK, WRONG)]
-        if any(o.status == WRONG for o in seen):
-            report.failures = [f for f in report.failures if not _is_of(key, defect, f)]
-            report.outcomes = [_known(o) if _is_of(key, defect, o) else o for o in report.outcomes]
+        if any(o.status == WRONG and _is_excused(key, defect, o) for o in seen):
+            report.failures = [f for f in report.failures if not _is_excused(key, defect, f)]
+            report.outcomes = [_known(o) if _is_excused(key, defect, o) else o for o in report.outcomes]
             report.known[key] = str(defect)
-        elif seen:
+        elif seen and all(o.status == OK for o in seen):
             report.gone[key] = str(defect)
 
 

@@ -20,7 +20,8 @@ ORACLE, PROTOCOL = "oracle", "protocol"  # checks; the others are properties, by
 class Failure:
     """One thing that is wrong: which check, on which case, where, by how much, why perhaps, and how to see it again.
 
-    `worst` is the index of the worst element; `z` its error over its noise (None for checks without a tolerance);
+    `worst` is the index of the worst element of `tensor`; `z` its error over its noise (None for checks without a
+    tolerance); `tensors` are all that are wrong, none where nothing came back to be looked at;
     `causes` are guesses, the likeliest first; `command` reproduces it on `smallest`, the smallest case found.
     """
 
@@ -36,6 +37,7 @@ class Failure:
     causes: tuple[str, ...] = ()
     smallest: Case | None = None
     command: str = ""
+    tensors: tuple[str, ...] = ()
 
     @property
     def case_id(self) -> str:
@@ -60,7 +62,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check on one case (None: on cases of its own): status ok, wrong, refused or known, and its reason."""
+    """One check on one case (None: on cases of its own): status ok, wrong, refused or known, its reason, and the
+    tensors that are wrong.
+    """
 
     check: str
     case: Case | None
@@ -69,6 +73,7 @@ class Outcome:
     status: str
     reason: str = ""
     error_over_budget: float | None = None
+    tensors: tuple[str, ...] = ()
 
     @property
     def case_id(self) -> str:
