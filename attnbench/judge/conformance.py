@@ -140,9 +140,7 @@ class _Run:
             self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
-            self._fail(
-                Failure(ORACLE, case, distribution, self.plan.seed, "", (), None, LARGEST, str(failure))
-            )
+            self._fail(self._broken(ORACLE, case, distribution, str(failure)))
             return
         if verdict.ok:
             self._add(ORACLE, case, distribution, OK, "", verdict.error_over_budget)
@@ -169,25 +167,23 @@ class _Run:
         )
 
     def property(self, name: str) -> None:
-        """One property; it passes as a whole, where a case of it was computed."""
+        """One property; it passes as a whole, where a case of it was computed. What it found before it broke counts."""
         findings: list[Finding] = []
         before = self.subject.answers
+        status, reason = OK, ""
         try:
-            findings = list(PROPERTIES[name].run(self.subject))
+            for finding in PROPERTIES[name].run(self.subject):
+                findings.append(finding)
         except Refused as refusal:
-            self._add(name, None, "randn", REFUSED, str(refusal))
-            return
+            status, reason = REFUSED, str(refusal)
         except Failed as failure:
-            self._add(name, None, "randn", WRONG, str(failure))
+            status, reason = WRONG, str(failure)
             base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
-            self._fail(
-                Failure(name, base, "randn", self.plan.seed, "", (), None, LARGEST, str(failure)), False
-            )
-            return
-        if not findings:
-            computed = self.subject.answers > before
-            reason = "" if computed else "takes no case of it"
-            self._add(name, None, "randn", OK if computed else REFUSED, reason)
+            self._fail(self._broken(name, base, "randn", reason), listed=False)
+        if status == OK and self.subject.answers == before:
+            status, reason = REFUSED, "takes no case of it"
+        if status == WRONG or not findings:
+            self._add(name, None, "randn", status, reason)
         for f in findings:
             z = f.error_over_budget if f.error_over_budget < LARGEST else None
             self._fail(
@@ -221,15 +217,20 @@ class _Run:
         except (Refused, NotImplementedError) as refusal:
             self._add(PROTOCOL, case, distribution, REFUSED, str(refusal))
             return
+        except Failed as failure:
+            faults = [str(failure)]
         except Exception as problem:  # noqa: BLE001 - whatever a backend raises is its failure, not ours
             faults = [f"raises {type(problem).__name__}: {problem}"]
         if not faults:
             self._add(PROTOCOL, case, distribution, OK)
         for fault in faults:
-            failure = Failure(
-                PROTOCOL, case, distribution, self.plan.seed, "", (), None, LARGEST, fault, (fault,)
-            )
-            self._fail(failure)
+            self._fail(self._broken(PROTOCOL, case, distribution, fault, (fault,)))
+
+    def _broken(
+        self, name: str, case: Case, distribution: str, reason: str, causes: tuple[str, ...] = ()
+    ) -> Failure:
+        # A failure that is no tensor's error.
+        return Failure(name, case, distribution, self.plan.seed, "", (), None, LARGEST, reason, causes)
 
     def _add(
         self,

@@ -47,7 +47,7 @@ class Subject:
     """One backend under test on one device, with what of it is asked for.
 
     `masks` restricts the masks to those of the given words; references are kept for as long as the subject lives.
-    `answers` counts what was computed.
+    `answers` counts what was computed, but for what a plain function is called for to learn what it takes.
     """
 
     backend: Backend
@@ -116,6 +116,7 @@ class Subject:
         if not isinstance(self.backend, FunctionBackend):
             return True
         if case.id not in self._taken:
+            before = self.answers
             try:
                 self.answer(self.inputs(case))
                 self._taken[case.id] = True
@@ -123,6 +124,7 @@ class Subject:
                 self._taken[case.id] = False
             except Failed:
                 self._taken[case.id] = True
+            self.answers = before
         return self._taken[case.id]
 
     def case(self, mask: str = "full", **changes: Any) -> Case | None:

@@ -44,6 +44,15 @@ def test_what_is_wrong_exits_1_and_the_printed_command_shows_it_again(mine: str,
     assert attnbench(*words[1:]).exit_code == 1
 
 
+def test_a_picture_is_offered_of_wrong_values_and_not_of_how_they_came_about(
+    mine: str, attnbench: Any
+) -> None:
+    assert "to see where: attnbench show" in attnbench("check", mine, "--case", case("causal")).stdout
+    done = attnbench("check", mine, "--case", case("causal"), "--only", "protocol")
+    assert "protocol: the first call is wrong" in done.stdout
+    assert "to see where" not in done.stdout
+
+
 def test_json_has_the_failure_with_its_case_and_place(mine: str, attnbench: Any) -> None:
     done = attnbench("check", mine, "--case", case("causal"), "--json")
     told = json.loads(done.stdout)
@@ -69,6 +78,7 @@ def test_what_refuses_everything_is_not_called_right(mine: str, attnbench: Any) 
         ("--dtype", "fp8"),
         ("--direction", "sideways"),
         ("--contract", "loose"),
+        ("--only", "speed"),
     ],
     ids=" ".join,
 )

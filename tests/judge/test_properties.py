@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from attnbench.backend import FunctionBackend, Output, Prepared
+from attnbench.judge import check
 from attnbench.judge.properties import PROPERTIES
 from attnbench.judge.subject import Refused, Subject
 from attnbench.problem import Case, Inputs
 from tests.judge.functions import attention, right, with_fault
 
+MASKS = ("causal", "full", "window", "padding", "explicit")
+
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_a_property_holds_for_a_right_function(name: str) -> None:
-    masks = ("causal", "full", "window", "explicit")
-    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=masks)
+    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=MASKS)
     if name == "halves_merge_by_lse":
         with pytest.raises(Refused, match="gives no LSE"):
             list(PROPERTIES[name].run(subject))
@@ -125,8 +127,24 @@ def test_every_property_has_a_fault_that_breaks_it() -> None:
 
 @pytest.mark.parametrize("name", PROPERTY_FAULTS)
 def test_a_property_is_broken_by_the_fault_it_is_there_for(name: str) -> None:
-    masks = ("causal", "full", "window", "padding", "explicit")
-    subject = Subject(FunctionBackend(PROPERTY_FAULTS[name], "faulty"), dtype="fp32", masks=masks)
+    subject = Subject(FunctionBackend(PROPERTY_FAULTS[name], "faulty"), dtype="fp32", masks=MASKS)
     findings = list(PROPERTIES[name].run(subject))
     assert findings
     assert all(f.reason and f.error_over_budget > 1 for f in findings)
+
+
+def test_what_a_property_found_before_a_case_was_refused_is_told() -> None:
+    def gives_up_later(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        if q.shape[2] == 129 and not q.any():
+            raise NotImplementedError("no such length")
+        return attention(q, k, v, mask, scores, scale, strict=True)
+
+    report = check(gives_up_later, only="mask_probe", masks={"causal"}, dtypes={"fp32"}, directions={"fwd"})
+    assert {f.check for f in report.failures} == {"mask_probe"}
+    assert "may attend" in report.failures[0].reason
+
+
+def test_what_a_function_is_called_for_to_learn_what_it_takes_shows_no_property() -> None:
+    # Under the full mask every key is seen, so nothing is asked about keys that nobody sees.
+    report = check(right, only="unseen_keys_get_no_gradient", masks={"full"}, dtypes={"fp32"})
+    assert [(o.status, o.reason) for o in report.outcomes] == [("refused", "takes no case of it")]
