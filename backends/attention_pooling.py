@@ -21,7 +21,6 @@ MOST_QUERIES = 256  # each keeps two tensors of the size of the keys for the bac
 
 class AttentionPooling(Backend):
     capabilities = Capabilities(
-        contract="dense",  # biases are added up in the dtype
         source="Hierarchical Attention Networks, eq. 5 to 7 (N16-1174); Set Transformer's PMA (arXiv 1810.00825)",
     )
 
@@ -46,12 +45,14 @@ class AttentionPooling(Backend):
             k, v = repeat_heads(k, case.group), repeat_heads(v, case.group)  # [B, H, K, D], [B, H, K, Dv]
             scores = torch.stack([(k * q[:, :, i : i + 1]).sum(dim=-1) for i in range(case.q_len)], dim=2)
             scores = scores * case.softmax_scale  # [B, H, Q, K]
-            cap, bias = softcap_of(changes), dense.bias(changes)
+            # Biases are added up in float32 too.
+            wide = tuple(s if s.tensor is None else s.bound(s.tensor.float()) for s in changes)
+            cap, bias = softcap_of(wide), dense.bias(wide)
             if cap is not None:
                 scores = cap * torch.tanh(scores / cap)
             if bias is not None:
                 scores = scores + bias
-            weights = softmax_with_sink(scores, permitted, sink_of(changes))  # [B, H, Q, K]
+            weights = softmax_with_sink(scores, permitted, sink_of(wide))  # [B, H, Q, K]
             pooled = [(weights[:, :, i, :, None] * v).sum(dim=-2) for i in range(case.q_len)]
             return torch.stack(pooled, dim=2).to(dtype)  # [B, H, Q, Dv]
 
