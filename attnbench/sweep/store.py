@@ -43,11 +43,13 @@ class Store:
         """Write one result and wait until the disk has it; half a line is taken back."""
         line = json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            with self.results_file.open("ab") as file:
+            # Unbuffered: what a buffer still holds of a line that was taken back is written when the file is closed.
+            with self.results_file.open("ab", buffering=0) as file:
                 before = file.tell()
                 try:
-                    file.write(line)
-                    file.flush()
+                    rest = memoryview(line)
+                    while rest:
+                        rest = rest[file.write(rest) :]
                     os.fsync(file.fileno())
                 except BaseException:
                     os.truncate(self.results_file, before)

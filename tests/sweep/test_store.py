@@ -154,6 +154,23 @@ def test_a_full_disk_takes_the_half_line_back(folder: Path, monkeypatch: pytest.
     assert [r.backend for r in store.read()] == ["a", "c"]
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_whole_lines(folder: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    store = written(folder, a_result("a"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (store.results_file.stat().st_size + 100, before[1]))
+    try:
+        with pytest.raises(StoreError, match="make room"):
+            store.append(a_result("b", notes=["long" * 100]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.results_file.read_bytes().count(b"\n") == 1
+    with store.writing(resume=True) as message:
+        store.append(a_result("c"))
+    assert message == ""
+    assert [r.backend for r in store.read()] == ["a", "c"]
+
+
 def test_a_value_that_json_cannot_hold_writes_nothing(folder: Path) -> None:
     store = written(folder, a_result("a"))
     with pytest.raises(ValueError, match="JSON"):
