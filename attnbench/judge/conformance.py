@@ -85,7 +85,9 @@ class _Run:
 
     def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
         self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
-        backward = "fwd_bwd" in plan.directions
+        self.without_backward = self._refused_backward() if len(plan.directions) == 2 else None
+        self.directions = plan.directions if self.without_backward is None else ("fwd",)
+        backward = "fwd_bwd" in self.directions
         self.subject = Subject(
             plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
         )
@@ -110,24 +112,33 @@ class _Run:
 
     def cases(self) -> list[tuple[Case, str]]:
         """The battery in the direction that holds most, and a few forward-only cases (no graph is kept there)."""
-        directions = self.plan.directions
-        levels = dict.fromkeys(directions, self.plan.level)
-        if len(directions) == 2:
+        levels = dict.fromkeys(self.directions, self.plan.level)
+        if len(self.directions) == 2:
             levels["fwd"] = "smoke"
-        found = []
-        for direction, level in levels.items():
-            found += battery(
-                level,
-                self.dtype,
-                direction,
-                capabilities=self.plan.backend.capabilities,
-                contract=self.plan.contract,
-                masks=self.plan.masks,
-                device=self.plan.device,
-            )
-        return found
+        return [drawn for direction, level in levels.items() for drawn in self._battery(level, direction)]
+
+    def _battery(self, level: str, direction: str) -> list[tuple[Case, str]]:
+        return battery(
+            level,
+            self.dtype,
+            direction,
+            capabilities=self.plan.backend.capabilities,
+            contract=self.plan.contract,
+            masks=self.plan.masks,
+            device=self.plan.device,
+        )
+
+    def _refused_backward(self) -> tuple[Case, str] | None:
+        """A case and the reason, where this device or dtype has no backward: the forward is then checked in full."""
+        cases = [case for case, _ in self._battery("smoke", "fwd_bwd")]
+        reasons = [self.plan.backend.refuses(case, self.plan.device) for case in cases]
+        refused = [(case, reason.reason) for case, reason in zip(cases, reasons, strict=True) if reason]
+        return refused[0] if refused and len(refused) == len(cases) else None
 
     def oracle(self) -> None:
+        if self.without_backward is not None:
+            case, reason = self.without_backward
+            self._add(ORACLE, case, "randn", REFUSED, reason)
         for case, distribution in self.cases():
             self.one(case, distribution)
 
@@ -263,8 +274,11 @@ class _Run:
 
     def _explained(self, failure: Failure) -> Failure:
         case, distribution = failure.case, failure.distribution
-        explained = [f for f in self.report.failures if f.command]
-        if failure.check == ORACLE and sum(f.check == ORACLE for f in explained) < EXPLAINED:
+        # One exception fails every case in the same words: the search is for what else there is.
+        explained = {f.reason: f for f in self.report.failures if f.command}
+        if failure.reason in explained:
+            failure = replace(failure, causes=explained[failure.reason].causes)
+        elif failure.check == ORACLE and sum(f.check == ORACLE for f in explained.values()) < EXPLAINED:
             case, distribution = smallest_failing(self.subject, case, distribution)
         if not failure.causes and len(explained) < DIAGNOSED:
             failure = replace(failure, causes=self._causes(failure, case, distribution))

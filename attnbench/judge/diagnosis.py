@@ -52,6 +52,10 @@ def causes_of(subject: Subject, failure: Failure, case: Case, distribution: str)
 
 
 OF_WORDS = {
+    "does not require grad": (
+        "gradients only",
+        "autograd finds no graph behind out; where there is no backward, check the forward alone (--direction fwd)",
+    ),
     "raises": (
         "protocol",
         "an exception where the case is not refused; raise NotImplementedError to refuse it",

@@ -154,14 +154,19 @@ class Report:
             f"known defect gone, {key}: it passes now; take it out of known_defects, or narrow its versions: {words}"
             for key, words in self.gone.items()
         ]
-        for failure in self.failures[:MOST_SHOWN]:
-            lines += ["", str(failure)]
-        if len(self.failures) > MOST_SHOWN:
-            lines += ["", f"and {len(self.failures) - MOST_SHOWN} more; .failures and .frame() have them all"]
+        alike: dict[str, list[Failure]] = {}
+        for failure in self.failures:
+            alike.setdefault(failure.reason, []).append(failure)
+        for first, *others in list(alike.values())[:MOST_SHOWN]:
+            lines += ["", str(first)]
+            lines += [f"  also   in {_many(len(others), 'other check')}"] if others else []
+        left_out = sum(len(same) for same in list(alike.values())[MOST_SHOWN:])
+        if left_out:
+            lines += ["", f"and {left_out} more; .failures and .frame() have them all"]
         return "\n".join(lines)
 
 
-MOST_SHOWN = 8
+MOST_SHOWN = 8  # reasons
 
 
 def _many(count: int, what: str) -> str:

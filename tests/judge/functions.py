@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import attnbench as ab
-from attnbench.backend import Backend, Capabilities, FunctionBackend
+from attnbench.backend import Backend, Capabilities, FunctionBackend, Refusal
 from attnbench.problem import Case
 
 
@@ -64,3 +65,13 @@ class Careful(Backend):
     def prepare(self, case: Case, inputs: Any) -> Any:
         fn = with_fault(**self.fault)
         return FunctionBackend(fn, "careful").prepare(case, inputs)
+
+
+class WithoutBackward(Careful):
+    """Declares a backward, and has none on this device."""
+
+    name = "without_backward"
+    capabilities = replace(Careful.capabilities, backward=True)
+
+    def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
+        return Refusal("no backward here") if case.direction == "fwd_bwd" else super().refuses(case, device)

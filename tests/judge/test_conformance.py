@@ -20,7 +20,7 @@ from attnbench.judge import check, parametrize_with_backends
 from attnbench.judge.properties import PROPERTIES
 from attnbench.judge.report import Again
 from attnbench.problem import Case, Causal, SlidingWindow
-from tests.judge.functions import Careful, attention, right, with_fault
+from tests.judge.functions import Careful, WithoutBackward, attention, right, with_fault
 
 CAUSAL = {"masks": {"causal"}, "dtypes": {"fp32"}}
 
@@ -197,6 +197,16 @@ def test_cases_are_chosen_from_what_a_backend_declares() -> None:
     assert all("causal" in o.case_id for o in oracle)
     # No case of the battery is refused; a property of which no case goes with the declaration is not said to hold.
     assert {(o.check in PROPERTIES, o.reason) for o in report.refused} == {(True, "takes no case of it")}
+
+
+def test_where_there_is_no_backward_the_forward_is_checked_in_full() -> None:
+    checks = ("oracle", "mask_probe")
+    declared, found = (
+        check(backend, level="standard", only=checks) for backend in (Careful(), WithoutBackward())
+    )
+    assert found.ok, str(found)
+    assert [o for o in found.outcomes if o.status == "ok"] == declared.outcomes
+    assert [(o.check, o.reason) for o in found.refused] == [("oracle", "no backward here")]
 
 
 def test_the_frame_has_a_row_for_each_outcome() -> None:
