@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from attnbench.problem import Case
 
 # Before torch is loaded: threads that wait awake starve each other where the cores are shared, and no test is timed.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell without job control starts its background jobs with Ctrl-C ignored, and what they start ignores it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _a_case(**changes: Any) -> Case:
