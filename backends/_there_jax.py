@@ -69,7 +69,10 @@ def attention_of(task):
         biases = [alibi(slopes, case["q_len"], case["k_len"])] if slopes else []
         biases += [changes["bias"]] if "bias" in changes else []
         if "relative" in changes:
-            biases += [changes["relative"][:, fixed["relative_index"]][None]]  # [1, H, Q, K]
+            table = changes["relative"]
+            # Read in float32: the gradient of an entry is a sum over many pairs, in the dtype that was read.
+            read = table.astype("float32")[:, fixed["relative_index"]]
+            biases += [read.astype(table.dtype)[None]]  # [1, H, Q, K]
         return jax.nn.dot_product_attention(
             q,
             k,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from attnbench.backend import environments, resolve
-from attnbench.judge import judge, make_reference
+from attnbench.judge import check, judge, make_reference
 from attnbench.problem import ALiBi, Bias, Case, RelativeBias, make_inputs, parse_mask
 
 pytestmark = pytest.mark.skipif(
@@ -78,6 +78,19 @@ def test_forward_and_backward_are_right(name: str, case: Case) -> None:
     assert found.ok, found.reason
     assert {"fwd_peak", "saved", "bwd_peak"} <= set(prepared.memory() or {})
     assert "xla on cpu" in prepared.kernel
+
+
+@pytest.mark.parametrize(
+    ("sizes", "distribution"),
+    [
+        ({"q_len": 11, "k_len": 64, "head_dim": 96}, "sign_flipped_v"),
+        ({"q_len": 128, "k_len": 32}, "sign_flipped_dout"),
+    ],
+)
+def test_the_gradient_of_a_table_is_added_up_in_float32(sizes: dict[str, int], distribution: str) -> None:
+    case = problem(q_heads=1, dtype="bf16", scores=(RelativeBias("t5(32,128,bidirectional)"),), **sizes)
+    (outcome,) = check("jax_xla", device="cpu", case=case, distribution=distribution).outcomes
+    assert outcome.status == "ok", outcome.reason
 
 
 @pytest.mark.parametrize("mask", ["window(3, 1)", "causal & padding(9)", "prefix(5)", "documents(5, 6, 5)"])
