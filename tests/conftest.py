@@ -11,8 +11,8 @@ import pytest
 
 from attnbench.problem import Case
 
-# Before torch is loaded: threads that wait awake starve each other where the cores are shared, and no test is timed.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is loaded: threads that wait awake for long starve each other where the cores are shared; none is timed.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # A shell without job control starts its background jobs with Ctrl-C ignored, and what they start ignores it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

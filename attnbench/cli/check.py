@@ -44,9 +44,10 @@ def check_backend(
 
     Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
     """
-    # OpenMP reads it when torch is loaded. Nothing is timed here, and threads that wait awake starve each other where
-    # others use the cores too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP reads it when torch is loaded. Nothing is timed here, and threads that wait awake for long (300,000 turns)
+    # starve each other where others use the cores too; asleep at once, they wake too late on a quiet machine.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from attnbench.judge import check
     from attnbench.report.session import resolve_device
 
