@@ -34,15 +34,16 @@ _PUBLIC = {
     ),
     "attnbench.backend": ("Backend", "Capabilities", "attention"),
     "attnbench.layer": ("MultiheadAttention", "use_backend"),
-    "attnbench.judge": ("check", "parametrize_with_backends"),
-    "attnbench.report": ("backends", "load", "run"),
+    "attnbench.conformance": ("check", "parametrize_with_backends"),
+    "attnbench.report": ("load",),
+    "attnbench.session": ("backends", "run"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
 if TYPE_CHECKING:
     from attnbench.backend import Backend, Capabilities, attention
+    from attnbench.conformance import check, parametrize_with_backends
     from attnbench.errors import AttnbenchError
-    from attnbench.judge import check, parametrize_with_backends
     from attnbench.layer import MultiheadAttention, use_backend
     from attnbench.problem import (
         ALiBi,
@@ -64,7 +65,8 @@ if TYPE_CHECKING:
         parse_mask,
         parse_score,
     )
-    from attnbench.report import backends, load, run
+    from attnbench.report import load
+    from attnbench.session import backends, run
 
 __all__ = [
     "ALiBi",

@@ -29,8 +29,8 @@ from attnbench_suites.lost import Asked, Lost, lost, told
 from attnbench_suites.measured import Measurements, extra_info, seconds_of, verdict
 
 from attnbench.backend import entries
+from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError, did_you_mean
-from attnbench.report.session import resolve_device
 from attnbench.sweep.attempt import Protocol
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 

@@ -21,10 +21,10 @@ UNFIT = 3
 
 def calibrate_machine(asked: Asked, as_json: bool) -> None:
     """Record, replay, print; exit 0 where the machine is fit to gate on the effect, 3 where it is not."""
+    from attnbench.device import resolve_device
+    from attnbench.gate.arms import Track
     from attnbench.gate.calibration import calibrate
     from attnbench.gate.recording import frame_of, record_group, recorded, write_rows
-    from attnbench.report.session import resolve_device
-    from attnbench.sweep.arms import Track
     from attnbench.sweep.lanes import make_lanes
     from attnbench.sweep.suite import load_suite
 

@@ -48,8 +48,8 @@ def check_backend(
     # starve each other where others use the cores too; asleep at once, they wake too late on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    from attnbench.judge import check
-    from attnbench.report.session import resolve_device
+    from attnbench.conformance import check
+    from attnbench.device import resolve_device
 
     if case is None and distribution != "randn":
         raise AttnbenchError("--distribution is of one case; give --case too, or leave it out")

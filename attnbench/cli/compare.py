@@ -87,7 +87,7 @@ def _number(value: float) -> float | None:
 def _lines(found: Comparison, rows: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from attnbench.report.text import clean
+    from attnbench.report.cells import clean
 
     for text in found.unlike:
         yield Text(f"unlike: {clean(text)}", style="yellow")
@@ -108,8 +108,8 @@ def _lines(found: Comparison, rows: int) -> Iterator[RenderableType]:
 def _changes(found: Comparison, rows: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from attnbench.report.text import clean, milliseconds
-    from attnbench.report.words import PASS_TEXT
+    from attnbench.report.cells import clean, milliseconds
+    from attnbench.report.labels import PASS_TEXT
 
     table = _table("head / base", "backend", "pass", "case", "base", "head", "ratio", "95 % interval")
     for change in found.changes[:rows]:

@@ -34,7 +34,7 @@ def examine_machine(
     from rich.table import Table
     from rich.text import Text
 
-    from attnbench.report.text import clean
+    from attnbench.report.cells import clean
 
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for symptom in found:

@@ -195,8 +195,8 @@ def _gate_folders(
 def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
     from rich.text import Text
 
+    from attnbench.report.cells import clean
     from attnbench.report.gate.order import counted, level_of, word_of, worst_first
-    from attnbench.report.text import clean
 
     for text in found.unlike:
         yield Text(f"unlike, and allowed: {clean(text)}", style="yellow")

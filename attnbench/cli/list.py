@@ -36,7 +36,7 @@ def list_what_there_is(
         else:
             print_all([_names(what.value[:-1], named)])
         return
-    from attnbench.report.session import backends
+    from attnbench.session import backends
 
     rows = [_row(row) for row in backends().to_dict("records")]
     if as_json:
@@ -95,7 +95,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
     from attnbench.backend.interface import MASK_KINDS
-    from attnbench.report.text import clean
+    from attnbench.report.cells import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("backend", "version", "devices", "dtypes", "backward", "masks", "remarks"):

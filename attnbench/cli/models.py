@@ -10,9 +10,6 @@ from typing import Any
 from attnbench.cli.console import out, print_all, print_json, remark
 from attnbench.errors import AttnbenchError
 
-# Those of attnbench.report.models, which --help must not import: it brings pandas.
-MODEL_SUITES = ("training", "generation")
-
 
 def run_model_suite(
     name: str,
@@ -27,8 +24,8 @@ def run_model_suite(
     as_json: bool = False,
 ) -> dict[str, int]:
     """Run a model suite, every run on the disk as soon as it is done; print its table; runs by status."""
-    from attnbench.report.models import model_table
-    from attnbench.report.session import run_models
+    from attnbench.models.run import run_models
+    from attnbench.report.models import draw_models, model_table
 
     if resume and to is None:
         raise AttnbenchError("--resume needs --out: the folder whose missing runs are to be done")
@@ -36,6 +33,7 @@ def run_model_suite(
     remark(f"device {device}: {name}, results in {folder}")
     options: dict[str, Any] = {"out": folder, "resume": resume, "dtypes": dtypes, "seed": seed}
     records = run_models(name, backends=backends, device=device, tasks=tasks, tell=_remark, **options)
+    draw_models(records, folder / f"{name}.png")
     if as_json:
         print_json(records)
     else:

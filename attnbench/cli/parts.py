@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from attnbench.judge.selftest_counts import Part
-from attnbench.judge.selftest_plan import Job, run_job
+from attnbench.selftest.counts import Part
+from attnbench.selftest.plan import Job, run_job
 
 
 def _one_thread() -> None:

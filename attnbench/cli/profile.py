@@ -40,9 +40,9 @@ def profile_one_case(
     "mask": "causal", "direction": "fwd_bwd"}' --backend sdpa_flash[/bold]
     """
     from attnbench.backend.registry import resolve
+    from attnbench.device import resolve_device
     from attnbench.measure.profile import profile_case
     from attnbench.problem import make_inputs
-    from attnbench.report.session import resolve_device
 
     where = resolve_device(device)
     one = the_case(case, results)
@@ -77,7 +77,7 @@ def _table(found: Profile, calls: int, top: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from attnbench.report.text import clean, percent, three_digits
+    from attnbench.report.cells import clean, percent, three_digits
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("operator")
@@ -98,7 +98,7 @@ def _table(found: Profile, calls: int, top: int) -> Table:
 
 
 def _summary(found: Profile) -> list[str]:
-    from attnbench.report.text import milliseconds, percent
+    from attnbench.report.cells import milliseconds, percent
 
     walls = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in found.wall_ms.items())
     steps = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in found.prepare_ms.items())

@@ -36,13 +36,13 @@ class Asked:
 def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
     """Hold head (None: the working folder as it is) against base; what is being done goes to stderr."""
     from attnbench.cli.compile import require_architectures
+    from attnbench.device import resolve_device
     from attnbench.gate import Gate, Rule, hold_against, touched
+    from attnbench.gate.arms import Ran, Track
     from attnbench.gate.recording import rows_of, write_rows
     from attnbench.gate.verdict import gathered
-    from attnbench.report.session import resolve_device
-    from attnbench.sweep.arms import Ran, Track
+    from attnbench.gate.worktree import checked_out, commit_of, repository
     from attnbench.sweep.suite import load_suite
-    from attnbench.sweep.worktree import checked_out, commit_of, repository
 
     require_architectures(asked.arch)  # before a kernel that does not compile for it is called broken
     here = Path.cwd()

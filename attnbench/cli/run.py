@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from attnbench.cli.console import out, plural, print_all, print_json, remark, size_bytes, texts, whole_numbers
-from attnbench.cli.models import MODEL_SUITES, run_model_suite
+from attnbench.cli.models import run_model_suite
 from attnbench.errors import AttnbenchError
+from attnbench.models.run import MODEL_SUITES
 
 if TYPE_CHECKING:
     from attnbench.sweep.suite import Planned, Suite
@@ -85,7 +86,7 @@ def run_suite(
     --backend naive,sdpa_flash,mine.py:attention[/bold]
     """
     from attnbench.backend import environments
-    from attnbench.report.session import resolve_device
+    from attnbench.device import resolve_device
 
     for assignment in python or []:
         environments.use_python(assignment)

@@ -40,9 +40,9 @@ def show_case(
     Example: [bold]attnbench show '{"q_len": 200, "k_len": 200, "q_heads": 4, "head_dim": 64, "dtype": "fp32",
     "mask": "causal"}' --backend sdpa_flash --out pictures[/bold]
     """
-    from attnbench.report.look import look
-    from attnbench.report.pictures import draw_pictures
-    from attnbench.report.session import resolve_device
+    from attnbench.conformance.one_case import look
+    from attnbench.device import resolve_device
+    from attnbench.report.charts.one_case import draw_pictures
 
     where = resolve_device(device)
     one = the_case(case, results)

@@ -174,7 +174,7 @@ def _git() -> Symptom:
 
 
 def _backends() -> Iterator[Symptom]:
-    from attnbench.report.session import backends
+    from attnbench.session import backends
 
     table = backends()
     usable = [str(name) for name in table.loc[table["available"].astype(bool), "name"]]

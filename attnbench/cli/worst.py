@@ -35,7 +35,7 @@ def draw_worst(result: Result, folder: Path) -> Path | None:
 
 def embed(report: Path, result: Result, picture: Path) -> None:
     """Put the picture at the end of a Markdown report."""
-    from attnbench.report.text import clean
+    from attnbench.report.cells import clean
 
     case, backend, reason = (
         clean(x, 300).replace("`", "'") for x in (result.case_id, result.backend, result.reason)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from attnbench.errors import AttnbenchError
+from attnbench.gate.arms import Arm, Ran, Track
 from attnbench.gate.revisions import SEEDS
-from attnbench.sweep.arms import Arm, Ran, Track
 from attnbench.sweep.suite import Planned
 
 SAME = ("same 1", "same 2", "same 3")

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from attnbench.gate.arms import Ran, Track
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.touched import BASE, Contest
 from attnbench.gate.verdict import Finding, Gate, bigger, gathered, status_finding
-from attnbench.sweep.arms import Ran, Track
 from attnbench.sweep.result import BROKEN, Result
 from attnbench.sweep.suite import Planned
 

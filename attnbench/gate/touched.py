@@ -9,7 +9,7 @@ from pathlib import Path
 from attnbench.backend import entries
 from attnbench.backend.sources import backends_in, changed, sources_of
 from attnbench.errors import AttnbenchError, UnknownBackend, did_you_mean
-from attnbench.sweep.arms import Arm
+from attnbench.gate.arms import Arm
 
 FOLDER = "backends"
 BASE, HEAD = "base", "head"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import Part, Problem
-from attnbench.judge.noise import (
+from attnbench.judge.noise_of_sums import FullPass
+from attnbench.judge.oracle import Window, probabilities, window
+from attnbench.judge.rounding import (
     LARGEST_ARGUMENT,
     N_RUNS,
     PARTIALS,
@@ -20,8 +21,7 @@ from attnbench.judge.noise import (
     slope_noise,
     sum_noise,
 )
-from attnbench.judge.noise_of_sums import FullPass
-from attnbench.judge.oracle import Window, probabilities, window
+from attnbench.judge.scores import Part, Problem
 from attnbench.problem.scores import Bias
 
 

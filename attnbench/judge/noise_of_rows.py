@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import Problem
-from attnbench.judge.noise import (
+from attnbench.judge.oracle import Rows
+from attnbench.judge.rounding import (
     LARGEST_ARGUMENT,
     N_RUNS,
     U32,
@@ -19,7 +19,7 @@ from attnbench.judge.noise import (
     slope_noise,
     sum_noise,
 )
-from attnbench.judge.oracle import Rows
+from attnbench.judge.scores import Problem
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import Problem, relative_index
-from attnbench.judge.noise import U32, Rounding, reach, sum_noise
 from attnbench.judge.oracle import Rows, Statistics, add_reduced, all_rows, empty_statistics, per_entry
+from attnbench.judge.rounding import U32, Rounding, reach, sum_noise
+from attnbench.judge.scores import Problem, relative_index
 from attnbench.problem.scores import RelativeBias
 
 

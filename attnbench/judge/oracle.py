@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import Block, Part, Problem, full_precision, relative_index
+from attnbench.judge.scores import Block, Part, Problem, full_precision, relative_index
 from attnbench.problem.inputs import Inputs
 from attnbench.problem.scores import RelativeBias
 

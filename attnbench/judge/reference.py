@@ -15,13 +15,13 @@ from torch import Tensor
 
 from attnbench.backend.interface import CONTRACTS
 from attnbench.errors import AttnbenchError
-from attnbench.judge.blocks import Part, Problem, full_precision
-from attnbench.judge.noise import Rounding, Uniform
 from attnbench.judge.noise_of_columns import column_answer
 from attnbench.judge.noise_of_rows import row_noise
 from attnbench.judge.noise_of_sums import full_pass
 from attnbench.judge.oracle import attend, window
+from attnbench.judge.rounding import Rounding, Uniform
 from attnbench.judge.sampling import Sample, chosen_columns, chosen_rows
+from attnbench.judge.scores import Part, Problem, full_precision
 from attnbench.problem.inputs import Inputs
 from attnbench.problem.scores import Bias
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from attnbench.judge.noise import N_RUNS
+from attnbench.judge.rounding import N_RUNS
 from attnbench.problem.case import Case
 
 PAIR_RUNS = {"cpu": 1 << 23, "cuda": 1 << 28}  # noise runs times pairs, for rows and for columns each

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from attnbench.backend.interface import Gradients, Output
 from attnbench.errors import AttnbenchError
-from attnbench.judge.blocks import take
 from attnbench.judge.reference import Expected, Reference
+from attnbench.judge.scores import take
 from attnbench.problem.case import Case
 from attnbench.problem.inputs import Inputs, torch_dtype
 

@@ -1,10 +1,10 @@
 """How fast, how big, on what machine: clocks, memory, roofs, fingerprint; nothing of right or wrong."""
 
-from attnbench.measure.beside import other_clocks
 from attnbench.measure.clocks import Clock, CpuClock, CudaClock, FakeClock, Timed, WarmCudaClock, clock_for
 from attnbench.measure.fingerprint import commit_label, fingerprint, fingerprint_key, git_state
 from attnbench.measure.gpu_state import GpuState, steady
 from attnbench.measure.memory import allocated_by, measure_memory
+from attnbench.measure.other_clocks import other_clocks
 from attnbench.measure.roofs import measure_roofs
 from attnbench.measure.threads import physical_cpus, pin_threads
 from attnbench.measure.timing import BLOCK_MS, Pace, find_pace, time_block

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from attnbench.report.cells import csv_cell
 from attnbench.report.frame import LISTS
 from attnbench.report.markdown import markdown
-from attnbench.report.text import csv_cell
 
 
 def write_report(table: pd.DataFrame, folder: Path, *, charts: bool = True) -> Iterator[Path]:
@@ -53,9 +53,9 @@ def write_charts(table: pd.DataFrame, folder: Path) -> Iterator[Path]:
     """Every chart that the results give, as PNG."""
     import matplotlib as mpl
 
-    from attnbench.report.charts import speed_and_memory
-    from attnbench.report.matrices import matrices
-    from attnbench.report.palette import STYLE
+    from attnbench.report.charts.curves import speed_and_memory
+    from attnbench.report.charts.matrices import matrices
+    from attnbench.report.charts.palette import STYLE
 
     if table.empty:
         return

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from attnbench.report.cells import factor, markdown_cell, three_digits
 from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
-from attnbench.report.text import factor, markdown_cell, three_digits
 
 
 def markdown(table: pd.DataFrame, charts: Sequence[str] = ()) -> str:

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnbench.errors import StoreError
-from attnbench.report.palette import COLOURS, DASHES, INK, QUIET, STATUS_COLOURS, STYLE
-from attnbench.report.text import NOTHING, clean, factor, three_digits
+from attnbench.report.cells import NOTHING, clean, factor, three_digits
+from attnbench.report.charts.palette import COLOURS, DASHES, INK, QUIET, STATUS_COLOURS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-MODEL_SUITES = ("training", "generation")
-FILE = "models.jsonl"
-Record = dict[str, Any]
-
-
-def append_record(folder: Path, record: Record) -> None:
-    """Write one record at the end of the folder's models.jsonl, and see it on the disk."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_records(folder: Path) -> list[Record]:
-    """The records of a folder, none where there is no file; a last line that was cut off by a kill is dropped.
-
-    It is dropped on the disk too, so that what is appended begins a line of its own.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    found = []
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as problem:
-            raise StoreError(
-                f"{path}, line {number} is no record: {problem}; mend or remove the line"
-            ) from problem
-    return found
+Record = dict[str, Any]  # of attnbench.models.record.ModelRun
 
 
 def model_table(records: Sequence[Record]) -> Table:

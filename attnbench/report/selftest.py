@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from attnbench.judge.criteria import OURS
-from attnbench.judge.mutants import MUTANTS
-from attnbench.judge.mutants.right import RIGHT
-from attnbench.judge.selftest_counts import Part, interval, only_killers, survivors, table
-from attnbench.judge.trials import TRIALS
+from attnbench.report.cells import markdown_cell
 from attnbench.report.markdown import grid
-from attnbench.report.text import markdown_cell
+from attnbench.selftest.counts import Part, interval, only_killers, survivors, table
+from attnbench.selftest.criteria import OURS
+from attnbench.selftest.mutants import MUTANTS
+from attnbench.selftest.mutants.right import RIGHT
+from attnbench.selftest.trials import TRIALS
 
 HEAD = ("criterion", "dtype", "direction", "kills", "95 %", "false alarms", "95 %")
 DIRECTION = {"fwd": "forward", "fwd_bwd": "forward and backward"}
@@ -111,9 +111,9 @@ def document(part: Part) -> str:
     blocks = [
         "# Does the judge catch liars, and leave the right ones alone?",
         "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",
-        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/judge/mutants/`, each with where it "
-        f"happened) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials (`attnbench/judge/trials.py`). A "
-        "mutant is killed in a direction by its first alarm there; *forward* looks at out and LSE, and knows only "
+        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/selftest/mutants/`, each with where it "
+        f"happened) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials (`attnbench/selftest/trials.py`). "
+        "A mutant is killed in a direction by its first alarm there; *forward* looks at out and LSE, and knows only "
         "mutants that show there. *No LSE* is the same judge of backends that return none. The classic criteria see "
         "the same numbers; they look at out and gradients. Intervals are Clopper and Pearson's.",
         grid(list(HEAD), cells(part), texts=3),

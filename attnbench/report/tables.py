@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnbench.report.front import Front, fronts
-from attnbench.report.text import (
+from attnbench.report.cells import (
     NOTHING,
     bytes_text,
     clean,
@@ -19,7 +18,8 @@ from attnbench.report.text import (
     percent,
     three_digits,
 )
-from attnbench.report.words import STATUS_ORDER, case_text
+from attnbench.report.labels import STATUS_ORDER, case_text
+from attnbench.report.ranking import Front, fronts
 from attnbench.sweep.result import BROKEN
 
 LISTED = (

@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from attnbench.report.cells import factor, three_digits
 from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
-from attnbench.report.text import factor, three_digits
 
 COLOURS = {
     "ok": "green",

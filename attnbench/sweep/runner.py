@@ -24,7 +24,7 @@ from attnbench.sweep.executors import InProcess, WorkerProcess
 from attnbench.sweep.faults import UNKNOWN, Fault
 from attnbench.sweep.lanes import Lane, make_lanes
 from attnbench.sweep.limits import default_memory_limit_bytes
-from attnbench.sweep.oracle import Oracle
+from attnbench.sweep.reference_worker import Oracle
 from attnbench.sweep.result import Result
 from attnbench.sweep.store import Store
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from attnbench.backend import environments, resolve
-from attnbench.judge import check, judge, make_reference
+from attnbench.conformance import check
+from attnbench.judge import judge, make_reference
 from attnbench.problem import ALiBi, Bias, Case, RelativeBias, make_inputs, parse_mask
 
 pytestmark = pytest.mark.skipif(

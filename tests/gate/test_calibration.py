@@ -13,9 +13,9 @@ import pytest
 from attnbench.backend import Entry
 from attnbench.cli import calibrate as command
 from attnbench.errors import AttnbenchError
+from attnbench.gate.arms import Ran
 from attnbench.gate.calibration import NOTHING, Calibration, calibrate
 from attnbench.gate.recording import SAME, SLOWER, frame_of, record_group, recorded, write_rows
-from attnbench.sweep.arms import Ran
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 

@@ -12,7 +12,7 @@ from attnbench.cli.compile import compiled_rows
 from attnbench.cli.revisions import _compiled
 from attnbench.errors import AttnbenchError
 from attnbench.gate import Contest
-from attnbench.sweep.arms import Arm
+from attnbench.gate.arms import Arm
 
 ROW = {"arch": "sm_90", "kernel": "forward", "specimen": "x", "config": "64x64", "triton": "3.8.0"} | {
     "spill_bytes": 0,

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from attnbench.cli.app import app
 from attnbench.errors import AttnbenchError
 from attnbench.gate import Rule, hold_against, touched
+from attnbench.gate.arms import Track
+from attnbench.gate.worktree import checked_out, commit_of
 from attnbench.problem import Case, Causal
-from attnbench.sweep.arms import Track
 from attnbench.sweep.suite import Planned
-from attnbench.sweep.worktree import checked_out, commit_of
 
 PLAIN = """
 import torch

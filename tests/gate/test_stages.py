@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench.gate import Contest, Gate, Rule, hold_against
-from attnbench.sweep.arms import Arm, Ran
+from attnbench.gate.arms import Arm, Ran
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 

@@ -10,15 +10,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2] / "attnbench"
 LAYER = {
     "errors": 0,
+    "device": 1,
     "problem": 1,
     "backend": 2,
     "judge": 3,
     "measure": 3,
-    "sweep": 4,
-    "gate": 5,
-    "report": 6,
+    "conformance": 4,
+    "selftest": 5,
+    "sweep": 5,
+    "gate": 6,
     "layer": 6,
-    "cli": 7,
+    "models": 7,
+    "report": 7,
+    "session": 8,
+    "cli": 9,
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench.judge.blocks import relative_index
 from attnbench.judge.oracle import exact_attention
+from attnbench.judge.scores import relative_index
 from attnbench.problem import Case, Causal, Inputs, RelativeBias
 from tests.judge.oracle_problems import PROBLEMS, a_problem, dense_answer, differing, named
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attnbench.judge import oracle
-from attnbench.judge.blocks import full_precision
 from attnbench.judge.oracle import exact_attention
+from attnbench.judge.scores import full_precision
 from attnbench.problem import Causal, Sink, Softcap
 from tests.judge.oracle_problems import PROBLEMS, a_problem, differing, named
 

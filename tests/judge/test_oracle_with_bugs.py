@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench.judge import blocks, oracle
+from attnbench.judge import oracle
+from attnbench.judge import scores as blocks
 from attnbench.judge.oracle import exact_attention
 from attnbench.problem import ALiBi
 from tests.judge.oracle_problems import PROBLEMS, dense_answer, differing, named

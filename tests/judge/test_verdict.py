@@ -15,8 +15,8 @@ from torch import Tensor
 from attnbench.backend import Gradients, Output
 from attnbench.errors import AttnbenchError
 from attnbench.judge import Reference, judge, make_reference
-from attnbench.judge.noise import UNITS
 from attnbench.judge.oracle import exact_attention
+from attnbench.judge.rounding import UNITS
 from attnbench.judge.verdict import LARGEST
 from attnbench.problem import (
     ALiBi,

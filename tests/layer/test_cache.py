@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnbench.errors import LayerError
 from attnbench.layer import KVCache, MultiheadAttention
-from attnbench.layer.noise import Spread, exact_attention, spread
+from attnbench.models.rounding import Spread, exact_attention, spread
 from attnbench.problem import Causal, Mask, Padding, SlidingWindow
 
 LENGTH = 13

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnbench.layer import MultiheadAttention
-from attnbench.layer.noise import Spread, exact_attention, spread
+from attnbench.models.rounding import Spread, exact_attention, spread
 from attnbench.problem import Causal, Full, Mask, Padding, SlidingWindow
 
 E, H = 24, 3

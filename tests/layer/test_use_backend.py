@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention as taken_earlier
 
 import attnbench as ab
 from attnbench.errors import AttnbenchError, LayerError
-from attnbench.layer.noise import exact_attention, spread
 from attnbench.layer.sdpa_mask import MaskReader, recognised
+from attnbench.models.rounding import exact_attention, spread
 from attnbench.problem import Causal, Explicit, Extent, Full, Mask, Padding
 
 

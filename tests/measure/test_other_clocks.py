@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from attnbench.backend import Output, Prepared, resolve
-from attnbench.measure.beside import GRAPH, other_clocks
 from attnbench.measure.clocks import WarmCudaClock
 from attnbench.measure.graphs import calls_for, copies_for, graph_ms, launch_bound, rotating
+from attnbench.measure.other_clocks import GRAPH, other_clocks
 from attnbench.problem import Case, make_inputs
 
 MIB = 1 << 20

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from attnbench_suites.models import generation
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
-from attnbench.layer.noise import exact_attention
+from attnbench.models import generation
+from attnbench.models.rounding import exact_attention
 from attnbench.problem import Causal
 
 RIGHT = ["naive", "per_head", "mask_multiply", "sdpa_math", "sdpa_flash"]

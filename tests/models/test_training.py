@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from attnbench_suites.models import tasks, training
-from attnbench_suites.models.tasks import TASKS
 from torch import Tensor
 from typer.testing import CliRunner
 
 from attnbench.errors import AttnbenchError
-from attnbench.layer.noise import exact_attention
-from attnbench.layer.runs import ModelRun
+from attnbench.models import tasks, training
+from attnbench.models.record import ModelRun
+from attnbench.models.rounding import exact_attention
+from attnbench.models.tasks import TASKS
 from attnbench.problem import SlidingWindow
 
 RIGHT = ["naive", "per_head", "mask_multiply", "sdpa_math", "sdpa_flash"]

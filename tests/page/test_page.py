@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from attnbench.cli.app import app
 from attnbench.cli.compare import read_set
 from attnbench.errors import BackendUnavailable
+from attnbench.report.charts.palette import contrast
 from attnbench.report.frame import frame
+from attnbench.report.labels import with_families
 from attnbench.report.page import page, rows
 from attnbench.report.page.looks import PAPER
 from attnbench.report.page.render import json_text
 from attnbench.report.page.rows import QUANTILES, page_rows
-from attnbench.report.palette import contrast
-from attnbench.report.words import with_families
 from tests.page.sets import a_result, a_set, many, small_set
 
 REAL = Path(__file__).resolve().parents[2] / "results" / "cpu-2-cores"

@@ -12,9 +12,9 @@ import typer
 
 from attnbench.cli.app import app
 from attnbench.report.frame import frame
+from attnbench.report.labels import with_families
 from attnbench.report.page.rows import roofs_of
 from attnbench.report.page.trust import WORST, agreements, furthest, furthest_off, noises, remarks
-from attnbench.report.words import with_families
 from attnbench.sweep.result import Result
 from tests.page.sets import a_result
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from attnbench.report import frame
-from attnbench.report.charts import speed_and_memory
-from attnbench.report.curves import curve_panels, dot_rows
+from attnbench.report.charts.curves import speed_and_memory
+from attnbench.report.charts.data import curve_panels, dot_rows
+from attnbench.report.charts.matrices import draw_error, matrices, matrix
+from attnbench.report.charts.palette import COLOURS, ink, length_tick, looks, spread_apart
 from attnbench.report.files import write_charts
-from attnbench.report.matrices import draw_error, matrices, matrix
-from attnbench.report.palette import COLOURS, ink, length_tick, looks, spread_apart
 
 LENGTHS = (256, 512, 1024)
 

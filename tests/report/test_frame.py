@@ -76,8 +76,8 @@ def test_figures_follow_from_the_raw_samples(a_case: Any, a_result: Any, roofs: 
 
 
 def test_the_other_clocks_of_a_gpu_have_columns_of_their_own(a_case: Any, a_result: Any) -> None:
-    from attnbench.measure.beside import GRAPH
     from attnbench.measure.clocks import WarmCudaClock
+    from attnbench.measure.other_clocks import GRAPH
 
     times = {WarmCudaClock.name: {"fwd": 1.5, "bwd": 4.0}, GRAPH: {"fwd": 1.2}}
     row = frame([a_result(a_case(direction="fwd_bwd"), other_clocks_ms=times)]).iloc[0]

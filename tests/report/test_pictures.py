@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from attnbench.conformance.one_case import look
 from attnbench.errors import AttnbenchError
 from attnbench.problem import BlockSparse, Case, Causal, Padding, Softcap
-from attnbench.report.look import look
-from attnbench.report.pictures import draw_pictures, error_image, pooled
+from attnbench.report.charts.one_case import draw_pictures, error_image, pooled
 
 PLANTED = '''
 import torch

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 import attnbench as ab
-from attnbench.cli import models
+from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError
-from attnbench.report.models import MODEL_SUITES
-from attnbench.report.session import resolve_device
 
 SUITE = """
 [[cpu.grid]]
@@ -57,10 +55,6 @@ def test_backends_lists_those_that_are_not_available_with_the_reason() -> None:
     assert table.loc["naive", "version"]
     missing = table[~table["available"].astype(bool)]
     assert (missing["reason"].str.len() > 0).all()
-
-
-def test_the_command_line_and_python_know_the_same_suites_of_models() -> None:
-    assert models.MODEL_SUITES == MODEL_SUITES
 
 
 def sharper(q: Any, k: Any, v: Any, *, mask: Any, scores: Any, scale: float) -> Any:

@@ -12,12 +12,7 @@ import pytest
 from rich.console import Console
 
 from attnbench.report import frame
-from attnbench.report.files import write_csv, write_report
-from attnbench.report.markdown import markdown
-from attnbench.report.page.winners import winners
-from attnbench.report.tables import reasons, sections, standings
-from attnbench.report.terminal import result_tables
-from attnbench.report.text import (
+from attnbench.report.cells import (
     bytes_text,
     clean,
     csv_cell,
@@ -26,7 +21,12 @@ from attnbench.report.text import (
     milliseconds,
     three_digits,
 )
-from attnbench.report.words import with_families
+from attnbench.report.files import write_csv, write_report
+from attnbench.report.labels import with_families
+from attnbench.report.markdown import markdown
+from attnbench.report.page.winners import winners
+from attnbench.report.tables import reasons, sections, standings
+from attnbench.report.terminal import result_tables
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnbench.backend import Backend
-from attnbench.judge import check
+from attnbench.conformance import check
 from attnbench.problem import make_inputs, parse_mask
 
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing is interpreted")

@@ -134,7 +134,7 @@ def test_a_long_document_beside_short_ones_does_not_come_last(schedules: Any) ->
 
 
 def test_a_causal_tail_by_hand(triton_backend: Backend) -> None:
-    from attnbench_backends.triton.tails import tail
+    from tools.triton_tails import tail
 
     # Queries of 128 by keys of 128: tiles of 1, 2, 3 and 4 blocks, and one for the start and end of each: 14 a head.
     case = Case(q_len=512, k_len=512, q_heads=3, head_dim=128, dtype="bf16", mask=parse_mask("causal"))
@@ -180,7 +180,7 @@ def test_every_schedule_gives_the_same_bits(
 
 
 def test_the_table_of_tails_in_the_predictions_is_what_the_blocks_say(triton_backend: Backend) -> None:
-    from attnbench_backends.triton.tails import rows
+    from tools.triton_tails import rows
 
     page = (Path(__file__).parents[2] / "docs" / "triton-predictions.md").read_text(encoding="utf-8")
     assert "\n".join(rows()) in page

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnbench.gate import Finding, Gate
+from attnbench.report.cells import clean
 from attnbench.report.gate.order import Level, level_of, worst_first
-from attnbench.report.text import clean
 
 MOST = 10  # GitHub shows ten annotations of a level from one step, and drops the rest
 COMMANDS: dict[Level, str] = {"failure": "error", "warning": "warning", "remark": "notice"}

@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from attnbench.gate import Finding, Gate
+from attnbench.report.cells import clean
 from attnbench.report.gate.order import Level, level_of, worst_first
-from attnbench.report.text import clean
 
 # What XML 1.0 has no way to write, not even as a reference.
 UNWRITABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

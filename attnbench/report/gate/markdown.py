@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from attnbench.gate import Finding, Gate
+from attnbench.report.cells import NOTHING, clean, markdown_cell, milliseconds
 from attnbench.report.gate.order import counted, headline, level_of, worst_first
 from attnbench.report.markdown import grid
-from attnbench.report.text import NOTHING, clean, markdown_cell, milliseconds
 
 COMMENT_BYTES = 65_536  # GitHub's limit of a comment, in characters; the summary of a step may have 1 MiB
 FEWEST_BYTES = 4_000

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench.report.palette import COLOURS, MARKERS, contrasted
-from attnbench.report.text import clean
+from attnbench.report.cells import clean
+from attnbench.report.charts.palette import COLOURS, MARKERS, contrasted
 
 PAPER = {"light": "#FFFFFF", "dark": "#14181D"}
 # Markers as paths in a square of -1 to 1, the same in the charts and in the text.

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from attnbench.report.cells import clean, factor, milliseconds, three_digits
+from attnbench.report.labels import direction_text
 from attnbench.report.page.winners import Winner
 from attnbench.report.tables import standings
-from attnbench.report.text import clean, factor, milliseconds, three_digits
-from attnbench.report.words import direction_text
 
 MOST_NAMED = 4
 

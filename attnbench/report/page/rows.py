@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench.report.text import clean, is_missing
-from attnbench.report.words import dims_text, heads_text, unlike_lengths_text
+from attnbench.report.cells import clean, is_missing
+from attnbench.report.labels import dims_text, heads_text, unlike_lengths_text
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MOST_SAMPLES = 200_000  # in a page; beyond, samples are only their quantiles

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnbench.report.matrices import error_text, why_unjudged
-from attnbench.report.text import clean, is_missing, percent
+from attnbench.report.cells import clean, is_missing, percent
+from attnbench.report.charts.matrices import error_text, why_unjudged
 from attnbench.sweep.result import Result
 
 TENSORS = ("out", "lse", "dq", "dk", "dv", "dbias")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from attnbench.gate import Ratio, ratio_of_medians
-from attnbench.report.front import Front, fronts
+from attnbench.report.ranking import Front, fronts
 
 NEEDED = ["case", "family", "shape", "direction", "length"]
 

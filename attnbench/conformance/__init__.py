@@ -1,0 +1,7 @@
+"""A backend held to everything it claims: the battery, the properties, the protocol, and the cause of a failure."""
+
+from attnbench.conformance.conformance import check
+from attnbench.conformance.parametrize import parametrize_with_backends
+from attnbench.conformance.report import Failure, Report
+
+__all__ = ["Failure", "Report", "check", "parametrize_with_backends"]

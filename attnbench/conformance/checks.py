@@ -1,0 +1,247 @@
+"""What is done for one dtype? The battery against the oracle, the protocol and the properties, into a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from attnbench.conformance.battery import battery
+from attnbench.conformance.diagnosis.diagnosis import causes_of
+from attnbench.conformance.diagnosis.shrink import smallest_failing
+from attnbench.conformance.known import is_known
+from attnbench.conformance.plan import Plan
+from attnbench.conformance.properties.all import PROPERTIES
+from attnbench.conformance.properties.property import Finding
+from attnbench.conformance.protocol import protocol_faults
+from attnbench.conformance.report import (
+    OK,
+    ORACLE,
+    PROTOCOL,
+    REFUSED,
+    WRONG,
+    Again,
+    Failure,
+    Outcome,
+    Report,
+)
+from attnbench.conformance.subject import Failed, Refused, Subject
+from attnbench.errors import AttnbenchError
+from attnbench.judge.verdict import LARGEST
+from attnbench.problem import Case, make_inputs
+
+EXPLAINED = 3  # failures for which a smaller case and a cause are searched: each costs some dozens of runs
+DIAGNOSED = 8  # failures for which a cause is guessed; a report shows no more
+
+
+class ChecksOfDtype:
+    """The checks of one dtype, each of which writes into the report."""
+
+    def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
+        self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
+        self.without_backward = self._refused_backward() if len(plan.directions) == 2 else None
+        self.directions = plan.directions if self.without_backward is None else ("fwd",)
+        backward = "fwd_bwd" in self.directions
+        self.subject = Subject(
+            plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
+        )
+
+    def everything(self) -> None:
+        """Every check of the plan, in the order of CHECKS."""
+        whole: dict[str, Callable[[], None]] = {ORACLE: self.oracle, PROTOCOL: self.protocol}
+        for name in self.plan.checks:
+            if name in whole:
+                whole[name]()
+            else:
+                self.property(name)
+
+    def on_case(self, name: str, case: Case, distribution: str) -> None:
+        """One check on a case that somebody named."""
+        if name == ORACLE:
+            self.one(case, distribution)
+        elif name == PROTOCOL:
+            self.protocol_of(case, distribution)
+        else:
+            raise AttnbenchError(f"the check {name!r} chooses its own cases; leave the case out")
+
+    def cases(self) -> list[tuple[Case, str]]:
+        """The battery in the direction that holds most, and a few forward-only cases (no graph is kept there)."""
+        levels = dict.fromkeys(self.directions, self.plan.level)
+        if len(self.directions) == 2:
+            levels["fwd"] = "smoke"
+        return [drawn for direction, level in levels.items() for drawn in self._battery(level, direction)]
+
+    def _battery(self, level: str, direction: str) -> list[tuple[Case, str]]:
+        return battery(
+            level,
+            self.dtype,
+            direction,
+            capabilities=self.plan.backend.capabilities,
+            contract=self.plan.contract,
+            masks=self.plan.masks,
+            device=self.plan.device,
+        )
+
+    def _refused_backward(self) -> tuple[Case, str] | None:
+        """A case and the reason, where this device or dtype has no backward: the forward is then checked in full."""
+        cases = [case for case, _ in self._battery("smoke", "fwd_bwd")]
+        reasons = [self.plan.backend.refuses(case, self.plan.device) for case in cases]
+        refused = [(case, reason.reason) for case, reason in zip(cases, reasons, strict=True) if reason]
+        return refused[0] if refused and len(refused) == len(cases) else None
+
+    def oracle(self) -> None:
+        if self.without_backward is not None:
+            case, reason = self.without_backward
+            self._add(ORACLE, case, "randn", REFUSED, reason)
+        for case, distribution in self.cases():
+            self.one(case, distribution)
+
+    def one(self, case: Case, distribution: str) -> None:
+        """One case against the oracle."""
+        inputs = self.subject.inputs(case, distribution)
+        try:
+            verdict = self.subject.verdict(inputs)
+        except Refused as refusal:
+            self._add(ORACLE, case, distribution, REFUSED, str(refusal))
+            return
+        except Failed as failure:
+            self._fail(self._broken(ORACLE, case, distribution, str(failure)))
+            return
+        if verdict.ok:
+            self._add(ORACLE, case, distribution, OK, "", verdict.error_over_budget)
+            return
+        tensor, error = max(verdict.errors.items(), key=lambda item: item[1]["over_budget"], default=("", {}))
+        first = next((n for n, e in verdict.errors.items() if e["over_budget"] > 1), tensor)
+        if (
+            first == "out" or first == "lse"
+        ):  # what is wrong in the forward is wrong in the backward for that reason
+            tensor, error = first, verdict.errors[first]
+        self._fail(
+            Failure(
+                ORACLE,
+                case,
+                distribution,
+                self.plan.seed,
+                tensor,
+                tuple(error.get("worst", ())),
+                error.get("max_z"),
+                error.get("over_budget", LARGEST),
+                error.get("reason", verdict.reason),
+                tensors=tuple(n for n, e in verdict.errors.items() if e["over_budget"] > 1),
+            )
+        )
+
+    def property(self, name: str) -> None:
+        """One property; it passes as a whole, where a case of it was computed. What it found before it broke counts."""
+        findings: list[Finding] = []
+        before = self.subject.answers
+        status, reason = OK, ""
+        try:
+            for finding in PROPERTIES[name].run(self.subject):
+                findings.append(finding)
+        except Refused as refusal:
+            status, reason = REFUSED, str(refusal)
+        except Failed as failure:
+            status, reason = WRONG, str(failure)
+            base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
+            self._fail(self._broken(name, base, "randn", reason), listed=False)
+        if status == OK and self.subject.answers == before:
+            status, reason = REFUSED, "takes no case of it"
+        if status == WRONG or not findings:
+            self._add(name, None, "randn", status, reason)
+        for f in findings:
+            z = f.error_over_budget if f.error_over_budget < LARGEST else None
+            self._fail(
+                Failure(
+                    name,
+                    f.case,
+                    f.distribution,
+                    self.plan.seed,
+                    f.tensor,
+                    f.worst,
+                    z,
+                    f.error_over_budget,
+                    f.reason,
+                    tensors=(f.tensor,),
+                )
+            )
+
+    def protocol(self) -> None:
+        found = next((case for _, case in self.subject.any_case()), None)
+        if found is not None:
+            self.protocol_of(found)
+
+    def protocol_of(self, case: Case, distribution: str = "randn") -> None:
+        """How the backend works: inputs untouched, calls repeatable, storage not cached."""
+        inputs = self.subject.inputs(case, distribution)
+        others = make_inputs(case, self.plan.seed + 1, self.plan.device, distribution)
+        references = self.subject.reference(inputs), self.subject.reference(others)
+        try:
+            self.subject.answer(inputs)
+            faults = protocol_faults(self.plan.backend, inputs, others, *references)
+        except (Refused, NotImplementedError) as refusal:
+            self._add(PROTOCOL, case, distribution, REFUSED, str(refusal))
+            return
+        except Failed as failure:
+            faults = [str(failure)]
+        except Exception as problem:  # noqa: BLE001 - whatever a backend raises is its failure, not ours
+            faults = [f"raises {type(problem).__name__}: {problem}"]
+        if not faults:
+            self._add(PROTOCOL, case, distribution, OK)
+        for fault in faults:
+            self._fail(self._broken(PROTOCOL, case, distribution, fault, (fault,)))
+
+    def _broken(
+        self, name: str, case: Case, distribution: str, reason: str, causes: tuple[str, ...] = ()
+    ) -> Failure:
+        # A failure that is no tensor's error.
+        return Failure(name, case, distribution, self.plan.seed, "", (), None, LARGEST, reason, causes)
+
+    def _add(
+        self,
+        name: str,
+        case: Case | None,
+        distribution: str,
+        status: str,
+        reason: str = "",
+        error: float | None = None,
+        tensors: tuple[str, ...] = (),
+    ) -> None:
+        self.report.outcomes.append(
+            Outcome(name, case, self.dtype, distribution, status, reason, error, tensors)
+        )
+
+    def _fail(self, failure: Failure, listed: bool = True) -> None:
+        if listed:
+            self._add(
+                failure.check,
+                failure.case,
+                failure.distribution,
+                WRONG,
+                failure.reason,
+                failure.error_over_budget,
+                failure.tensors,
+            )
+        # What is known needs no search for a smaller case; with --case it is asked about, and told.
+        known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
+        self.report.failures.append(failure if known else self._explained(failure))
+
+    def _explained(self, failure: Failure) -> Failure:
+        case, distribution = failure.case, failure.distribution
+        # One exception fails every case in the same words: the search is for what else there is.
+        explained = {f.reason: f for f in self.report.failures if f.command}
+        if failure.reason in explained:
+            failure = replace(failure, causes=explained[failure.reason].causes)
+        elif failure.check == ORACLE and sum(f.check == ORACLE for f in explained.values()) < EXPLAINED:
+            case, distribution = smallest_failing(self.subject, case, distribution)
+        if not failure.causes and len(explained) < DIAGNOSED:
+            failure = replace(failure, causes=self._causes(failure, case, distribution))
+        again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
+        if failure.check in (ORACLE, PROTOCOL):
+            return replace(failure, smallest=case, command=again.on(case, distribution))
+        chosen = again.on_its_own_cases(self.dtype, self.plan.masks, self.subject.backward)
+        return replace(failure, smallest=case, command=chosen)
+
+    def _causes(self, failure: Failure, smallest: Case, distribution: str) -> tuple[str, ...]:
+        # The case as it failed shows a pattern that the smallest, of one query or key, cannot.
+        causes = causes_of(self.subject, failure, failure.case, failure.distribution)
+        return causes or causes_of(self.subject, failure, smallest, distribution)

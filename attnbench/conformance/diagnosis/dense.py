@@ -1,0 +1,53 @@
+"""What would a small case give if one step were another? Attention in float64, dense, with parts put in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnbench.conformance.diagnosis.causes import Hypothesis
+from attnbench.conformance.subject import allowed_pairs
+from attnbench.judge.oracle import Exact, log_sum_exp, probabilities
+from attnbench.judge.scores import Problem, full_precision
+from attnbench.problem import Full, Inputs
+
+TILES = (16, 32, 64, 128, 256)  # of keys or queries, as kernels have them
+
+
+class Dense:
+    """The forward of one small case, every score at once.
+
+    s [B, H, Q, K] are the scores of all pairs, masked or not; allowed is who may attend whom; v [B, H, K, Dv] and
+    k [B, H, K, D] are the values and keys of each query head; sink [1, H, 1] its logits, or None.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.case = inputs, inputs.case
+        with full_precision():
+            problem = Problem(replace(inputs, case=replace(self.case, mask=Full())))
+            whole = problem.whole()
+            block = problem.block(whole)
+            self.s, self.raw = block.s, block.raw
+            self.sink = problem.sink_logits(whole)
+        self.q = inputs.q.double()
+        self.k = inputs.k.double().repeat_interleave(self.case.group, 1)
+        self.v = inputs.v.double().repeat_interleave(self.case.group, 1)
+        self.allowed = allowed_pairs(self.case, str(inputs.device))
+
+    def masked(self, s: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+        """Scores with -inf where a pair is not allowed."""
+        s = self.s if s is None else s
+        return s.masked_fill(~(self.allowed if allowed is None else allowed), -torch.inf)
+
+    def answer(self, masked: Tensor | None = None, v: Tensor | None = None) -> Exact:
+        """out and LSE of these masked scores and values."""
+        s = self.masked() if masked is None else masked
+        _, lse = log_sum_exp(s, self.sink)
+        return Exact(probabilities(s, lse) @ (self.v if v is None else v), lse)
+
+    def if_scores_are(self, cause: str, words: str, s: Callable[[], Tensor]) -> Hypothesis:
+        """That the backend has these scores, under the right mask."""
+        return Hypothesis(cause, words, lambda: self.answer(self.masked(s())))

@@ -1,0 +1,220 @@
+"""Where does an error lie, and what does that look like? Rows, heads, features, tiles; by a factor or at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnbench.conformance.diagnosis.causes import Guess
+from attnbench.conformance.diagnosis.dense import TILES
+from attnbench.conformance.protocol import same_bits
+from attnbench.conformance.subject import Answer, Subject, allowed_pairs
+from attnbench.judge.reference import Reference
+from attnbench.problem import Case, Inputs
+
+SLIGHT = (
+    0.08  # root mean square of an error relative to the answer's: what few bits leave, not another formula
+)
+FAR = 12.0  # an element is off when it is that far in units of its noise
+
+
+def root_mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def when_called_again(subject: Subject, inputs: Inputs, answer: Answer) -> Iterator[Guess]:
+    """What further calls on the same inputs tell of the first."""
+    first = {name: x.clone() for name, x in answer.tensors.items() if x is not None}
+    before = inputs.checksum()
+    try:
+        again = subject.answer(inputs)
+        later = subject.backend.prepare(inputs.case, inputs)
+        given = later.forward().out
+        kept = given.clone()
+        later.forward()
+    except Exception:  # noqa: BLE001 - it has failed before, in words that the failure holds
+        yield Guess("protocol", "it fails when called again")
+        return
+    if inputs.checksum() != before:
+        yield Guess("protocol", "the inputs are changed in place")
+        return
+    if not same_bits(given, kept):
+        words = (
+            "out is written after the call has returned: work that nobody waited for, or a buffer used again"
+        )
+        yield Guess("protocol", words)
+    for name, x in first.items():
+        if subject.backend.capabilities.deterministic and not same_bits(x, again.tensors[name]):
+            words = f"{name} differs from call to call (a race, or memory that is not written)"
+            yield Guess("nondeterministic", words)
+
+
+def patterns(subject: Subject, inputs: Inputs, answer: Answer, wrong: set[str]) -> Iterator[Guess]:
+    """Where the error lies, and what it looks like."""
+    case = inputs.case
+    reference = subject.reference(inputs)
+    if "lse" in wrong and "out" not in wrong:
+        yield from _of_lse(answer, reference, case)
+    backward: list[Guess] = []
+    if not wrong & {"out", "lse"}:
+        scores = sorted(wrong - {"dq", "dk", "dv"})
+        if scores and len(scores) == len(wrong):
+            words = f"only {', '.join(scores)} is wrong: the reduction or the chain of that gradient"
+            yield Guess("score change", words)
+        backward = [of_backward(wrong)]
+    for name in ("out", "dq", "dk", "dv"):
+        if name not in wrong or tuple(answer.tensors[name].shape) != reference.expected[name].value.shape:
+            continue  # a sample of rows shows no pattern
+        x, expected = answer.tensors[name], reference.expected[name]
+        value, sigma = (torch.from_numpy(a).to(x.device) for a in (expected.value, expected.sigma))
+        z = ((x.double() - value).abs() / sigma.clamp_min(1e-300)).nan_to_num(nan=math.inf)
+        off = z > min(FAR, float(z.max()) / 2)
+        yield from _not_finite(name, x, case)
+        yield from _slight(name, x, value, off)
+        yield from backward
+        yield from _of_rows(name, x, value, off, case)
+        yield from _of_place(name, x, value, off, case)
+        return
+    yield from backward
+
+
+def of_backward(wrong: set[str]) -> Guess:
+    """The guess where the forward is right."""
+    words = f"the forward is right and {', '.join(sorted(wrong))} wrong: a fault of the backward alone"
+    return Guess("gradients only", words)
+
+
+def _of_lse(answer: Answer, reference: Reference, case: Case) -> Iterator[Guess]:
+    """The LSE is wrong beside a right out."""
+    given, right = answer.output.lse, torch.from_numpy(reference.expected["lse"].value)
+    words = "out is right and the LSE is wrong: its base, its maximum, or its precision"
+    if given is None or given.shape != right.shape:
+        yield Guess("lse", words)
+        return
+    given = given.double().cpu()
+    if any(score.kind == "sink" for score in case.scores) and bool(
+        (given.isfinite() != right.isfinite()).any()
+    ):
+        yield Guess("sink", "the LSE overflows beside the sink, as where the sink is left out of the maximum")
+    yield Guess("lse", words)
+    apart = torch.where(given == right, 0.0, given - right).abs()
+    if float(apart.max()) < SLIGHT:
+        words = "the LSE is slightly off: low precision (the scores, the row sum or log2(e) in few bits)"
+        yield Guess("low precision", words)
+
+
+def _not_finite(name: str, x: Tensor, case: Case) -> Iterator[Guess]:
+    """Which rows hold what is no number, and what rows of that kind have in common."""
+    bad = ~x.isfinite()
+    if not bool(bad.any()):
+        return
+    place, share = [int(i) for i in bad.nonzero()[0]], float(bad.double().mean())
+    at = f"{name} is not finite at {place} ({share:.0%})"
+    allowed = allowed_pairs(case, str(x.device))
+    empty = ~allowed.any(-1)  # [B, H, Q]
+    if name in ("out", "dq"):
+        rows = bad.any(-1)
+        if bool(empty.any()) and not bool((rows & ~empty).any()):
+            yield Guess("empty rows", f"{at}: rows without a key, and only those (0 / 0, or -inf - -inf)")
+            return
+        for tile in TILES:
+            late = ~allowed[..., :tile].any(-1)
+            if bool(late.any()) and not bool((rows & ~late).any()):
+                words = f"{at}: rows whose first tile of {tile} keys is masked as a whole (-inf - -inf)"
+                yield Guess("online softmax", words)
+                return
+        whole = bad.all(-1).any(1).any(0)
+        first = int(whole.nonzero()[0]) if bool(whole.any()) else 0
+        if first and bool(whole[first:].all()) and not bool(whole[:first].any()):
+            yield Guess("missing rows", f"{at}: every row from {first} on, memory that is never written")
+            return
+    elif bool(empty.any()):
+        yield Guess("empty rows", f"{at}: rows without a key give NaN (-inf - -inf), which spreads over keys")
+    if share == 1.0 and any(case.k_len % tile for tile in TILES[:3]):
+        yield Guess("tail tile", f"{at}: all of it, as where 0 meets NaN in memory past the last key")
+    else:
+        yield Guess(
+            "online softmax", f"{at}: overflow, as without the row's maximum, or memory never written"
+        )
+        sink = any(score.kind == "sink" for score in case.scores)
+        if sink:
+            yield Guess("sink", f"{at}: exp of the sink overflows, as where it is left out of the maximum")
+
+
+def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]:
+    """Errors everywhere, none of them large: few bits somewhere."""
+    error = torch.where(x.isfinite(), x.double() - value, 0.0)
+    spread = float(off.any(3).any(1).any(0).double().mean()) > 0.5
+    if bool(x.isfinite().all()) and spread and root_mean_square(error) < SLIGHT * root_mean_square(value):
+        words = f"errors in {name} are slight: low precision (a sum, an accumulator, P, delta or the LSE in few bits)"
+        yield Guess("low precision", words)
+
+
+def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, case: Case) -> Iterator[Guess]:
+    """What the rows that are off hold instead."""
+    without_key = ~allowed_pairs(case, str(x.device)).any(-1)  # [B, H, Q]
+    rows = off.any(3)
+    if name in ("out", "dq") and bool(without_key.any()) and not bool((rows & ~without_key).any()):
+        words = f"only rows without a key are off in {name}: they have to be 0 (not 0 / 0, nor a mean of V)"
+        yield Guess("empty rows", words)
+    held = x.double()[rows]
+    if len(held) and x.shape[3] > 1 and bool((held == held[:, :1]).all()) and bool(held.isfinite().all()):
+        words = (
+            f"the rows of {name} that are off hold one number, {float(held[0, 0]):g}: they are never written"
+        )
+        yield Guess("missing rows", words)
+    if name == "out" and 0 < int(rows[0, 0].sum()) <= 64:
+        at = rows[0, 0].nonzero()[:, 0]
+        near = torch.cdist(x[0, 0, at].double().nan_to_num(), value[0, 0]).min(-1)
+        found = (near.values < 0.05 * value[0, 0].norm(dim=-1).mean()) & (near.indices != at)
+        if bool(found.all()):
+            words = (
+                f"row {int(at[0])} holds the answer of row {int(near.indices[0])}: stored at the wrong place"
+            )
+            yield Guess("layout", words)
+    mine, theirs = (y.flatten().sort().values for y in (x.double().nan_to_num(), value))
+    if float(rows.double().mean()) > 0.3 and root_mean_square(mine - theirs) < 0.02 * root_mean_square(value):
+        yield Guess("layout", f"{name} holds the right numbers at the wrong places (axes, heads or strides)")
+
+
+def _of_place(name: str, x: Tensor, value: Tensor, off: Tensor, case: Case) -> Iterator[Guess]:
+    """Which rows, heads, batch rows and features are off."""
+    length = x.shape[2]
+    rows, lanes = off.any(3).any(1).any(0), off.any(2).any(1).any(0)
+    heads, batches = off.any(3).any(2).any(0), off.any(3).any(2).any(1)
+    what = "queries" if name in ("out", "dq") else "keys"
+    factor = float((x.double() * value).sum() / value.square().sum().clamp_min(1e-300))
+    residue = (x.double() - factor * value).square().sum() / value.square().sum().clamp_min(1e-300)
+    if float(residue) < 1e-3 and abs(factor - 1) > 0.02:
+        yield Guess("scale", f"{name} is {factor:.4g} times what is right: a constant factor")
+    if int(heads.sum()) < heads.numel():
+        some = [int(h) for h in heads.nonzero()[:4, 0]]
+        yield Guess("gqa mapping", f"only heads {some} are off: head mapping (GQA) or a stride of heads")
+    if int(batches.sum()) < batches.numel():
+        some = [int(b) for b in batches.nonzero()[:4, 0]]
+        yield Guess("layout", f"only batch rows {some} are off: a stride or limit of the batch")
+    some = [int(d) for d in lanes.nonzero()[:, 0]]
+    at_an_end = some[-1] + 1 - some[0] == len(some) and (some[0] if some[0] else some[-1] + 1) % 8 == 0
+    if len(some) < lanes.numel() and at_an_end and float(off[..., some].double().mean()) > 0.3:
+        words = f"only features {some[0]} to {some[-1]} are off: the tail of a padded head dim, or v_dim"
+        yield Guess("layout", words)
+    if int(rows.sum()) < length:
+        first, last = int(rows.nonzero()[0]), int(rows.nonzero()[-1])
+        for tile in reversed(TILES):
+            if first and first % tile == 0 and bool(rows[first:].float().mean() > 0.5):
+                words = f"all {what} from {first} on, a multiple of {tile}, are off: the last tile, or tiles' rescaling"
+                yield Guess("tail tile", words)
+                break
+        else:
+            words = f"only {what} {first} to {last} are off ({int(rows.sum())} of {length}): the mask's edge or a tail"
+            yield Guess("mask boundary", words)
+    elif 0.0 < float(off.double().mean()) < 0.9:
+        share = float(off.double().mean())
+        words = f"errors all over {name} ({share:.0%}): precision (a sum, P or a maximum in few bits)"
+        yield Guess("low precision", words)
+    else:
+        tiles = ", or rescaling between tiles of keys" if case.k_len > TILES[0] else ""
+        yield Guess("layout", f"all of {name} is off: layout (strides, axes), softmax{tiles}")

@@ -1,0 +1,95 @@
+"""What is asked of a check? The backend, and the dtypes, directions, masks and checks to keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnbench.backend.interface import Backend
+from attnbench.backend.registry import function_backend, resolve
+from attnbench.conformance.battery import LEVELS
+from attnbench.conformance.properties.all import PROPERTIES
+from attnbench.conformance.report import ORACLE, PROTOCOL
+from attnbench.device import resolve_device
+from attnbench.errors import AttnbenchError
+from attnbench.problem.case import DIRECTIONS, DTYPES
+
+Given = str | Backend | Callable[..., Any]
+CHECKS = (ORACLE, PROTOCOL, *PROPERTIES)
+QUICK_CHECKS = (ORACLE, PROTOCOL)  # those of the level smoke
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One backend, and what of it is checked; `masks` None stands for all that it takes."""
+
+    backend: Backend
+    given_contract: str | None
+    contract: str
+    level: str
+    device: str
+    seed: int
+    masks: tuple[str, ...] | None
+    dtypes: tuple[str, ...]
+    directions: tuple[str, ...]
+    checks: tuple[str, ...]
+
+
+def plan_of(
+    given: Given,
+    *,
+    level: str = "standard",
+    device: str = "auto",
+    seed: int = 0,
+    masks: Iterable[str] | None = None,
+    dtypes: Iterable[str] | None = None,
+    directions: Iterable[str] | None = None,
+    contract: str | None = None,
+    only: Iterable[str] | None = None,
+) -> Plan:
+    """What `check` was asked, within what the backend declares; AttnbenchError where a word is unknown."""
+    if level not in LEVELS:
+        raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
+    backend = _backend(given, contract)
+    where = resolve_device(device)
+    can = backend.capabilities
+    checks = CHECKS if only is not None or level != "smoke" else QUICK_CHECKS
+    wanted_dtypes = among("dtype", dtypes, tuple(DTYPES))
+    wanted_directions = among("direction", directions, DIRECTIONS)
+    return Plan(
+        backend,
+        contract,
+        contract or can.contract,
+        level,
+        where,
+        seed,
+        None if masks is None else tuple([masks] if isinstance(masks, str) else sorted(masks)),
+        tuple(d for d in wanted_dtypes if d in can.dtypes),
+        tuple(d for d in wanted_directions if d == "fwd" or can.backward),
+        among("check", only, checks),
+    )
+
+
+def _backend(given: Given, contract: str | None) -> Backend:
+    if isinstance(given, str):
+        return resolve(given, contract=contract)
+    if isinstance(given, Backend):
+        given.name = given.name or type(given).__name__
+        return given
+    if callable(given):
+        return function_backend(given, contract=contract)
+    raise AttnbenchError(
+        f"{given!r} is no backend; give a name, path/to/file.py:function, a Backend or a function"
+    )
+
+
+def among(what: str, given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The given words in the order of the known ones; all where none is given."""
+    if given is None:
+        return tuple(known)
+    words = [given] if isinstance(given, str) else list(given)
+    for word in words:
+        if word not in known:
+            raise AttnbenchError(f"no {what} {word!r}; take {', '.join(known)}")
+    return tuple(k for k in known if k in words)

@@ -1,0 +1,1 @@
+"""Properties of attention that need no exact answer."""

@@ -1,0 +1,31 @@
+"""What must hold whatever the numbers? Properties of attention that need no exact answer, or none with a tolerance.
+
+Those that hold in every bit see a fault of any size, at any length and in any dtype; those with a tolerance take
+it from the case's noise. Each is a named check, run where the backend's capabilities allow its cases.
+"""
+
+from __future__ import annotations
+
+from attnbench.conformance.properties import exact, gradients, symmetries
+from attnbench.conformance.properties.property import Property
+
+_ALL: tuple[Property, ...] = (
+    exact.mask_probe,
+    exact.masked_keys_do_not_leak,
+    exact.unseen_keys_get_no_gradient,
+    gradients.gradient_identities,
+    gradients.inner_products_agree,
+    exact.one_hot_retrieval,
+    exact.scale_moves_between_q_and_scale,
+    exact.powers_of_two_pass_through,
+    exact.signs_cancel,
+    symmetries.strides_make_no_difference,
+    symmetries.grouped_heads_equal_repeated_keys,
+    symmetries.decode_equals_the_last_row,
+    symmetries.halves_merge_by_lse,
+    symmetries.large_inputs_stay_finite,
+    symmetries.a_batch_row_alone_is_the_same,
+    symmetries.keys_in_another_order_give_the_same,
+    symmetries.heads_in_another_order_give_the_same,
+)
+PROPERTIES = {each.name: each for each in _ALL}

@@ -1,0 +1,70 @@
+"""What is a property of attention, and how is it told that it does not hold? In every bit, or within the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attnbench.conformance.protocol import same_bits
+from attnbench.conformance.subject import Answer, Subject
+from attnbench.judge.reference import Reference
+from attnbench.judge.verdict import LARGEST, judge
+from attnbench.problem import Case, Inputs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a property does not hold: the case, the tensor and index, and what was found there."""
+
+    case: Case
+    tensor: str
+    worst: tuple[int, ...]
+    reason: str
+    error_over_budget: float = LARGEST
+    distribution: str = "randn"
+
+
+@dataclass(frozen=True)
+class Property:
+    """A named check. `run` yields what it finds, nothing where the property holds; it may raise Refused or Failed."""
+
+    name: str
+    catches: str
+    run: Callable[[Subject], Iterator[Finding]]
+
+
+def holds(catches: str) -> Callable[[Callable[[Subject], Iterator[Finding]]], Property]:
+    """Make a property of a function that yields where it does not hold, named as the function is."""
+    return lambda run: Property(run.__name__, catches, run)
+
+
+def first_difference(a: Tensor, b: Tensor) -> tuple[int, ...] | None:
+    if same_bits(a, b):
+        return None
+    different = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(different.any()):
+        return None  # 0 and -0
+    return tuple(int(i) for i in different.nonzero()[0])
+
+
+def differing_bits(
+    case: Case, got: dict[str, Tensor], wanted: dict[str, Tensor], what: str
+) -> Iterator[Finding]:
+    for name, want in wanted.items():
+        at = first_difference(got[name], want)
+        if at is not None:
+            yield Finding(
+                case, name, at, f"{what}: {name}{list(at)} is {float(got[name][at])}, not {float(want[at])}"
+            )
+
+
+def judged(case: Case, reference: Reference, answer: Answer, inputs: Inputs, what: str) -> Iterator[Finding]:
+    verdict = judge(reference, answer.output, answer.gradients, inputs)
+    for name, error in verdict.errors.items():
+        if error["over_budget"] > 1:
+            reason = f"{what}: {error['reason']}"
+            yield Finding(
+                case, name, tuple(error["worst"]), reason, error["over_budget"], inputs.distribution
+            )

@@ -1,0 +1,171 @@
+"""What does a backend answer when it is asked? One backend under test: its answers, its references, its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
+from attnbench.conformance.battery_factors import MASKS, Sizes, masks_named
+from attnbench.conformance.protocol import memory_poisoned
+from attnbench.errors import CaseError, MaskError, ScoreError
+from attnbench.judge.reference import Reference, make_reference
+from attnbench.judge.verdict import Verdict, judge
+from attnbench.problem import Case, Inputs, make_inputs
+
+
+class Refused(Exception):
+    """The backend does not take this case, by declaration or by NotImplementedError; the message says why."""
+
+
+class Failed(Exception):
+    """The backend raised while it computed a case that it had not refused; the message says what."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a backend gave for some inputs."""
+
+    output: Output
+    gradients: Gradients | None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """out, and dq, dk, dv where there are gradients."""
+        named = {"out": self.output.out}
+        if self.gradients is not None:
+            named |= {"dq": self.gradients.dq, "dk": self.gradients.dk, "dv": self.gradients.dv}
+        return named
+
+
+@dataclass
+class Subject:
+    """One backend under test on one device, with what of it is asked for.
+
+    `masks` restricts the masks to those of the given words; references are kept for as long as the subject lives.
+    `answers` counts what was computed, but for what a plain function is called for to learn what it takes.
+    """
+
+    backend: Backend
+    device: str = "cpu"
+    dtype: str = "fp32"
+    seed: int = 0
+    contract: str = "flash"
+    masks: tuple[str, ...] | None = None
+    backward: bool = True
+    answers: int = 0
+    _taken: dict[str, bool] = field(default_factory=dict, repr=False)
+    _references: dict[tuple[str, str, int], Reference] = field(default_factory=dict, repr=False)
+
+    def answer(self, inputs: Inputs) -> Answer:
+        """Run the backend once on poisoned memory; raises Refused or Failed."""
+        case = inputs.case
+        refusal = self.backend.refuses(case, self.device)
+        if refusal is not None:
+            raise Refused(refusal.reason)
+        try:
+            with memory_poisoned():
+                prepared = self.backend.prepare(case, inputs)
+                output = prepared.forward()
+                gradients = None
+                if inputs.dout is not None:
+                    gradients = prepared.backward(inputs.dout)
+                prepared.drop_graph()
+        except NotImplementedError as problem:
+            raise Refused(f"NotImplementedError: {problem}") from problem
+        except Exception as problem:
+            raise Failed(
+                f"raises {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+            ) from problem
+        if not isinstance(output, Output) or not isinstance(output.out, Tensor):
+            raise Failed(
+                f"gives a {type(getattr(output, 'out', output)).__name__}, not a tensor [B, H, Q, Dv]"
+            )
+        self.answers += 1
+        return Answer(output, gradients)
+
+    def inputs(self, case: Case, distribution: str = "randn", seed: int | None = None) -> Inputs:
+        return make_inputs(case, self.seed if seed is None else seed, self.device, distribution)
+
+    def reference(self, inputs: Inputs) -> Reference:
+        """The reference of inputs as drawn (kept), or of inputs that were changed (`seed` -1: made anew)."""
+        key = (inputs.case.id, inputs.distribution, inputs.seed)
+        if inputs.seed < 0:
+            return make_reference(inputs, self.contract, 0)
+        if key not in self._references:
+            self._references[key] = make_reference(inputs, self.contract, inputs.seed)
+        return self._references[key]
+
+    def keep(self, inputs: Inputs, reference: Reference) -> None:
+        """Take a reference that was made elsewhere for the one of these inputs."""
+        self._references[inputs.case.id, inputs.distribution, inputs.seed] = reference
+
+    def verdict(self, inputs: Inputs) -> Verdict:
+        """Run and judge; raises Refused or Failed."""
+        answer = self.answer(inputs)
+        return judge(self.reference(inputs), answer.output, answer.gradients, inputs)
+
+    def takes(self, case: Case) -> bool:
+        """Whether the backend takes the case; a plain function is asked by calling it, since it declares nothing."""
+        if self.backend.refuses(case, self.device) is not None:
+            return False
+        if not isinstance(self.backend, FunctionBackend):
+            return True
+        if case.id not in self._taken:
+            before = self.answers
+            try:
+                self.answer(self.inputs(case))
+                self._taken[case.id] = True
+            except Refused:
+                self._taken[case.id] = False
+            except Failed:
+                self._taken[case.id] = True
+            self.answers = before
+        return self._taken[case.id]
+
+    def case(self, mask: str = "full", **changes: Any) -> Case | None:
+        """A case with the battery's mask of that name, or None where the backend does not take it."""
+        values: dict[str, Any] = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
+        values |= {"dtype": self.dtype, "direction": "fwd_bwd" if self.backward else "fwd"} | changes
+        makers = MASKS if self.masks is None else masks_named(self.masks)
+        if mask not in makers:
+            return None
+        sizes = Sizes(values["q_len"], values["k_len"], values["batch"], values["q_heads"])
+        try:
+            case = Case(mask=makers[mask](sizes), **values)
+        except (CaseError, MaskError, ScoreError):
+            return None
+        return case if self.takes(case) else None
+
+    def any_case(self, **changes: Any) -> Iterator[tuple[str, Case]]:
+        """One case a mask that the backend takes, at the first sizes that it takes; (mask's name, case)."""
+        for mask in MASKS if self.masks is None else masks_named(self.masks):
+            tries: tuple[dict[str, Any], ...] = (
+                {},
+                {"head_dim": 128},
+                {"batch": 1},
+                {"q_len": 64, "k_len": 64},
+                {"q_len": 128, "k_len": 128},
+            )
+            for other in tries:
+                case = self.case(mask, **(other | changes))
+                if case is not None:
+                    yield mask, case
+                    break
+
+
+def changed(inputs: Inputs, **tensors: Any) -> Inputs:
+    """Inputs with other tensors (or another case), marked as not drawn: their reference is made anew."""
+    return replace(inputs, seed=-1, **tensors)
+
+
+def allowed_pairs(case: Case, device: str = "cpu") -> Tensor:
+    """bool [B, H, Q, K]."""
+    mask = case.mask.materialize(
+        case.batch, case.q_heads, case.q_len, case.k_len, device=torch.device(device)
+    )
+    return mask.expand(case.batch, case.q_heads, case.q_len, case.k_len)

@@ -1,0 +1,1 @@
+"""The PNG charts of a report."""

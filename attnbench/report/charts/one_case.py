@@ -1,0 +1,188 @@
+"""How is a case seen from inside drawn? Four pictures: mask, weights, tiles, errors over budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnbench.conformance.one_case import Errors, Seen
+from attnbench.problem import EMPTY, FULL, PARTIAL
+from attnbench.report.charts.palette import INK, QUIET, STATUS_COLOURS, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PIXELS = 1024  # an image is drawn with at most so many cells a side
+ALLOWED, MASKED = "#35618F", "#F1F3F5"
+LEAST, MOST = 1e-2, 1e2  # errors over budget on the scale of colours: right up to 1
+
+
+def draw_pictures(seen: Seen, folder: Path) -> Iterator[Path]:
+    """Write mask.png, weights.png, blocks.png and errors.png; gives each path as soon as it is written."""
+    import matplotlib as mpl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = (("mask", _mask), ("weights", _weights), ("blocks", _blocks), ("errors", _errors))
+    for name, draw in drawings:
+        with mpl.rc_context(STYLE | {"axes.grid": False}):
+            figure = draw(seen)
+            figure.savefig(folder / f"{name}.png")
+        yield folder / f"{name}.png"
+
+
+def pooled(image: NDArray[Any], most: int = PIXELS) -> NDArray[Any]:
+    """The image [..., Q, K] with the largest of each cell, so that a single odd element is still seen."""
+    for axis in (-2, -1):
+        step = -(-image.shape[axis] // most)
+        if step > 1:
+            places = np.arange(0, image.shape[axis], step)
+            image = np.fmax.reduceat(image, places, axis=axis)
+    return image
+
+
+def error_image(errors: Errors) -> NDArray[np.float64]:
+    """What is drawn of one tensor: [heads, length] on a logarithm's scale of -1 (none) over 0 (allowed) to 1."""
+    with np.errstate(divide="ignore"):
+        logs = np.log10(np.clip(errors.over, LEAST, MOST))  # NaN stays NaN
+    return logs / np.log10(MOST)
+
+
+def _figure(seen: Seen, width: float, height: float, what: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(f"{what}\n{seen.case.id}", fontsize=9, color=INK, x=0.01, ha="left")
+    return figure
+
+
+def _side_by_side(seen: Seen, count: int, what: str) -> tuple[Figure, list[Axes]]:
+    figure = _figure(seen, 3.2 * count + 0.4, 3.7, what)
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for axis in axes:
+        axis.set_xlabel("key")
+    axes[0].set_ylabel("query")
+    return figure, axes
+
+
+def _extent(seen: Seen) -> tuple[float, float, float, float]:
+    return (0, seen.case.k_len, seen.case.q_len, 0)
+
+
+def _heads_of(seen: Seen, planes: int) -> tuple[int, ...]:
+    return seen.heads if planes > 1 else (0,)
+
+
+def _head_title(planes: int, head: int) -> str:
+    return f"head {head}" if planes > 1 else "every head"
+
+
+def _mask(seen: Seen) -> Figure:
+    from matplotlib.colors import ListedColormap
+
+    planes = seen.mask.shape[0]
+    heads = _heads_of(seen, planes)
+    what = f"Who may attend whom (dark: may), batch row {seen.batch_row}"
+    figure, axes = _side_by_side(seen, len(heads), what)
+    for axis, head in zip(axes, heads, strict=True):
+        image = pooled(seen.mask[head].astype(np.int8))
+        axis.imshow(
+            image, cmap=ListedColormap([MASKED, ALLOWED]), vmin=0, vmax=1, extent=_extent(seen), aspect="auto"
+        )
+        axis.set_title(_head_title(planes, head))
+    return figure
+
+
+def _weights(seen: Seen) -> Figure:
+    what = f"Exact attention weights (colour: share of the row's largest), batch row {seen.batch_row}"
+    figure, axes = _side_by_side(seen, len(seen.heads), what)
+    for axis, head, plane in zip(axes, seen.heads, seen.weights, strict=True):
+        top = plane.max(axis=-1, keepdims=True)
+        axis.imshow(
+            pooled(plane / np.where(top > 0, top, 1.0)),
+            cmap="magma",
+            vmin=0,
+            vmax=1,
+            extent=_extent(seen),
+            aspect="auto",
+        )
+        axis.set_title(f"head {head}")
+    return figure
+
+
+def _blocks(seen: Seen) -> Figure:
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    planes = seen.blocks.shape[0]
+    heads = _heads_of(seen, planes)
+    words = {EMPTY: ("empty", MASKED), PARTIAL: ("partial", "#E0A458"), FULL: ("full", ALLOWED)}
+    count = {kind: int((seen.blocks == kind).sum()) for kind in words}
+    said = ", ".join(f"{count[kind]} {word}" for kind, (word, _) in words.items())
+    figure, axes = _side_by_side(seen, len(heads), f"Tiles of {seen.block} x {seen.block} tokens: {said}")
+    for axis, head in zip(axes, heads, strict=True):
+        colours = ListedColormap([words[kind][1] for kind in (EMPTY, PARTIAL, FULL)])
+        query_blocks, key_blocks = seen.blocks[head].shape
+        axis.imshow(
+            seen.blocks[head],
+            cmap=colours,
+            vmin=EMPTY,
+            vmax=FULL,
+            extent=(0, key_blocks, query_blocks, 0),
+            aspect="auto",
+        )
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axis.set_title(_head_title(planes, head))
+        axis.set_xlabel("key tile")
+    axes[0].set_ylabel("query tile")
+    figure.legend(
+        handles=[Patch(color=colour, label=word) for word, colour in words.values()],
+        loc="outside lower right",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def _errors(seen: Seen) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    word = "right" if seen.verdict.ok else "WRONG"
+    what = f"{seen.backend}: {word}; error over what is allowed, batch row {seen.batch_row}"
+    rows = len(seen.errors)
+    heads = max(e.over.shape[0] for e in seen.errors)
+    figure = _figure(seen, 8.0, 0.9 + rows * max(0.8, min(2.2, 0.24 * heads + 0.5)), what)
+    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    colours = colormaps["RdBu_r"].with_extremes(bad="#D5D8DC")
+    drawn = None
+    for axis, errors in zip(axes, seen.errors, strict=True):
+        image = error_image(errors)
+        length, count = image.shape[1], image.shape[0]
+        drawn = axis.imshow(
+            np.ma.masked_invalid(pooled(image)),
+            cmap=colours,
+            vmin=-1,
+            vmax=1,
+            extent=(0, length, count - 0.5, -0.5),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axis.set_ylabel(f"{errors.name}\n{'key ' if errors.is_by_key else ''}head")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axis.set_xlabel("key" if errors.is_by_key else "query")
+    assert drawn is not None
+    bar = figure.colorbar(drawn, ax=list(axes), ticks=[-1, -0.5, 0, 0.5, 1])
+    bar.ax.set_yticklabels(["0.01", "0.1", "1 allowed", "10", "100"], fontsize=7, color=QUIET)
+    if not seen.verdict.ok:
+        figure.text(
+            0.01, -0.02, seen.verdict.reason, fontsize=8, color=STATUS_COLOURS["wrong"], va="top", wrap=True
+        )
+    return figure

@@ -1,0 +1,158 @@
+"""Does the judge catch liars and leave the right ones alone? Kill rate and false alarms, beside other criteria.
+
+Mutants and right implementations meet the trials; the references of a trial are made once and shared by all. A
+mutant counts as killed in a direction by its first alarm there. Forward means out and LSE, both means everything.
+Nothing here prints; `report.selftest` and the command do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from attnbench.conformance.protocol import clocks_watched, protocol_faults
+from attnbench.problem import Inputs
+from attnbench.selftest.counts import Part, record
+from attnbench.selftest.criteria import CRITERIA, DIRECTIONS, NO_LSE, OURS, Answer, Setting, answer_of
+from attnbench.selftest.mutants import MUTANTS, Mutant, TiledBackend
+from attnbench.selftest.mutants.right import RIGHT, Right
+from attnbench.selftest.trials import TRIALS, Trial
+
+
+def directions_of(mutant: Mutant) -> tuple[str, ...]:
+    return ("fwd_bwd",) if mutant.gradients_only else DIRECTIONS
+
+
+def catalogue(dtype: str, device: str = "cpu") -> list[Mutant]:
+    """The mutants that exist in this dtype on this device."""
+    return [m for m in MUTANTS.values() if dtype in m.dtypes and device in m.devices]
+
+
+def kill_mutants(
+    dtype: str,
+    trials: Sequence[Trial] = TRIALS,
+    *,
+    seed: int = 0,
+    mutants: Sequence[Mutant] | None = None,
+    every: bool = False,
+    quick: bool = False,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> Part:
+    """Run mutants over trials, each until every criterion has found it in every direction.
+
+    An alarm is a kill only where the same criterion accepts the right tiled attention on the same numbers: whoever
+    accuses everybody finds nothing. With `every` each mutant meets all trials, so that `killers` is complete; with
+    `quick` long trials are left to the mutants that our own judge has not found yet.
+    """
+    mutants = catalogue(dtype) if mutants is None else mutants
+    part = Part()
+    pairs = {m.name: [(c, d) for c in CRITERIA for d in directions_of(m) if _counts(m, c)] for m in mutants}
+    alive = {name: set(asked) for name, asked in pairs.items()}
+    for name, asked in pairs.items():
+        record(part.kills, name, dtype, {}, asked)
+    for trial in trials:
+        case = trial.case(dtype)
+        ours = {(OURS, direction) for direction in DIRECTIONS}
+        missed = {
+            name: pending & ours if quick and trial.is_long else pending for name, pending in alive.items()
+        }
+        facing = [m for m in mutants if m.can_show(case) and (missed[m.name] or every)]
+        if not facing:
+            continue
+        setting = Setting(trial, dtype, seed)
+        accuses_the_right = setting.alarms(answer_of(TiledBackend("right"), setting.inputs), "flash")
+        for mutant in facing:
+            useful = set(pairs[mutant.name] if every else missed[mutant.name]) - accuses_the_right.keys()
+            if not useful:
+                continue
+            wanted = {criterion for criterion, _ in useful}
+            alarms = setting.alarms(_answer_with_clocks(mutant, setting.inputs), "flash", wanted)
+            alarms = {key: why for key, why in alarms.items() if key in useful}
+            alive[mutant.name] -= set(alarms)
+            record(part.kills, mutant.name, dtype, alarms, alarms)
+            _note_kill(part, dtype, mutant.name, trial.name, alarms)
+        on_event(f"{dtype}: {trial.name}")
+    _protocol_kills(part, dtype, mutants, alive, seed, every)
+    return part
+
+
+def _counts(mutant: Mutant, criterion: str) -> bool:
+    # What is wrong in the LSE alone is right for a backend that gives none.
+    return mutant.shows_without_lse or criterion != NO_LSE
+
+
+def _note_kill(part: Part, dtype: str, mutant: str, trial: str, alarms: dict[tuple[str, str], str]) -> None:
+    why = alarms.get((OURS, "fwd_bwd"))
+    if why is not None:
+        part.killers.setdefault(dtype, {}).setdefault(mutant, []).append(trial)
+        part.reasons.setdefault(f"{dtype} | {mutant}", f"{trial}: {why}")
+
+
+def _answer_with_clocks(mutant: Mutant, inputs: Inputs) -> Answer:
+    # What a mutant changes in place is put back: `fresh` would lose stride 0 and transposed memory.
+    kept = {name: tensor.clone() for name, tensor in inputs.tensors.items()}
+    with clocks_watched():
+        answer = answer_of(mutant.backend(), inputs)
+    for name, tensor in inputs.tensors.items():
+        if not torch.equal(tensor, kept[name]):
+            tensor.copy_(kept[name])
+    return answer
+
+
+PROTOCOL_TRIALS = ("plain", "causal, groups, ragged")
+
+
+def _protocol_kills(
+    part: Part,
+    dtype: str,
+    mutants: Sequence[Mutant],
+    alive: dict[str, set[tuple[str, str]]],
+    seed: int,
+    every: bool,
+) -> None:
+    for trial in (t for t in TRIALS if t.name in PROTOCOL_TRIALS):
+        first, second = Setting(trial, dtype, seed), Setting(trial, dtype, seed + 1)
+        references = first.reference("flash"), second.reference("flash")
+        for mutant in mutants:
+            ours = {(c, d) for c in (OURS, NO_LSE) for d in directions_of(mutant)}
+            if not ours & alive[mutant.name] and not (every and mutant.cause == "protocol"):
+                continue
+            faults = protocol_faults(mutant.backend(), first.inputs, second.inputs, *references)
+            if faults:
+                alarms = dict.fromkeys(ours, faults[0])
+                alive[mutant.name] -= ours
+                record(part.kills, mutant.name, dtype, alarms, alarms)
+                _note_kill(part, dtype, mutant.name, f"protocol: {trial.name}", alarms)
+
+
+def try_right_ones(
+    dtype: str,
+    trials: Sequence[Trial] = TRIALS,
+    *,
+    seeds: Sequence[int] = (0,),
+    rights: Sequence[Right] = RIGHT,
+    criteria: Sequence[str] = CRITERIA,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> Part:
+    """Run every right implementation on every trial it takes; each verdict of each direction is counted."""
+    part = Part()
+    backends = [(right, right.make()) for right in rights]
+    for trial in trials:
+        for seed in seeds:
+            setting = Setting(trial, dtype, seed)
+            for right, backend in backends:
+                contract = backend.capabilities.contract
+                case = setting.inputs.case
+                if backend.refuses(case) or right.defect(case) or not trial.fits(dtype, contract):
+                    continue
+                answer = answer_of(backend, setting.inputs)
+                if answer.error.startswith("raises NotImplementedError"):
+                    continue
+                name = f"{right.name} | {trial.name} | seed {seed}"
+                alarms = setting.alarms(answer, contract, criteria)
+                record(part.false_alarms, name, dtype, alarms, [(c, d) for c in criteria for d in DIRECTIONS])
+                if (OURS, "fwd_bwd") in alarms:
+                    part.reasons[f"{dtype} | {name}"] = alarms[OURS, "fwd_bwd"]
+        on_event(f"{dtype}: {trial.name}")
+    return part

@@ -1,0 +1,10 @@
+"""Does the judge find real bugs? A readable tiled attention, right variants of it, and the catalogue of mutants."""
+
+from attnbench.selftest.mutants import backward, cheats, layout, masks, score_changes, softmax, split
+from attnbench.selftest.mutants.catalogue import MUTANTS, Mutant
+from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, variant
+
+__all__ = ["MUTANTS", "Mutant", "Tiled", "TiledBackend", "Tiling", "variant"]
+
+# Importing a chapter enters its mutants.
+CHAPTERS = (masks, score_changes, softmax, layout, split, backward, cheats)

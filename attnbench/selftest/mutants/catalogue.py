@@ -1,0 +1,119 @@
+"""Which real bugs does the judge have to find? The record of a mutant, and how one is planted.
+
+A mutant is a `Tiled` with one fault: a few steps replaced. Its record says where it happened, in which dtypes it
+exists, what a diagnosis should name as its cause, and which kinds of masks or score changes can show it at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from attnbench.conformance.diagnosis.causes import CAUSES
+from attnbench.errors import AttnbenchError
+from attnbench.problem import Case
+from attnbench.problem.masks import And, Mask, Not, Or
+from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, variant
+
+ALL_DTYPES = frozenset({"bf16", "fp16", "fp32"})
+HALVES = frozenset({"bf16", "fp16"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One planted bug. `shows` is None, or the kinds of masks ("masked": any) and score changes that can show it.
+
+    `gradients_only`: out and lse are right, so that only a backward shows it. `devices`: where it can show.
+    `shows_without_lse` is False where nothing but the LSE it returns is wrong.
+    """
+
+    name: str
+    cause: str
+    where: str
+    kind: type[Tiled]
+    tiling: Tiling
+    dtypes: frozenset[str] = ALL_DTYPES
+    gradients_only: bool = False
+    shows: frozenset[str] | None = None
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    shows_without_lse: bool = True
+
+    def backend(self) -> TiledBackend:
+        return TiledBackend(self.name, self.kind, self.tiling)
+
+    def can_show(self, case: Case) -> bool:
+        """Whether this case may tell it from the right one; where it says no the two are the same."""
+        if self.gradients_only and not case.needs_backward:
+            return False
+        kinds = case.mask.kinds | {score.kind for score in case.scores}
+        masked = {"masked"} if case.mask.is_combined or case.mask.kinds != {"full"} else set()
+        return self.shows is None or bool(self.shows & (kinds | masked))
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(
+    name: str,
+    cause: str,
+    where: str = "",
+    *,
+    tiling: Tiling = Tiling(),
+    dtypes: frozenset[str] = ALL_DTYPES,
+    gradients_only: bool = False,
+    shows: str = "",
+    devices: frozenset[str] = frozenset({"cpu", "cuda"}),
+    shows_without_lse: bool = True,
+    **steps: Any,
+) -> None:
+    """Enter a mutant into the catalogue. `shows` is a text of kinds, `steps` the replaced steps of `Tiled`."""
+    if name in MUTANTS or cause not in CAUSES:
+        raise AttnbenchError(f"mutant {name!r}: the name is taken, or there is no cause {cause!r}")
+    MUTANTS[name] = Mutant(
+        name=name,
+        cause=cause,
+        where=where,
+        kind=variant(name.replace(" ", "_"), **steps),
+        tiling=tiling,
+        dtypes=dtypes,
+        gradients_only=gradients_only,
+        shows=frozenset(shows.split()) or None,
+        devices=devices,
+        shows_without_lse=shows_without_lse,
+    )
+
+
+LeafChange = Callable[[Tiled, Any, Any, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def by_leaf(kinds: type[Mask] | tuple[type[Mask], ...], change: LeafChange) -> Callable[..., Tensor]:
+    """A `permits` in which leaves of some kinds are asked through `change(tiled, leaf, may, b, h, q, k)`.
+
+    `may` is the leaf's right predicate.
+    """
+
+    def permits(self: Tiled, mask: Mask, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if isinstance(mask, And):
+            return permits(self, mask.left, b, h, q, k) & permits(self, mask.right, b, h, q, k)
+        if isinstance(mask, Or):
+            return permits(self, mask.left, b, h, q, k) | permits(self, mask.right, b, h, q, k)
+        if isinstance(mask, Not):
+            return ~permits(self, mask.mask, b, h, q, k)
+        may = self.predicate_of(mask)
+        return change(self, mask, may, b, h, q, k) if isinstance(mask, kinds) else may(b, h, q, k)
+
+    return permits
+
+
+def in_backward(permits: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A `masked_backward` that asks another `permits` than the forward does."""
+
+    def masked_backward(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
+        b, h, q, k = self.indices(rows, cols)
+        permitted = permits(self, self.case.mask, b, h, q, k.clamp_max(self.case.k_len - 1))
+        return s.masked_fill(~(permitted & self.in_bounds(k)), float("-inf"))
+
+    return masked_backward

@@ -1,0 +1,150 @@
+"""Does each property hold for a right function, and break under the fault it is there for?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnbench.backend import FunctionBackend, Output, Prepared
+from attnbench.conformance import check
+from attnbench.conformance.properties.all import PROPERTIES
+from attnbench.conformance.subject import Refused, Subject
+from attnbench.problem import Case, Inputs
+from tests.conformance.functions import attention, right, with_fault
+
+MASKS = ("causal", "full", "window", "padding", "explicit")
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_property_holds_for_a_right_function(name: str) -> None:
+    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=MASKS)
+    if name == "halves_merge_by_lse":
+        with pytest.raises(Refused, match="gives no LSE"):
+            list(PROPERTIES[name].run(subject))
+        return
+    assert list(PROPERTIES[name].run(subject)) == []
+    assert subject.answers
+
+
+def _leaky(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    return attention(q, k, v, mask, scores, scale) + 1e-6 * v.float().mean(2, keepdim=True).to(q.dtype)
+
+
+def _clamped(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    return attention(q, k, v.clamp(-3, 3), mask, scores, scale)
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] + 0.01
+
+
+def _offset_gradient(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    return attention(q, _Doubled.apply(k), v, mask, scores, scale)
+
+
+def _short_value_gradient(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    return attention(q, k, 0.9 * v + 0.1 * v.detach(), mask, scores, scale)
+
+
+def _recency(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    # Late keys count more, whatever the mask says: one more feature that scores the position.
+    place = torch.arange(k.shape[2]).div(k.shape[2] * scale).expand(k.shape[:3])[..., None]
+    q, k = torch.cat((q, torch.ones_like(q[..., :1])), -1), torch.cat((k, place.to(k.dtype)), -1)
+    return attention(q, k, v, mask, scores, scale)
+
+
+def _first_head_louder(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    out = attention(q, k, v, mask, scores, scale)
+    return out * (1 + (torch.arange(out.shape[1]) == 0)[:, None, None])
+
+
+PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
+    "mask_probe": with_fault(strict=True),
+    "masked_keys_do_not_leak": _leaky,
+    "unseen_keys_get_no_gradient": _offset_gradient,
+    "gradient_identities": _offset_gradient,
+    "inner_products_agree": _short_value_gradient,
+    "keys_in_another_order_give_the_same": _recency,
+    "heads_in_another_order_give_the_same": _first_head_louder,
+    "one_hot_retrieval": with_fault(factor=0.001),
+    "scale_moves_between_q_and_scale": with_fault(factor=0.125),
+    "powers_of_two_pass_through": _clamped,
+    "signs_cancel": lambda q, k, v, *, mask, scores, scale: attention(q.abs(), k, v, mask, scores, scale),
+    "strides_make_no_difference": lambda q, k, v, *, mask, scores, scale: attention(
+        q.as_strided(q.shape, torch.empty(q.shape).stride()), k, v, mask, scores, scale
+    ),
+    "grouped_heads_equal_repeated_keys": with_fault(tiled=True),
+    "decode_equals_the_last_row": with_fault(top_left=True),
+    "large_inputs_stay_finite": lambda q, k, v, *, mask, scores, scale: attention(
+        q.clamp(-50, 50), k, v, mask, scores, scale
+    ),
+    "a_batch_row_alone_is_the_same": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v if v.shape[0] > 1 else v * 2, mask, scores, scale
+    ),
+}
+
+
+class _WithLse(FunctionBackend):
+    """Right, and says by how much the LSE that it gives is off."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__(right, "with an LSE")
+        self.off = off
+
+    def prepare(self, case: Case, inputs: Inputs) -> Prepared:
+        prepared = super().prepare(case, inputs)
+        inner = prepared.forward
+
+        def forward() -> Output:
+            group = case.q_heads // case.kv_heads
+            k = inputs.k.double().repeat_interleave(group, 1)
+            lse = (inputs.q.double() @ k.transpose(-1, -2) * case.softmax_scale).logsumexp(-1)
+            return Output(inner().out, (lse * self.off).float())
+
+        prepared.forward = forward  # type: ignore[method-assign]
+        return prepared
+
+
+@pytest.mark.parametrize(("off", "found"), [(1.0, 0), (1.4427, 1)])  # in base 2
+def test_halves_merge_only_by_a_right_lse(off: float, found: int) -> None:
+    subject = Subject(_WithLse(off), dtype="fp32", masks=("full",))
+    assert len(list(PROPERTIES["halves_merge_by_lse"].run(subject))) == found
+
+
+def test_every_property_has_a_fault_that_breaks_it() -> None:
+    assert set(PROPERTIES) == {*PROPERTY_FAULTS, "halves_merge_by_lse"}
+
+
+@pytest.mark.parametrize("name", PROPERTY_FAULTS)
+def test_a_property_is_broken_by_the_fault_it_is_there_for(name: str) -> None:
+    subject = Subject(FunctionBackend(PROPERTY_FAULTS[name], "faulty"), dtype="fp32", masks=MASKS)
+    findings = list(PROPERTIES[name].run(subject))
+    assert findings
+    assert all(f.reason and f.error_over_budget > 1 for f in findings)
+
+
+def test_what_a_property_found_before_a_case_was_refused_is_told() -> None:
+    def gives_up_later(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        if q.shape[2] == 129 and not q.any():
+            raise NotImplementedError("no such length")
+        return attention(q, k, v, mask, scores, scale, strict=True)
+
+    report = check(gives_up_later, only="mask_probe", masks={"causal"}, dtypes={"fp32"}, directions={"fwd"})
+    assert {f.check for f in report.failures} == {"mask_probe"}
+    assert "may attend" in report.failures[0].reason
+
+
+def test_what_a_function_is_called_for_to_learn_what_it_takes_shows_no_property() -> None:
+    # Under the full mask every key is seen, so nothing is asked about keys that nobody sees.
+    report = check(right, only="unseen_keys_get_no_gradient", masks={"full"}, dtypes={"fp32"})
+    assert [(o.status, o.reason) for o in report.outcomes] == [("refused", "takes no case of it")]

@@ -1,0 +1,94 @@
+"""Is the catalogue of bugs what it says: large enough, each really wrong, each where it happened?"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from attnbench.conformance.diagnosis.causes import CAUSES
+from attnbench.conformance.protocol import clocks_watched
+from attnbench.errors import AttnbenchError
+from attnbench.selftest.counts import DTYPES
+from attnbench.selftest.criteria import Answer, answer_of
+from attnbench.selftest.kills import catalogue
+from attnbench.selftest.mutants import MUTANTS, TiledBackend, Tiling
+from attnbench.selftest.mutants.catalogue import mutant
+from attnbench.selftest.trials import TRIALS
+
+BY_NAME = {trial.name: trial for trial in TRIALS}
+# Right on every single call; what they do to the harness is wrong.
+ONLY_BY_PROTOCOL = {
+    "cached by data_ptr",
+    "different after two calls",
+    "fallback to another kernel",
+    "gradients of the first dO",
+    "monkey-patched timer",
+    "q scaled in place",
+    "scale cached by shape",
+    "the last answer overwritten",
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_dtype_has_the_whole_catalogue(dtype: str) -> None:
+    assert len(catalogue(dtype)) >= 122
+
+
+def test_every_cause_is_that_of_some_mutant() -> None:
+    assert {m.cause for m in MUTANTS.values()} == CAUSES
+
+
+def test_every_mutant_says_where_it_happened_or_what_it_does() -> None:
+    assert [m.name for m in MUTANTS.values() if len(m.where) < 5] == []
+
+
+def test_a_name_is_taken_once_and_a_cause_is_a_known_one() -> None:
+    with pytest.raises(AttnbenchError, match="taken"):
+        mutant("no scale", "scale")
+    with pytest.raises(AttnbenchError, match="no cause 'scael'"):
+        mutant("another", "scael")
+    assert "another" not in MUTANTS
+
+
+def differs(answer: Answer, right: Answer) -> bool:
+    """Whether any bit of any tensor differs, or an error was raised."""
+    if answer.output is None or right.output is None:
+        return True
+    mine, theirs = answer.tensors(), right.tensors()
+    lse = answer.output.lse, right.output.lse
+    assert lse[0] is not None
+    assert lse[1] is not None
+    mine, theirs = mine | {"lse": lse[0]}, theirs | {"lse": lse[1]}
+    return any(mine[name].dtype != x.dtype or not torch.equal(mine[name], x) for name, x in theirs.items())
+
+
+@functools.cache
+def right_answer(trial: str, dtype: str, tiling: Tiling) -> Answer:
+    return answer_of(TiledBackend("right", tiling=tiling), BY_NAME[trial].inputs(dtype, seed=5))
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ONLY_BY_PROTOCOL))
+def test_a_mutant_computes_something_else_and_only_where_it_may(name: str) -> None:
+    planted = MUTANTS[name]
+    if "cpu" not in planted.devices:
+        pytest.skip("needs tensors of more than 2^31 elements")
+    dtype = "fp32" if planted.dtypes == {"fp32"} else "fp16" if "bf16" not in planted.dtypes else "bf16"
+    shown: list[str] = []
+    for trial in TRIALS:
+        case = trial.case(dtype)
+        can_show = planted.can_show(case)
+        is_small = case.q_len * case.k_len * case.q_heads <= 1 << 14
+        if trial.is_longest or (shown if can_show else not is_small):
+            continue
+        with clocks_watched():
+            # Inputs of its own: a mutant may change them in place.
+            found = differs(
+                answer_of(planted.backend(), trial.inputs(dtype, seed=5)),
+                right_answer(trial.name, dtype, planted.tiling),
+            )
+        if found:
+            assert can_show, f"{trial.name} shows it, against its record"
+            shown.append(trial.name)
+    assert shown
