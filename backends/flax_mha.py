@@ -8,7 +8,7 @@ from __future__ import annotations
 from attnbench.backend import Capabilities, Refusal
 from attnbench.problem import Case
 
-from ._foreign import ForeignBackend
+from ._library import ForeignBackend
 from ._lowering_jax import lowered_flax, task_of
 
 REQUIRES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnbench.backend import Capabilities
 
-from ._foreign import ForeignBackend
+from ._library import ForeignBackend
 from ._lowering_jax import lowered_cudnn, task_of
 from .jax_xla import SOURCE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnbench.backend import Capabilities, Refusal
 from attnbench.problem import Case
 
-from ._foreign import ForeignBackend
+from ._library import ForeignBackend
 from ._lowering_jax import lowered_xla, task_of
 
 REQUIRES = {"jax": "attnbench env create jax", "ml_dtypes": "attnbench env create jax"}

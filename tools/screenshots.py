@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from attnbench.cli.compare import read_set
+from attnbench.gate.pairing import read_set
 from attnbench.report.page import write_page
 from tests.page.conftest import browser_path
 

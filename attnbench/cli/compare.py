@@ -15,15 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from attnbench.gate import Comparison, GeometricMean, ResultSet
-
-
-def read_set(path: Path) -> ResultSet:
-    """A result folder with its fingerprints, called by its path."""
-    from attnbench.gate import ResultSet
-    from attnbench.report.frame import read_environments, read_results
-
-    return ResultSet(read_results(path), read_environments(path), str(path))
+    from attnbench.gate import Comparison, GeometricMean
 
 
 def compare_results(
@@ -39,6 +31,7 @@ def compare_results(
     Example: [bold]attnbench compare runs/before runs/after[/bold]
     """
     from attnbench.gate import compare
+    from attnbench.gate.pairing import read_set
 
     found = compare(read_set(base), read_set(head))
     if as_json:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from attnbench.cli.compare import read_set
 from attnbench.cli.console import plural, print_all, print_json, remark, require_writable, texts
 from attnbench.errors import AttnbenchError
 
@@ -182,6 +181,7 @@ def _gate_folders(
     base: Path, head: str | None, margin: float, allow_unlike: bool, backends: list[str] | None
 ) -> Gate:
     from attnbench.gate import gate
+    from attnbench.gate.pairing import read_set
 
     if head is None or not Path(head).is_dir():
         raise AttnbenchError(

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from attnbench.cli.compare import read_set
 from attnbench.cli.console import print_all, print_json, remark
-from attnbench.cli.worst import draw_worst, embed
 from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
     from attnbench.gate import ResultSet
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnbench.sweep.result import Result
 
 
 def report_results(
@@ -45,6 +50,8 @@ def report_results(
         raise AttnbenchError(
             "several result sets are compared on a page: add --html FILE (or see `attnbench compare`)"
         )
+    from attnbench.gate.pairing import read_set
+
     sets = [read_set(folder) for folder in folders]
     if as_json:
         from attnbench.report.frame import frame
@@ -61,7 +68,7 @@ def report_results(
 
 
 def _beside(folder: Path) -> Path:
-    from attnbench.report.frame import results_file
+    from attnbench.sweep.store import results_file
 
     return results_file(folder).parent / "report"
 
@@ -122,3 +129,40 @@ def as_records(table: object) -> list[dict[str, object]]:
             json.loads(record["prepare_ms"]),
         )
     return records
+
+
+LIMIT_S = 120.0
+
+
+def draw_worst(result: Result, folder: Path) -> Path | None:
+    """Draw the errors of a result into `folder`; None where its backend cannot be run here any more.
+
+    A wrong backend may crash: it is run in a process of its own, for LIMIT_S at most.
+    """
+    words = ["show", json.dumps(result.case), "--backend", result.backend, "--out", str(folder)]
+    words += ["--seed", str(result.seed), "--distribution", result.distribution]
+    words += ["--device", result.device.split(":")[0]] if result.device else []
+    words += ["--contract", result.contract] if result.contract else []
+    program = [sys.executable, "-c", "from attnbench.cli import main; main()", *words]
+    picture = folder / "errors.png"
+    picture.unlink(missing_ok=True)
+    try:
+        subprocess.run(program, capture_output=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return picture if picture.exists() else None
+
+
+def embed(report: Path, result: Result, picture: Path) -> None:
+    """Put the picture at the end of a Markdown report."""
+    from attnbench.report.cells import clean
+
+    case, backend, reason = (
+        clean(x, 300).replace("`", "'") for x in (result.case_id, result.backend, result.reason)
+    )
+    text = f"\n## The worst failure\n\n`{backend}` on `{case}`: {reason}\n\n"
+    text += (
+        f"![Error over what is allowed, by query and head]({picture.relative_to(report.parent).as_posix()})\n"
+    )
+    with report.open("a", encoding="utf-8") as file:
+        file.write(text)

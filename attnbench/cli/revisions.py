@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.cli.console import plural, remark
-from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
-    from attnbench.gate import Contest, Finding, Gate
-
-Rows = list[dict[str, Any]]  # one compiled kernel each; see attnbench.gate.compiled
-KERNELS = "compiled kernels"  # in place of a case
+    from attnbench.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -35,10 +30,11 @@ class Asked:
 
 def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
     """Hold head (None: the working folder as it is) against base; what is being done goes to stderr."""
-    from attnbench.cli.compile import require_architectures
+    from attnbench.backend.ahead_of_time import require_architectures
     from attnbench.device import resolve_device
     from attnbench.gate import Gate, Rule, hold_against, touched
     from attnbench.gate.arms import Ran, Track
+    from attnbench.gate.compiled import findings_of_kernels
     from attnbench.gate.recording import rows_of, write_rows
     from attnbench.gate.verdict import gathered
     from attnbench.gate.worktree import checked_out, commit_of, repository
@@ -67,7 +63,7 @@ def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
         if not found.contests:
             return Gate((), asked.effect, notes=tuple(notes))
         remark(f"{plural(len(found.contests), 'backend')}, {plural(len(planned), 'case')} each")
-        compiled = list(_compiled(found.contests, asked.arch))
+        compiled = list(findings_of_kernels(found.contests, asked.arch, remark))
         ran: list[Ran] = []
         with Track(device, threads=asked.threads if device == "cpu" else None) as track:
             verdict = hold_against(
@@ -83,52 +79,3 @@ def gate_revisions(base: str, head: str | None, asked: Asked) -> Gate:
             write_rows(rows_of(ran), asked.record)
         findings = [*verdict.findings, *compiled]
         return gathered(findings, verdict.margin, notes=(*notes, *verdict.notes))
-
-
-def _compiled(contests: Sequence[Contest], arch: str) -> Iterator[Finding]:
-    """Of backends whose kernels compile without their GPU: what became worse."""
-    for contest in contests:
-        arms = (contest.base, contest.head)
-        base, head = (None if arm is None or arm.folder is None else arm.folder for arm in arms)
-        if base is None or head is None:
-            continue
-        if all((folder / contest.name / "ahead_of_time.py").is_file() for folder in (base, head)):
-            remark(f"compiling the kernels of {contest.name} for {arch}")
-            yield from _compiled_of(contest.name, base, head, arch)
-
-
-def _compiled_of(name: str, base_folder: Path, head_folder: Path, arch: str) -> Iterator[Finding]:
-    """What became worse of one backend; that head does not compile is a finding, not the end of the gate."""
-    from attnbench.cli.compile import compiled_rows
-    from attnbench.gate import Finding
-    from attnbench.gate.compiled import compiled_findings
-
-    try:
-        head = compiled_rows(name, arch, folder=head_folder)
-    except AttnbenchError as problem:
-        try:
-            compiled_rows(name, arch, folder=base_folder)
-        except AttnbenchError:
-            yield Finding("inconclusive", KERNELS, name, f"{problem}; nor could base's")
-        else:
-            yield Finding("broken", KERNELS, name, f"{problem}; base's could")
-        return
-    try:
-        base = _of_base(name, base_folder, arch, head)
-    except AttnbenchError as problem:
-        yield Finding("new", KERNELS, name, f"compile for {arch}; base's do not: {problem}")
-    else:
-        yield from compiled_findings(name, head, base)
-
-
-def _of_base(name: str, folder: Path, arch: str, head: Rows) -> Rows:
-    """Base's kernels: as its table has them where head was compiled by the same Triton, else compiled here."""
-    from attnbench.cli.compile import COMPILED, committed, compiled_rows
-
-    if (folder / name / COMPILED).is_file():
-        wanted = {row["arch"] for row in head}
-        table = [row for row in committed(name, folder) if row["arch"] in wanted]
-        # Registers and spills differ between versions of Triton.
-        if {row["triton"] for row in table} == {row["triton"] for row in head}:
-            return table
-    return compiled_rows(name, arch, folder=folder)

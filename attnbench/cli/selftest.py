@@ -27,9 +27,8 @@ def judge_the_judge(
     """
     from rich.table import Table
 
-    from attnbench.cli.parts import run_parts
     from attnbench.report.selftest import HEAD, as_json, cells, document
-    from attnbench.selftest.plan import broken_promises, full_plan, small_plan
+    from attnbench.selftest.plan import broken_promises, full_plan, run_parts, small_plan
 
     require_writable(json_out, write)
     part = run_parts(full_plan() if full else small_plan(), jobs, remark)

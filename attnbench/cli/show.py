@@ -68,7 +68,7 @@ def the_case(text: str, results: Path | None) -> Case:
             )
         return case_of(text)
     from attnbench.problem import Case
-    from attnbench.report.frame import read_results
+    from attnbench.sweep.store import read_results
 
     found = {result.case_id: result.case for result in read_results(results)}
     if text not in found:

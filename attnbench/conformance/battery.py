@@ -15,19 +15,23 @@ from typing import Any
 
 from attnbench.backend.interface import Capabilities, declared_refusal
 from attnbench.conformance.battery_factors import (
+    ALWAYS,
     BATCHES,
     DISTRIBUTIONS,
     HEAD_DIMS,
     HEADS,
     LAYOUTS,
     LENGTHS,
+    LONG,
+    MANY_ROWS,
     MASKS,
+    PLAIN,
     SCALES,
     SCORES,
+    Row,
     Sizes,
     masks_named,
 )
-from attnbench.conformance.battery_rows import ALWAYS, LONG, MANY_ROWS, PLAIN, Row
 from attnbench.errors import AttnbenchError, CaseError, MaskError, ScoreError
 from attnbench.problem import Case, Mask
 

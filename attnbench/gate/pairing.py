@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from attnbench.errors import NotComparable
 from attnbench.measure.fingerprint import IDENTIFYING
 from attnbench.sweep.result import Result
+from attnbench.sweep.store import read_environments, read_results
 
 Key = tuple[str, str, int, str]
 MOST_DIFFERENCES = 8
@@ -28,6 +30,11 @@ class ResultSet:
             return self
         wanted = set(backends)
         return ResultSet([r for r in self.results if r.backend in wanted], self.environments, self.name)
+
+
+def read_set(path: Path) -> ResultSet:
+    """A result folder with its fingerprints, called by its path."""
+    return ResultSet(read_results(path), read_environments(path), str(path))
 
 
 @dataclass(frozen=True)

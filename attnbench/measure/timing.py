@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attnbench.measure.clocks import Call, Clock, Timed
+from attnbench.errors import AttnbenchError
+from attnbench.measure.clocks import Call, Clock, CpuClock, Timed
 
 SAMPLE_MS = (
     1.0  # a sample is at most this long where calls are shorter: the minimum of short ones dodges noise
@@ -82,3 +83,30 @@ def _timed(clock: Clock, call: Call, samples: int, calls_per_sample: int) -> Tim
     if of_its_own is None:
         return clock.time(call, samples, calls_per_sample)
     return Timed(*of_its_own(samples, calls_per_sample))
+
+
+def slowed(call: Call, share: float, clock: object) -> Call:
+    """`call` and then `share` of the time that it took: 0.05 makes it 5 % slower.
+
+    The wait is of the host; on a GPU, where calls return before they are done, it would slow nothing, so that is
+    refused. So is a call that another process times.
+    """
+    if not isinstance(clock, CpuClock):
+        raise AttnbenchError("a call can be slowed on a CPU only: a wait of the host slows no kernel")
+    if hasattr(call, "timed"):
+        raise AttnbenchError(
+            "a backend in another environment times its calls there, and cannot be slowed here"
+        )
+
+    now_ns = clock.now_ns
+
+    def slower() -> Any:
+        start_ns = now_ns()
+        returned = call()
+        done_ns = now_ns()
+        until_ns = done_ns + round(share * (done_ns - start_ns))
+        while now_ns() < until_ns:
+            pass
+        return returned
+
+    return slower

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnbench.errors import AttnbenchError, MaskError, ScoreError, did_you_mean
-from attnbench.problem.leaf import Leaf
 from attnbench.problem.lengths import Documents, Padding
-from attnbench.problem.masks import And, Mask, Not, Or
+from attnbench.problem.masks import And, Leaf, Mask, Not, Or
 from attnbench.problem.primitives import (
     Causal,
     Dilated,

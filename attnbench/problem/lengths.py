@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from attnbench.errors import MaskError
-from attnbench.problem.leaf import Leaf, numbers
-from attnbench.problem.masks import Extent, Mask, short_hash
+from attnbench.problem.masks import Extent, Leaf, Mask, numbers, short_hash
 from attnbench.problem.spans import Ints, Spans, one_span
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from attnbench.errors import MaskError
-from attnbench.problem.leaf import Leaf, whole
-from attnbench.problem.masks import Extent, Mask, Not
+from attnbench.problem.masks import Extent, Leaf, Mask, Not, whole
 from attnbench.problem.spans import Ints, Spans, one_span
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.errors import MaskError
-from attnbench.problem.leaf import Leaf, numbers, whole
-from attnbench.problem.masks import Extent, short_hash
+from attnbench.problem.masks import Extent, Leaf, numbers, short_hash, whole
 from attnbench.problem.spans import Ints, Spans, runs
 
 if TYPE_CHECKING:

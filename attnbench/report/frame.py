@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnbench.errors import StoreError
 from attnbench.sweep.result import Result
+from attnbench.sweep.store import read_environments, read_results
 
 LOW, HIGH = 0.1, 0.9  # the quantiles drawn as a chart's band
 PASSES = ("fwd", "bwd")
@@ -83,38 +83,6 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     if Path(path).suffix == ".parquet":
         return pd.read_parquet(path)
     return frame(path)
-
-
-def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """The results of a folder or a results.jsonl; StoreError where there is no such file, or another in its place."""
-    from attnbench.sweep.store import Store
-
-    file = results_file(path)
-    store = Store(file.parent)
-    store.results_file = file  # a copy under another name is read as well
-    found = store.read()
-    if not found and file.stat().st_size:
-        raise StoreError(
-            f"{file} holds no whole result; give the folder that `attnbench run --out` wrote (and run again with "
-            "--resume where it was ended in the middle of its first one)"
-        )
-    return found
-
-
-def results_file(path: str | os.PathLike[str]) -> Path:
-    """The results.jsonl that a path means."""
-    given = Path(path)
-    file = given / "results.jsonl" if given.is_dir() else given
-    if not file.is_file():
-        raise StoreError(f"no results at {file}; give the folder that `attnbench run --out` wrote")
-    return file
-
-
-def read_environments(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fingerprints by key, from environment.json beside the results; empty where there is none."""
-    from attnbench.sweep.store import Store
-
-    return Store(results_file(path).parent).environments()
 
 
 def _row(result: Result, environments: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from attnbench.measure import (
     time_block,
 )
 from attnbench.measure.kernels import attention_kernels, gpu_kernels, not_the_one_named
-from attnbench.measure.slowdown import slowed
+from attnbench.measure.timing import slowed
 from attnbench.problem import Case, Inputs, make_inputs
 from attnbench.sweep import references
 from attnbench.sweep.faults import Fault, one_line

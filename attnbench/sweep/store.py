@@ -174,6 +174,34 @@ class Store:
             return sum(1 for _ in file)
 
 
+def read_results(path: str | os.PathLike[str]) -> list[Result]:
+    """The results of a folder or a results.jsonl; StoreError where there is no such file, or another in its place."""
+    file = results_file(path)
+    store = Store(file.parent)
+    store.results_file = file  # a copy under another name is read as well
+    found = store.read()
+    if not found and file.stat().st_size:
+        raise StoreError(
+            f"{file} holds no whole result; give the folder that `attnbench run --out` wrote (and run again with "
+            "--resume where it was ended in the middle of its first one)"
+        )
+    return found
+
+
+def results_file(path: str | os.PathLike[str]) -> Path:
+    """The results.jsonl that a path means."""
+    given = Path(path)
+    file = given / "results.jsonl" if given.is_dir() else given
+    if not file.is_file():
+        raise StoreError(f"no results at {file}; give the folder that `attnbench run --out` wrote")
+    return file
+
+
+def read_environments(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fingerprints by key, from environment.json beside the results; empty where there is none."""
+    return Store(results_file(path).parent).environments()
+
+
 def _sync_folder(folder: Path) -> None:
     # A new file's name is on the disk only when its folder is.
     fd = os.open(folder, os.O_RDONLY)

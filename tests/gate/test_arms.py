@@ -12,7 +12,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.gate.arms import Arm, Track, share_pace
 from attnbench.measure import FakeClock, Pace
 from attnbench.measure.clocks import CpuClock, CudaClock, ProcessClock
-from attnbench.measure.slowdown import slowed
+from attnbench.measure.timing import slowed
 from attnbench.problem import Case
 from attnbench.sweep import run_sweep
 from attnbench.sweep.attempt import Attempt, Protocol, joined

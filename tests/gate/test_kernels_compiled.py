@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from attnbench.cli.compile import compiled_rows
-from attnbench.cli.revisions import _compiled
+from attnbench.backend.ahead_of_time import compiled_rows
 from attnbench.errors import AttnbenchError
 from attnbench.gate import Contest
 from attnbench.gate.arms import Arm
+from attnbench.gate.compiled import findings_of_kernels
 
 ROW = {"arch": "sm_90", "kernel": "forward", "specimen": "x", "config": "64x64", "triton": "3.8.0"} | {
     "spill_bytes": 0,
@@ -51,7 +51,7 @@ def contest(folder: Path, base: str, head: str) -> Contest:
 def test_what_kernels_compile_to_is_said_whatever_happens(
     tmp_path: Path, base: str, head: str, kind: str, said: str
 ) -> None:
-    found = list(_compiled([contest(tmp_path, base, head)], "sm_90"))
+    found = list(findings_of_kernels([contest(tmp_path, base, head)], "sm_90", lambda line: None))
     assert [finding.kind for finding in found] == [kind]
     assert said in found[0].message
 

@@ -8,8 +8,15 @@ import pytest
 
 from attnbench.backend import Output, Prepared, resolve
 from attnbench.measure.clocks import WarmCudaClock
-from attnbench.measure.graphs import calls_for, copies_for, graph_ms, launch_bound, rotating
-from attnbench.measure.other_clocks import GRAPH, other_clocks
+from attnbench.measure.other_clocks import (
+    GRAPH,
+    calls_for,
+    copies_for,
+    graph_ms,
+    launch_bound,
+    other_clocks,
+    rotating,
+)
 from attnbench.problem import Case, make_inputs
 
 MIB = 1 << 20

@@ -11,13 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from attnbench.cli.app import app
-from attnbench.cli.compare import read_set
 from attnbench.errors import BackendUnavailable
-from attnbench.report.charts.palette import contrast
+from attnbench.gate.pairing import read_set
+from attnbench.report.charts.palette import PAPER, contrast
 from attnbench.report.frame import frame
 from attnbench.report.labels import with_families
 from attnbench.report.page import page, rows
-from attnbench.report.page.looks import PAPER
 from attnbench.report.page.render import json_text
 from attnbench.report.page.rows import QUANTILES, page_rows
 from tests.page.sets import a_result, a_set, many, small_set

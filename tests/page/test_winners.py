@@ -11,7 +11,7 @@ from attnbench.report.frame import frame
 from attnbench.report.labels import with_families
 from attnbench.report.page.compared import compared
 from attnbench.report.page.overview import lines, square
-from attnbench.report.page.winners import Winner, winners
+from attnbench.report.ranking import Winner, winners
 from attnbench.sweep.result import Result
 from tests.page.sets import a_result, a_set, small_set
 

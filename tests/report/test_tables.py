@@ -24,7 +24,7 @@ from attnbench.report.cells import (
 from attnbench.report.files import write_csv, write_report
 from attnbench.report.labels import with_families
 from attnbench.report.markdown import markdown
-from attnbench.report.page.winners import winners
+from attnbench.report.ranking import winners
 from attnbench.report.tables import reasons, sections, standings
 from attnbench.report.terminal import result_tables
 

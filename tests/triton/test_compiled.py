@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import triton
 
-from attnbench.cli.compile import against_the_table, committed, compiled_rows
+from attnbench.backend.ahead_of_time import committed, compiled_rows
 from attnbench.gate import FAILING
-from attnbench.gate.compiled import compiled_findings, regressions
+from attnbench.gate.compiled import against_the_table, compiled_findings, regressions
 
 FEW = "bf16-d128-causal"
 TABLE: list[dict[str, Any]] = committed("triton")

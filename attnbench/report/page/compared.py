@@ -11,7 +11,7 @@ from attnbench.gate import FAILING, KINDS, Finding, ResultSet, gate
 from attnbench.gate.statistics import geometric_mean
 from attnbench.report.cells import clean, factor, milliseconds, three_digits
 from attnbench.report.labels import PASS_TEXT
-from attnbench.report.page.winners import Winner
+from attnbench.report.ranking import Winner
 
 MOST_ROWS = 400  # of a table, and points of the chart: the largest changes
 

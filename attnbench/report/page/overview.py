@@ -11,7 +11,7 @@ import pandas as pd
 
 from attnbench.report.cells import clean, factor, milliseconds, three_digits
 from attnbench.report.labels import direction_text
-from attnbench.report.page.winners import Winner
+from attnbench.report.ranking import Winner
 from attnbench.report.tables import standings
 
 MOST_NAMED = 4

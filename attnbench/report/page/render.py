@@ -17,13 +17,13 @@ import pandas as pd
 from attnbench.errors import BackendUnavailable
 from attnbench.gate import FAILING, ResultSet
 from attnbench.report.cells import clean
+from attnbench.report.charts.palette import looks_of
 from attnbench.report.frame import frame
 from attnbench.report.labels import case_text, with_families
 from attnbench.report.page import overview, trust
 from attnbench.report.page.compared import Compared, compared
-from attnbench.report.page.looks import looks_of
 from attnbench.report.page.rows import page_rows, roofs_of, selection
-from attnbench.report.page.winners import Winner, winners
+from attnbench.report.ranking import Winner, winners
 from attnbench.report.tables import heading, reasons
 
 SCRIPTS = ("figures.js", "draw.js", "tables.js", "page.js")  # in this order, in one scope
