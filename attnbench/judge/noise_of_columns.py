@@ -1,4 +1,4 @@
-"""How noisy are dk and dv of some keys? Monte-Carlo runs over every query, from the full pass's LSE and delta."""
+"""The noise of dk and dv of chosen keys, by Monte-Carlo runs over every query, from the full pass's LSE and delta."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from attnbench.judge.noise_of_sums import FullPass
-from attnbench.judge.oracle import Window, probabilities, window
+from attnbench.judge.oracle import Slices, probabilities, slices_of
 from attnbench.judge.rounding import (
     LARGEST_ARGUMENT,
     N_RUNS,
     PARTIALS,
-    U32,
     Rounding,
     Uniform,
+    distance_from_max,
     either_way,
-    slope_noise,
+    finite,
     sum_noise,
 )
 from attnbench.judge.scores import Part, Problem
@@ -46,7 +46,7 @@ def column_answer(
 ) -> ColumnAnswer:
     """dk and dv of some columns of the heads of the full pass, and their noise."""
     case, n = problem.case, N_RUNS
-    batches, kv_heads = full.known.batches, full.known.kv_heads
+    batches, kv_heads = full.of_rows.batches, full.of_rows.kv_heads
     part = Part(batches, kv_heads, problem.whole().rows, columns)
     shape = (len(batches), len(kv_heads) * case.group)
     zeros = lambda *tail: torch.zeros(*shape, *tail, dtype=torch.float64, device=problem.device)  # noqa: E731
@@ -61,7 +61,7 @@ def column_answer(
     of_bias = bias is not None and bias.shape[2] == 1 and bias.shape[3] > 1
     ds_sum, ds_run = (zeros(1, c), zeros(n, c)) if of_bias else (None, None)
     for piece in problem.pieces(part, max(1, at_once // n)):
-        at = window(problem, part, piece)
+        at = slices_of(problem, part, piece)
         here = at[:2]
         noise = _column_runs(problem, piece, full, at, rounding, uniform)
         b, h, r, _ = noise.p.shape
@@ -94,9 +94,8 @@ def column_answer(
 
 @dataclass(frozen=True)
 class _Summed:
-    # A gradient of columns by query head [B, H, C, D]: exact, its sums of squares, its largest partial sums,
-    # and
-    # the differences of the runs [B, H, n * C, D].
+    # A gradient of columns by query head [B, H, C, D]: exact, its sums of squares, its largest partial sums, and the
+    # differences of the runs [B, H, n * C, D].
     exact: Tensor
     squares: Tensor
     partial: Tensor
@@ -104,20 +103,17 @@ class _Summed:
 
 
 def _grouped(problem: Problem, rounding: Rounding, x: _Summed, scale: float) -> tuple[Tensor, Tensor]:
-    """The gradient of key heads [B, Hkv, C, D], summed over the query heads of each, and its noise's
-    variance.
-    """
+    """The gradient of key heads [B, Hkv, C, D], summed over their query heads, and the variance of its noise."""
     case = problem.case
     b, h, c, d = x.exact.shape
     group = (h // case.group, case.group)
     exact = (x.exact * scale).unflatten(1, group)
     total = exact.sum(2)
     runs = x.runs.unflatten(1, group).sum(2) if case.group > 1 else x.runs
-    # Doubles before the square: differences of 1e-30 have none in float32.
+    # float64 before the square: that of 1e-30 underflows in float32.
     second = (runs.reshape(b, group[0], N_RUNS, c, d).double() * scale).square_().mean(2)
     rounded = rounding.rounded(total) ** 2
-    # A backend may repeat keys over a group: each head's gradient is then rounded before the sum (FA2 does
-    # so).
+    # A backend may repeat keys over a group, and then rounds each head's gradient before the sum (FA2 does).
     if case.group > 1:
         rounded = rounded + (rounding.rounded(exact) ** 2).sum(2)
     sums = sum_noise(case.q_len, x.squares, x.partial) * abs(scale)
@@ -126,8 +122,7 @@ def _grouped(problem: Problem, rounding: Rounding, x: _Summed, scale: float) -> 
 
 @dataclass(frozen=True)
 class _ColumnRuns:
-    # Exact p, ds and ds through the softcap [B, H, R, C], and the differences of each run to them [B, H, R,
-    # n, C].
+    # Exact p, ds and ds through the softcap [B, H, R, C], and each run's differences to them [B, H, R, n, C].
     p: Tensor
     ds: Tensor
     clean: Tensor
@@ -141,48 +136,37 @@ def _runs(x: Tensor, rounding: Rounding) -> Tensor:
 
 
 def _column_runs(
-    problem: Problem, piece: Part, full: FullPass, at: Window, rounding: Rounding, uniform: Uniform
+    problem: Problem, piece: Part, full: FullPass, at: Slices, rounding: Rounding, uniform: Uniform
 ) -> _ColumnRuns:
-    u, eta, n = rounding.u, rounding.eta, N_RUNS
+    n = N_RUNS
     block = problem.block(piece)
-    lse, delta = full.known.lse[at], full.known.delta[at]
-    finite_lse = lse.masked_fill(lse == -math.inf, 0.0)
+    lse, delta = full.of_rows.lse[at], full.of_rows.delta[at]
+    finite_lse = finite(lse)
     p = probabilities(block.s, lse)
     dout, v = problem.dout(piece), problem.v(piece)
     dp = problem.by_key_head(dout, v.transpose(-1, -2)).masked_fill(~block.allowed, 0.0)
     ds = p * (dp - delta[..., None])
     b, h, r, c = p.shape
-    u_pair = lambda: uniform(b, h, r, n, c)  # noqa: E731 - one draw a pair and run
+    u_pair = lambda: uniform(b, h, r, n, c)  # noqa: E731 - one draw per pair and run
     of_scores = rounding.scores(problem, piece, block)
-    of_again = 2 * U32 * (block.s.abs().masked_fill(~block.allowed, 0.0) + finite_lse.abs()[..., None])
-    of_again = torch.sqrt(of_scores**2 + of_again**2)
+    of_again = rounding.backward_argument(of_scores, block, finite_lse)
     if rounding.dense:
-        # The forward's P: exp of the difference to the row's maximum; rounded twice.
-        row_max = full.row_max[at]
-        finite_max = row_max.masked_fill(row_max == -math.inf, 0.0)
-        from_max = (block.s - finite_max[..., None]).abs().masked_fill(~block.allowed, 0.0)
-        of_again = torch.sqrt(of_again**2 + rounding.exp_argument(from_max) ** 2 + 2 * u**2)
+        # The forward's P: exp of the distance to the row's maximum, rounded twice.
+        of_exp = rounding.exp_argument(distance_from_max(block, finite(full.row_max[at])))
+        of_again = torch.sqrt(of_again**2 + of_exp**2 + rounding.roundings * rounding.u**2)
     d_lse = uniform(b, h, r, n) * _runs((3 * full.var_lse[at]).sqrt(), rounding)
     argument = _runs(block.s - finite_lse[..., None], rounding)
     noisy = u_pair() * _runs(of_again, rounding) + argument - d_lse[..., None]
     # DENSE keeps the forward's P, which is at most 1.
     p_again = torch.exp(noisy.clamp_max_(0.0 if rounding.dense else LARGEST_ARGUMENT))
-    of_p = math.sqrt(2.0 if rounding.dense else 1.0) * (u * p + eta * block.allowed)
+    of_p = math.sqrt(rounding.roundings) * rounding.weights(p, rounding.eta * block.allowed)
     run_p = p_again - _runs(p, rounding) + u_pair() * _runs(of_p, rounding)
-    sum_dp = (
-        2
-        * U32
-        * math.sqrt(problem.case.v_dim)
-        * problem.by_key_head(dout**2, (v**2).transpose(-1, -2)).sqrt()
-    )
-    of_dp = torch.sqrt(sum_dp**2 + (u * dp) ** 2) + eta if rounding.dense else sum_dp
-    of_dp = of_dp.masked_fill(~block.allowed, 0.0)
+    of_dp = rounding.masked_dp(problem, piece, block, dp)
     d_delta = uniform(b, h, r, n) * _runs((3 * full.var_delta[at]).sqrt(), rounding)
     centred = _runs(dp - delta[..., None], rounding)
-    ds_eta = eta * max(1.0, 1.0 / abs(problem.scale)) if problem.scale else eta
-    of_ds = math.sqrt(3.0 if rounding.dense else 1.0) * u * ds.abs() + ds_eta * block.allowed
-    if rounding.dense:  # the forward's P may have underflowed
-        of_ds = of_ds + eta * (dp - delta[..., None]).abs() * block.allowed
+    of_ds = rounding.ds(ds, block, problem.scale)
+    if rounding.dense:  # the kept P may have underflowed
+        of_ds = of_ds + rounding.eta * (dp - delta[..., None]).abs() * block.allowed
     run_ds = p_again * (centred + u_pair() * _runs(of_dp, rounding) - d_delta[..., None])
     run_ds = run_ds - _runs(ds, rounding) + u_pair() * _runs(of_ds, rounding)
     lost_p, lost_ds = rounding.flushed(p, ds, problem.scale)
@@ -192,9 +176,9 @@ def _column_runs(
         run_ds = run_ds + common * _runs(lost_ds, rounding)
     if block.slope is None:
         return _ColumnRuns(p, ds, ds, run_p, run_ds, run_ds)
-    of_slope = _runs(slope_noise(problem, block, of_scores, rounding), rounding)
+    of_slope = _runs(rounding.slope(problem, block, of_scores), rounding)
     slope, wide = _runs(block.slope, rounding), _runs(ds, rounding)
     run_clean = (run_ds + wide) * (slope + u_pair() * of_slope) - wide * slope
-    # What underflows after the slope is not made smaller by it.
-    run_clean += u_pair() * _runs(ds_eta * block.allowed.double(), rounding)
+    # Underflow after the slope is not reduced by it.
+    run_clean += u_pair() * _runs(rounding.ds_underflow(problem.scale) * block.allowed.double(), rounding)
     return _ColumnRuns(p, ds, ds * block.slope, run_p, run_ds, run_clean)

@@ -1,7 +1,7 @@
-"""What is the right answer? Exact attention in float64, forward and backward, on the rounded inputs.
+"""Exact attention in float64, forward and backward, on the inputs as rounded to the case's dtype.
 
 The gradients are the explicit formulae of FlashAttention (arXiv 2205.14135, appendix B): P = exp(S - LSE),
-delta = rowsum(dO * O), dS = P * (dP - delta). Memory grows with the sequence: no block holds more than a few
+delta = rowsum(dO * O), dS = P * (dP - delta). Memory grows linearly with the sequence: no block holds more than a few
 million scores. A query without a key has out 0, gradients 0 and lse -inf (with a sink: the sink's logit).
 """
 
@@ -18,9 +18,9 @@ from attnbench.judge.scores import Block, Part, Problem, full_precision, relativ
 from attnbench.problem.inputs import Inputs
 from attnbench.problem.scores import RelativeBias
 
-Window = tuple[slice, slice, slice]  # over batch rows, query heads, rows
+Slices = tuple[slice, slice, slice]  # over batch rows, query heads, rows
 
-SCORES_AT_ONCE = 1 << 19  # float64 scores of a block: 4 MiB, near what a core's cache holds
+SCORES_AT_ONCE = 1 << 19  # float64 scores of a block: 4 MiB, about a core's cache
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Rows:
 
 
 def log_sum_exp(s: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Row maximum and LSE of masked scores [B, H, R, C], the sink's logit included; -inf for a row with
-    nothing.
-    """
+    """Row maximum and LSE of masked scores [B, H, R, C], the sink's logit included; -inf for an empty row."""
     row_max = s.amax(-1)
     if sink is not None:
         row_max = torch.maximum(row_max, sink.expand_as(row_max))
@@ -64,7 +62,7 @@ def probabilities(s: Tensor, lse: Tensor) -> Tensor:
 
 
 def attend(problem: Problem, part: Part, with_dq: bool = True) -> Rows:
-    """Forward, and where the case has one backward, of whole rows (the part's columns are all keys)."""
+    """Forward, and backward if the case has one, of whole rows (the part's columns are all keys)."""
     block = problem.block(part)
     sink = problem.sink_logits(part)
     row_max, lse = log_sum_exp(block.s, sink)
@@ -86,8 +84,8 @@ def attend(problem: Problem, part: Part, with_dq: bool = True) -> Rows:
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """LSE and delta of every row of some heads, float64 [B, H, Q]: what the gradients of columns need."""
+class RowStatistics:
+    """LSE and delta of every row of some heads, float64 [B, H, Q], for the gradients of columns."""
 
     batches: Tensor
     kv_heads: Tensor
@@ -95,33 +93,33 @@ class Statistics:
     delta: Tensor
 
 
-def all_rows(problem: Problem, batches: Tensor, kv_heads: Tensor) -> Iterator[tuple[Window, Rows]]:
-    """Every row of these heads a piece at a time, without dq, and where each piece lies in [B, H, Q]."""
+def all_rows(problem: Problem, batches: Tensor, kv_heads: Tensor) -> Iterator[tuple[Slices, Rows]]:
+    """Every row of these heads piece by piece, without dq, each with its slices of [B, H, Q]."""
     whole = problem.whole()
     part = Part(batches, kv_heads, whole.rows, whole.columns)
     for piece in problem.pieces(part, SCORES_AT_ONCE):
-        yield window(problem, part, piece), attend(problem, piece, with_dq=False)
+        yield slices_of(problem, part, piece), attend(problem, piece, with_dq=False)
 
 
-def statistics(problem: Problem, batches: Tensor, kv_heads: Tensor) -> Statistics:
+def row_statistics(problem: Problem, batches: Tensor, kv_heads: Tensor) -> RowStatistics:
     """LSE and delta of every row of these heads."""
-    known = empty_statistics(problem, batches, kv_heads)
+    of_rows = empty_row_statistics(problem, batches, kv_heads)
     for at, rows in all_rows(problem, batches, kv_heads):
-        known.lse[at] = rows.lse
+        of_rows.lse[at] = rows.lse
         if rows.delta is not None:
-            known.delta[at] = rows.delta
-    return known
+            of_rows.delta[at] = rows.delta
+    return of_rows
 
 
-def empty_statistics(problem: Problem, batches: Tensor, kv_heads: Tensor) -> Statistics:
-    """Statistics to be filled in."""
+def empty_row_statistics(problem: Problem, batches: Tensor, kv_heads: Tensor) -> RowStatistics:
+    """RowStatistics to fill in."""
     shape = (len(batches), len(kv_heads) * problem.case.group, problem.case.q_len)
     lse = torch.empty(shape, dtype=torch.float64, device=problem.device)
-    return Statistics(batches, kv_heads, lse, torch.empty_like(lse))
+    return RowStatistics(batches, kv_heads, lse, torch.empty_like(lse))
 
 
-def window(problem: Problem, part: Part, piece: Part) -> Window:
-    """Where a piece of `part` lies among its batch rows, query heads and rows: pieces are cut in order."""
+def slices_of(problem: Problem, part: Part, piece: Part) -> Slices:
+    """The slices of `part`'s batch rows, query heads and rows that a piece of it covers."""
     group = problem.case.group
     starts = [
         int(torch.searchsorted(getattr(part, n), getattr(piece, n)[0]))
@@ -148,20 +146,20 @@ class Exact:
     scores: dict[str, Tensor] = field(default_factory=dict)
 
 
-def column_gradients(problem: Problem, columns: Tensor, known: Statistics) -> tuple[Tensor, Tensor]:
+def column_gradients(problem: Problem, columns: Tensor, of_rows: RowStatistics) -> tuple[Tensor, Tensor]:
     """dk [B, Hkv, C, D] and dv [B, Hkv, C, Dv] of some columns, from the LSE and delta of every row."""
     case = problem.case
-    part = Part(known.batches, known.kv_heads, problem.whole().rows, columns)
+    part = Part(of_rows.batches, of_rows.kv_heads, problem.whole().rows, columns)
     shape = (len(part.batches), len(part.kv_heads), len(columns))
     dk = torch.zeros(*shape, case.head_dim, dtype=torch.float64, device=problem.device)
     dv = torch.zeros(*shape, case.v_dim, dtype=torch.float64, device=problem.device)
     for piece in problem.pieces(part, SCORES_AT_ONCE):
-        at = window(problem, part, piece)
+        at = slices_of(problem, part, piece)
         block = problem.block(piece)
-        p = probabilities(block.s, known.lse[at])
+        p = probabilities(block.s, of_rows.lse[at])
         dout = problem.dout(piece)
         dp = problem.by_key_head(dout, problem.v(piece).transpose(-1, -2))
-        ds = p * (dp - known.delta[at][..., None])
+        ds = p * (dp - of_rows.delta[at][..., None])
         ds = ds if block.slope is None else ds * block.slope
         by_group = (len(piece.kv_heads), case.group)
         here = at[0], slice(at[1].start // case.group, at[1].stop // case.group)
@@ -176,7 +174,7 @@ def exact_attention(inputs: Inputs, rows: Tensor | None = None, columns: Tensor 
     """Exact attention at the chosen query rows (out, lse, dq) and key columns (dk, dv); by default at all.
 
     `rows` and `columns` are ascending index tensors. Gradients of score tensors sum over every pair, so they
-    come only where neither is given.
+    come only if neither is given.
     """
     with full_precision():
         problem = Problem(inputs)
@@ -191,7 +189,7 @@ def exact_attention(inputs: Inputs, rows: Tensor | None = None, columns: Tensor 
         dq = torch.empty(*shape, case.head_dim, dtype=torch.float64, device=problem.device)
         for piece in problem.pieces(chosen, SCORES_AT_ONCE):
             part = attend(problem, piece)
-            at = window(problem, chosen, piece)
+            at = slices_of(problem, chosen, piece)
             out[at], lse[at] = part.out, part.lse
             if part.dq is not None:
                 dq[at] = part.dq
@@ -199,17 +197,15 @@ def exact_attention(inputs: Inputs, rows: Tensor | None = None, columns: Tensor 
                     gathered.add(part)
         if not case.needs_backward:
             return Exact(out, lse)
-        known = statistics(problem, whole.batches, whole.kv_heads)
+        of_rows = row_statistics(problem, whole.batches, whole.kv_heads)
         dk, dv = column_gradients(
-            problem, whole.columns if columns is None else columns.to(problem.device), known
+            problem, whole.columns if columns is None else columns.to(problem.device), of_rows
         )
         return Exact(out, lse, dq, dk, dv, {} if gathered is None else gathered.sums)
 
 
 class ScoreGradients:
-    """The gradients of bias, relative table and sink, summed as whole rows go by; float64 in the tensors'
-    shapes.
-    """
+    """The gradients of bias, relative table and sink, summed over pieces of rows; float64 in the tensors' shapes."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -220,7 +216,7 @@ class ScoreGradients:
         }
 
     def add(self, rows: Rows) -> None:
-        """Take the gradients of some whole rows in."""
+        """Add the gradients of some whole rows."""
         if rows.ds is None or rows.delta is None:
             return
         problem, part = self.problem, rows.part
@@ -238,13 +234,13 @@ class ScoreGradients:
 
 
 def per_entry(x: Tensor, index: Tensor, entries: int) -> Tensor:
-    """Sums of x [..., R, K] by the table entry index [R, K] of each pair: [..., R, E]."""
+    """Sums of x [..., R, K] per table entry, `index` [R, K] naming the entry of each pair: [..., R, E]."""
     sums = torch.zeros(*x.shape[:-1], entries, dtype=x.dtype, device=x.device)
     return sums.scatter_add_(-1, index.expand(x.shape), x)
 
 
 def add_reduced(total: Tensor, x: Tensor, indices: tuple[Tensor, ...]) -> None:
-    """Add x, which lies at the outer product of `indices`, into `total`, summed where total has size 1."""
+    """Add x, at the outer product of `indices`, to `total`, summed over dimensions in which total has size 1."""
     for dim, size in enumerate(total.shape):
         if size == 1:
             x = x.sum(dim, keepdim=True)

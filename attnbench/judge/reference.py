@@ -1,4 +1,4 @@
-"""What is right for a case? The exact values at chosen rows and columns, and the noise that each may have."""
+"""The reference of a case: exact values at chosen rows and columns, and the noise allowed on each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge.noise_of_columns import column_answer
 from attnbench.judge.noise_of_rows import row_noise
 from attnbench.judge.noise_of_sums import full_pass
-from attnbench.judge.oracle import attend, window
+from attnbench.judge.oracle import attend, slices_of
 from attnbench.judge.rounding import Rounding, Uniform
 from attnbench.judge.sampling import Sample, chosen_columns, chosen_rows
 from attnbench.judge.scores import Part, Problem, full_precision
@@ -39,14 +39,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is right for one case, seed and contract: expected values by tensor name (out, lse, dq, ...)."""
+    """Expected values of one case, seed and contract, by tensor name (out, lse, dq, ...)."""
 
     case_id: str
     contract: str
     expected: dict[str, Expected]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Arrays for `numpy.savez`; `from_arrays` reads them back."""
+        """Arrays for `numpy.savez`, read back by `from_arrays`."""
         head = json.dumps({"case_id": self.case_id, "contract": self.contract})
         arrays = {"about": np.array(head)}
         for name, e in self.expected.items():
@@ -66,7 +66,10 @@ class Reference:
 
 
 def make_reference(inputs: Inputs, contract: str = "flash", seed: int = 0) -> Reference:
-    """The exact answer and the noise allowed around it, at rows and columns chosen by the seed."""
+    """Exact values and their allowed noise, at rows and columns chosen by the seed.
+
+    Raises AttnbenchError for an unknown contract.
+    """
     if contract not in CONTRACTS:
         raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(CONTRACTS)}")
     with full_precision():
@@ -109,7 +112,7 @@ class _Builder:
         moments = {name: torch.zeros_like(value) for name, value in names.items()}
         bias = self._bias_of_rows(part)
         for piece in problem.pieces(part, max(1, RUNS_AT_ONCE // 16)):
-            at = window(problem, part, piece)
+            at = slices_of(problem, part, piece)
             rows = attend(problem, piece)
             noise = row_noise(problem, rows, self.rounding, self.uniform)
             for name in names:
@@ -118,12 +121,12 @@ class _Builder:
             if bias is not None and rows.ds is not None and noise.ds_runs is not None:
                 bias.add(at, rows.ds, noise.ds_runs)
         where = (part.batches, heads, part.rows)
-        found = {name: self._expected(names[name], moments[name], where) for name in names}
-        # The LSE is float32 under both contracts and has no features to take a mean over.
-        found["lse"] = self._lse(names["lse"], moments["lse"], where)
+        expected = {name: self._expected(names[name], moments[name], where) for name in names}
+        # The LSE is float32 under every contract and has no features to average over.
+        expected["lse"] = self._lse(names["lse"], moments["lse"], where)
         if bias is not None:
-            found["dbias"] = self._expected(bias.value, bias.moment, bias.where())
-        return found
+            expected["dbias"] = self._expected(bias.value, bias.moment, bias.where())
+        return expected
 
     def _bias_of_rows(self, part: Part) -> _BiasRows | None:
         bias = self.problem.bias
@@ -144,19 +147,19 @@ class _Builder:
         full = full_pass(problem, batches, kv_heads, self.rounding)
         answer = column_answer(problem, columns, full, self.rounding, self.uniform, RUNS_AT_ONCE)
         where = (batches, kv_heads, columns)
-        found = {
+        expected = {
             "dk": self._expected(answer.dk, answer.var_dk, where),
             "dv": self._expected(answer.dv, answer.var_dv, where),
         }
         if answer.ds is not None and answer.var_ds is not None:
             b, h = (torch.arange(size, device=problem.device) for size in answer.ds.shape[:2])
             one = torch.zeros(1, dtype=torch.int64, device=problem.device)
-            found["dbias"] = self._expected(answer.ds, answer.var_ds, (b, h, one, columns))
+            expected["dbias"] = self._expected(answer.ds, answer.var_ds, (b, h, one, columns))
         for name, value in full.values.items():
             everything = tuple(torch.arange(size, device=problem.device) for size in value.shape)
             variance = full.variances[name] + self.rounding.rounded(value) ** 2 / 3
-            found[name] = self._expected(value, variance, everything, over_row=False)
-        return found
+            expected[name] = self._expected(value, variance, everything, over_row=False)
+        return expected
 
     def _expected(
         self, value: Tensor, moment: Tensor, at: tuple[Tensor, ...], over_row: bool = True
@@ -173,7 +176,7 @@ class _Builder:
 
 
 class _BiasRows:
-    """dbias at the chosen rows, summed over the dimensions where the bias is broadcast."""
+    """dbias at the chosen rows, summed over the dimensions in which the bias is broadcast."""
 
     def __init__(self, problem: Problem, part: Part, bias: Tensor) -> None:
         self.problem, self.part, self.sizes = problem, part, bias.shape
@@ -183,7 +186,7 @@ class _BiasRows:
         self.moment = torch.zeros_like(self.value)
 
     def add(self, at: tuple[slice, slice, slice], ds: Tensor, runs: Tensor) -> None:
-        """Take ds [B, H, R, K] of a piece and its runs' differences [B, H, n, R, K] in."""
+        """Add ds [B, H, R, K] of a piece and its runs' differences [B, H, n, R, K]."""
         over = [dim for dim in (0, 1, 3) if self.sizes[dim] == 1]
         runs = runs.double().movedim(2, -1)  # [B, H, R, K, n]
         if over:

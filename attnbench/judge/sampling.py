@@ -1,6 +1,4 @@
-"""Which rows and columns are judged? All where that is cheap, else first, last, tile boundaries and random
-ones.
-"""
+"""The rows and columns that are judged: all if that is cheap, else first, last, tile boundaries and random ones."""
 
 from __future__ import annotations
 
@@ -12,15 +10,13 @@ from attnbench.problem.case import Case
 
 PAIR_RUNS = {"cpu": 1 << 23, "cuda": 1 << 28}  # noise runs times pairs, for rows and for columns each
 FULL_PASS_PAIRS = {"cpu": 1 << 26, "cuda": 1 << 32}  # pairs of the pass over every row that columns need
-FEWEST = 32  # rows (columns) of a head that are always judged: enough for every kind of boundary
+FEWEST = 32  # rows (columns) per head that are always judged: enough for every kind of boundary
 EDGES = (0, 1, 63, 64, 65, 127, 128, 129)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Chosen indices, ascending: of batch rows, key heads (with all their query heads), and rows or
-    columns.
-    """
+    """Chosen indices, ascending: batch rows, key heads (with all their query heads), and rows or columns."""
 
     batches: list[int]
     kv_heads: list[int]
@@ -28,9 +24,7 @@ class Sample:
 
 
 def chosen_tokens(length: int, count: int, rng: random.Random) -> list[int]:
-    """`count` of `length` tokens: the ends and the first and last tile boundaries, then boundaries and
-    others.
-    """
+    """`count` of `length` tokens: the ends, the first and last tile boundaries, then other boundaries and tokens."""
     if count >= length:
         return list(range(length))
     last_tile = (length - 1) // 128 * 128
@@ -48,7 +42,7 @@ def chosen_tokens(length: int, count: int, rng: random.Random) -> list[int]:
 
 
 def _some(size: int, count: int, rng: random.Random) -> list[int]:
-    # The last one first: what is right for index 0 only is the common bug.
+    # The last index first: the common bug is right for index 0 only.
     if count >= size:
         return list(range(size))
     ends = [size - 1, 0][:count]

@@ -1,6 +1,6 @@
-"""What are the scores of a part of a problem? In float64, from the inputs as rounded, a block at a time.
+"""The scores of a part of a problem in float64, from the inputs as rounded, one block at a time.
 
-Masks come from their predicates; score changes are computed here from their definitions, apart from every backend.
+Masks come from their predicates; score changes are computed here from their definitions, independently of backends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attnbench.problem.scores import ALiBi, Bias, RelativeBias, Sink, Softcap
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Autocast and TF32 off, whatever the caller has switched on; put back afterwards."""
+    """Turn autocast and TF32 off, and restore them afterwards."""
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -33,9 +33,7 @@ def full_precision() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a problem: index tensors of batch rows, key heads (with their query heads), rows,
-    columns.
-    """
+    """A part of a problem: index tensors of batch rows, key heads (with their query heads), rows, columns."""
 
     batches: Tensor
     kv_heads: Tensor
@@ -47,8 +45,7 @@ class Part:
 class Block:
     """The scores of one part, float64 [B, H, R, C]: S after all score changes (-inf where masked).
 
-    `slope` is the derivative of the softcap at each score (None: 1). `raw` is the scaled score before the
-    softcap.
+    `slope` is the derivative of the softcap at each score (None: 1). `raw` is the scaled score before the softcap.
     """
 
     s: Tensor
@@ -60,8 +57,8 @@ class Block:
 def t5_thresholds(buckets: int, max_distance: int) -> list[int]:
     """The least distance behind the query at which each bucket after the first begins (one direction).
 
-    Half of the buckets are exact; bucket `exact + m` begins where (distance / exact) ** (buckets - exact)
-    reaches (max_distance / exact) ** m: in whole numbers, so that no logarithm rounds at a boundary.
+    Half of the buckets hold one distance each; bucket `exact + m` begins at the distance where (distance / exact) **
+    (buckets - exact) reaches (max_distance / exact) ** m. Integers, so that no logarithm rounds at a boundary.
     """
     exact = buckets // 2
     logarithmic = buckets - exact
@@ -93,9 +90,7 @@ def relative_index(rule: str, rows: Tensor, columns: Tensor, q_len: int, k_len: 
 
 
 def take(x: Tensor, *indices: Tensor | None) -> Tensor:
-    """x at the outer product of index tensors, one for each leading dimension (None, or size 1: the
-    whole).
-    """
+    """x at the outer product of index tensors, one per leading dimension (None, or size 1: all of it)."""
     for dim, index in enumerate(indices):
         if index is None or x.shape[dim] == 1:
             continue
@@ -106,7 +101,7 @@ def take(x: Tensor, *indices: Tensor | None) -> Tensor:
 
 
 class Problem:
-    """The inputs of one case, read in float64 a part at a time, on the device where they lie."""
+    """The inputs of one case, read in float64 one part at a time, on their own device."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -204,10 +199,8 @@ class Problem:
         return self.sink.tensor.double()[self.heads(part.kv_heads)][None, :, None]
 
     def pieces(self, part: Part, scores_at_once: int) -> Iterator[Part]:
-        """The part in pieces of about `scores_at_once` scores, split over batches, key heads and rows, in
-        order.
-        """
-        # Short rows cost their features, not their scores.
+        """The part in pieces of about `scores_at_once` scores, split over batches, key heads and rows, in order."""
+        # Short rows cost as much as their features.
         a_row = self.case.group * max(len(part.columns), self.case.head_dim, self.case.v_dim)
         rows_at_once = max(1, min(len(part.rows), scores_at_once // a_row))
         heads_at_once = max(1, min(len(part.kv_heads), scores_at_once // (a_row * rows_at_once)))
@@ -219,8 +212,8 @@ class Problem:
 
 
 def _slopes(alibi: ALiBi, heads: int) -> list[float]:
-    # arXiv 2108.12409: a geometric sequence from 2^(-8/n); its code for n no power of two takes the
-    # sequence of the power below, then every other one of twice that power.
+    # arXiv 2108.12409: a geometric sequence from 2^(-8/n). If n is no power of two, its code takes the sequence of the
+    # power below, then every other slope of twice that power.
     if alibi.slopes is not None:
         return list(alibi.slopes)
     below = 1 << (heads.bit_length() - 1)

@@ -1,4 +1,4 @@
-"""Problems of every mask and score change, the answer of a dense einsum and autograd, and which tensors differ."""
+"""Problems of every mask and score change, and their answers by a dense einsum and autograd."""
 
 from __future__ import annotations
 

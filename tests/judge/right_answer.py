@@ -1,4 +1,4 @@
-"""Inputs of a small case, and a right answer under FLASH to them, apart from every backend."""
+"""Inputs of a small case and a right answer under FLASH, independent of every backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the oracle right? Held against autograd, gradcheck, fifty digits of mpmath and a second formula."""
+"""The oracle agrees with autograd, gradcheck, fifty digits of mpmath and a second formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the oracle's answer the same in pieces, at some rows and columns, in empty rows, and under the caller's modes?"""
+"""The oracle's answer is the same in pieces, at chosen rows and columns, in empty rows, under the caller's modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Would a bug in the oracle be found? Each is planted, and some problem's answer has to differ."""
+"""Bugs planted in the oracle: each changes the answer of some problem."""
 
 from __future__ import annotations
 

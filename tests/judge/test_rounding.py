@@ -1,4 +1,4 @@
-"""Does the noise allow what rounding does at the edges of a dtype, and no more?"""
+"""The rounding model allows what rounding does at the edges of a dtype, and no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are long cases judged at a sample that holds every boundary, and is it right there and watched elsewhere?"""
+"""Long cases are judged at a sample that holds every boundary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the verdict leave right answers alone and find wrong ones, element by element and in their form?"""
+"""The verdict passes right answers and rejects wrong ones, by element and by form."""
 
 from __future__ import annotations
 
