@@ -26,7 +26,7 @@ from attnbench.conformance.report import (
 )
 from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.errors import AttnbenchError
-from attnbench.judge.verdict import LARGEST
+from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
 
 EXPLAINED = 3  # failures for which a smaller case and a cause are searched: each costs some dozens of runs
@@ -109,12 +109,7 @@ class ChecksOfDtype:
         if verdict.ok:
             self._add(ORACLE, case, distribution, OK, "", verdict.error_over_budget)
             return
-        tensor, error = max(verdict.errors.items(), key=lambda item: item[1]["over_budget"], default=("", {}))
-        first = next((n for n, e in verdict.errors.items() if e["over_budget"] > 1), tensor)
-        if (
-            first == "out" or first == "lse"
-        ):  # what is wrong in the forward is wrong in the backward for that reason
-            tensor, error = first, verdict.errors[first]
+        tensor, error = _worst(verdict)
         self._fail(
             Failure(
                 ORACLE,
@@ -122,11 +117,11 @@ class ChecksOfDtype:
                 distribution,
                 self.plan.seed,
                 tensor,
-                tuple(error.get("worst", ())),
-                error.get("max_z"),
-                error.get("over_budget", LARGEST),
-                error.get("reason", verdict.reason),
-                tensors=tuple(n for n, e in verdict.errors.items() if e["over_budget"] > 1),
+                error.worst,
+                error.max_z,
+                error.over_budget,
+                error.reason,
+                tensors=tuple(verdict.wrong),
             )
         )
 
@@ -245,3 +240,13 @@ class ChecksOfDtype:
         # The case as it failed shows a pattern that the smallest, of one query or key, cannot.
         causes = causes_of(self.subject, failure, failure.case, failure.distribution)
         return causes or causes_of(self.subject, failure, smallest, distribution)
+
+
+def _worst(verdict: Verdict) -> tuple[str, TensorError]:
+    """The wrong tensor to report: the forward's first, since it spoils the backward, else the one most off."""
+    if not verdict.wrong:  # no gradients came back
+        return "", TensorError(over_budget=LARGEST, reason=verdict.reason)
+    first = next(iter(verdict.wrong))
+    if first not in ("out", "lse"):
+        first = max(verdict.wrong, key=lambda name: verdict.wrong[name].over_budget)
+    return first, verdict.wrong[first]

@@ -1,6 +1,6 @@
 """The verdict on one answer: the exact answer, the rounding noise that it allows, right or wrong."""
 
 from attnbench.judge.reference import Expected, Reference, make_reference
-from attnbench.judge.verdict import Verdict, judge
+from attnbench.judge.verdict import TensorError, Verdict, judge
 
-__all__ = ["Expected", "Reference", "Verdict", "judge", "make_reference"]
+__all__ = ["Expected", "Reference", "TensorError", "Verdict", "judge", "make_reference"]

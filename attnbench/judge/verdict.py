@@ -33,25 +33,54 @@ RMS_Z = 3.0
 LARGEST = sys.float_info.max  # stands for an infinite error where JSON needs a number
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Right or wrong, and by how much. `errors` by tensor: over_budget, max_z, rms_z, worst (an index), got,
-    expected.
+@dataclass(frozen=True, kw_only=True)
+class TensorError:
+    """How far one tensor is off, and where most: `over_budget` is right up to 1, LARGEST for an infinite error.
 
-    `error_over_budget` is the largest over_budget: right up to 1; the largest float where the error is
-    infinite.
+    A tensor of the wrong form has no `max_z`; one with a stray NaN or infinity has no `expected` and `sigma`.
     """
 
+    over_budget: float
+    max_z: float | None = None
+    rms_z: float | None = None
+    worst: tuple[int, ...] = ()  # index of the element that is most off
+    got: float | str | None = None  # its value; a string if not finite, for JSON
+    expected: float | str | None = None
+    sigma: float | None = None  # its noise
+    share_wrong: float | None = None
+    reason: str = ""
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.over_budget > 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What a stored result holds: the fields that are known."""
+        return {name: value for name, value in vars(self).items() if value is not None} | {
+            "worst": list(self.worst)
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Right or wrong, and by how much: `errors` by tensor; `reason` is that of the largest, empty if right."""
+
     reason: str
-    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, TensorError] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         return not self.reason
 
     @property
+    def wrong(self) -> dict[str, TensorError]:
+        """The errors of the tensors that are wrong."""
+        return {name: error for name, error in self.errors.items() if error.is_wrong}
+
+    @property
     def error_over_budget(self) -> float:
-        return max((e["over_budget"] for e in self.errors.values()), default=0.0)
+        """The largest over_budget."""
+        return max((error.over_budget for error in self.errors.values()), default=0.0)
 
 
 def judge(reference: Reference, output: Output, gradients: Gradients | None, inputs: Inputs) -> Verdict:
@@ -69,19 +98,19 @@ def judge(reference: Reference, output: Output, gradients: Gradients | None, inp
         wanted = [s.gradient for s in inputs.scores if s.gradient is not None and s.tensor is not None]
         given |= {name: gradients.scores.get(name) for name in wanted}
     shapes = _shapes(case, inputs)
-    errors: dict[str, dict[str, Any]] = {}
+    errors: dict[str, TensorError] = {}
     reasons = []
     for name, tensor in given.items():
         dtype = torch.float32 if name == "lse" else torch_dtype(case.dtype)
         problem = _form(name, tensor, shapes[name], dtype, inputs.device)
         if problem or tensor is None:
-            errors[name] = {"over_budget": LARGEST, "worst": [], "reason": problem}
+            errors[name] = TensorError(over_budget=LARGEST, reason=problem)
             reasons.append((LARGEST, problem))
             continue
         error = _values(name, tensor.detach(), reference.expected[name], reference.contract)
         errors[name] = error
-        if error["over_budget"] > 1:
-            reasons.append((error["over_budget"], error["reason"]))
+        if error.is_wrong:
+            reasons.append((error.over_budget, error.reason))
     return Verdict(max(reasons, key=lambda r: r[0])[1] if reasons else "", errors)
 
 
@@ -114,7 +143,7 @@ def _form(
     return ""
 
 
-def _values(name: str, x: Tensor, expected: Expected, contract: str) -> dict[str, Any]:
+def _values(name: str, x: Tensor, expected: Expected, contract: str) -> TensorError:
     at = tuple(torch.from_numpy(index).to(x.device) for index in expected.at)
     value = torch.from_numpy(expected.value).to(x.device)
     sigma = torch.from_numpy(expected.sigma).to(x.device)
@@ -143,24 +172,24 @@ def _values(name: str, x: Tensor, expected: Expected, contract: str) -> dict[str
     else:
         mean = f"{name} is off by {rms_z:.3g} times its noise in the mean ({RMS_Z:g} is allowed)"
         reason = f"{mean}; worst {spot}: {numbers}"
-    return {
-        "over_budget": over,
-        "max_z": min(LARGEST, max_z),
-        "rms_z": min(LARGEST, rms_z),
-        "worst": worst,
-        "got": _number(float(got[place])),
-        "expected": _number(float(value[place])),
-        "sigma": float(sigma[place]),
-        "share_wrong": float((z > limit).double().mean()),
-        "reason": reason if over > 1 else "",
-    }
+    return TensorError(
+        over_budget=over,
+        max_z=min(LARGEST, max_z),
+        rms_z=min(LARGEST, rms_z),
+        worst=tuple(worst),
+        got=_number(float(got[place])),
+        expected=_number(float(value[place])),
+        sigma=float(sigma[place]),
+        share_wrong=float((z > limit).double().mean()),
+        reason=reason if over > 1 else "",
+    )
 
 
 def _number(x: float) -> float | str:
     return x if math.isfinite(x) else repr(x)
 
 
-def _stray(name: str, x: Tensor, is_finite: bool) -> dict[str, Any] | None:
+def _stray(name: str, x: Tensor, is_finite: bool) -> TensorError | None:
     """A value anywhere in the tensor, judged rows or not, that no exact answer can have."""
     bad = (x.isnan() | (x == math.inf)) if name == "lse" else ~x.isfinite() if is_finite else x.isnan()
     if not bool(bad.any()):
@@ -168,12 +197,12 @@ def _stray(name: str, x: Tensor, is_finite: bool) -> dict[str, Any] | None:
     worst = [int(i) for i in bad.nonzero()[0]]
     got = float(x[tuple(worst)])
     many = f"{int(bad.sum())} of {x.numel()} elements are like it"
-    return {
-        "over_budget": LARGEST,
-        "max_z": LARGEST,
-        "rms_z": LARGEST,
-        "worst": worst,
-        "got": repr(got),
-        "share_wrong": float(bad.double().mean()),
-        "reason": f"{name}{worst} is {got} where the exact answer is finite; {many}",
-    }
+    return TensorError(
+        over_budget=LARGEST,
+        max_z=LARGEST,
+        rms_z=LARGEST,
+        worst=tuple(worst),
+        got=repr(got),
+        share_wrong=float(bad.double().mean()),
+        reason=f"{name}{worst} is {got} where the exact answer is finite; {many}",
+    )

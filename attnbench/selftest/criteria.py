@@ -95,11 +95,12 @@ class Setting:
         found: dict[tuple[str, str], str] = {}
         if OURS in wanted or NO_LSE in wanted:
             verdict = judge(self.reference(contract), answer.output, answer.gradients, self.inputs)
-            over = {name: e for name, e in verdict.errors.items() if e["over_budget"] > 1}
             for direction, looked_at in (("fwd", ("out", "lse")), ("fwd_bwd", tuple(verdict.errors))):
                 for criterion, skipped in ((OURS, ()), (NO_LSE, ("lse",))):
                     bad = [
-                        e["reason"] for name, e in over.items() if name in looked_at and name not in skipped
+                        error.reason
+                        for name, error in verdict.wrong.items()
+                        if name in looked_at and name not in skipped
                     ]
                     if bad:
                         found[criterion, direction] = bad[0]

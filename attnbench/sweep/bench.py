@@ -290,7 +290,7 @@ class Bench:
         return {
             "ok": verdict.ok,
             "reason": one_line(verdict.reason),
-            "errors": verdict.errors,
+            "errors": {name: error.to_json() for name, error in verdict.errors.items()},
             "error_over_budget": verdict.error_over_budget,
         }
 

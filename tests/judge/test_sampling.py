@@ -70,4 +70,4 @@ def test_a_nan_in_a_row_that_is_not_sampled_is_still_seen(
     left_out = next(i for i in range(200) if i not in reference.expected["out"].at[2])
     assert judge(reference, output, None, inputs).ok
     output.out[0, 0, left_out, 0] = math.nan
-    assert judge(reference, output, None, inputs).errors["out"]["worst"] == [0, 0, left_out, 0]
+    assert judge(reference, output, None, inputs).errors["out"].worst == (0, 0, left_out, 0)

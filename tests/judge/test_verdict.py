@@ -60,7 +60,8 @@ def test_the_exact_answer_rounded_once_is_far_inside_its_budget(
     verdict = judge(make_reference(inputs), output, Gradients(dq, dk, dv), inputs)
     # One rounding is off by u of the value at the most (fp16: and by half a subnormal), sigma at least by u/2 of it.
     for error in verdict.errors.values():
-        assert error["max_z"] <= 2
+        assert error.max_z is not None
+        assert error.max_z <= 2
     assert verdict.ok
 
 
@@ -99,10 +100,10 @@ def test_a_wrong_answer_is_found_and_the_place_is_named(
     assert verdict.error_over_budget > 1
     assert math.isfinite(verdict.error_over_budget)
     if fault == "one row of out":
-        assert verdict.errors["out"]["worst"][2] == 33
+        assert verdict.errors["out"].worst[2] == 33
         assert "out[0, " in verdict.reason
     if fault == "the last key's dv":
-        assert verdict.errors["dv"]["worst"][2] == 96
+        assert verdict.errors["dv"].worst[2] == 96
 
 
 def test_missing_gradients_are_wrong_where_the_case_has_a_backward(a_case: Callable[..., Case]) -> None:
@@ -120,7 +121,7 @@ def test_a_row_without_a_key_has_to_be_exactly_zero(a_case: Callable[..., Case])
     output.out[0, 0, 3, 7] = 1e-30
     verdict = judge(reference, output, None, inputs)
     assert not verdict.ok
-    assert verdict.errors["out"]["worst"] == [0, 0, 3, 7]
+    assert verdict.errors["out"].worst == (0, 0, 3, 7)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
@@ -145,8 +146,8 @@ def test_keys_that_nobody_sees_must_have_gradients_of_exactly_zero(a_case: Calla
     assert judge(reference, output, gradients, inputs).ok
     gradients.dk[0, 0, 60, 3] = 2.0**-24
     verdict = judge(reference, output, gradients, inputs)
-    assert verdict.errors["dk"]["worst"] == [0, 0, 60, 3]
-    assert verdict.errors["dk"]["over_budget"] == LARGEST
+    assert verdict.errors["dk"].worst == (0, 0, 60, 3)
+    assert verdict.errors["dk"].over_budget == LARGEST
 
 
 def test_what_rounds_more_than_flash_allows_passes_only_as_dense(a_case: Callable[..., Case]) -> None:
@@ -231,3 +232,17 @@ def test_a_reference_of_another_case_is_refused(a_case: Callable[..., Case]) -> 
 def test_an_unknown_contract_is_refused(a_case: Callable[..., Case]) -> None:
     with pytest.raises(AttnbenchError, match="no contract 'exact'"):
         make_reference(inputs_of(a_case), "exact")
+
+
+def test_a_stored_error_holds_the_fields_that_are_known(a_case: Callable[..., Case]) -> None:
+    inputs = inputs_of(a_case, direction="fwd")
+    output, reference = flash(inputs)[0], make_reference(inputs)
+    numbers = ["got", "expected", "sigma", "share_wrong", "reason"]
+    stored = judge(reference, output, None, inputs).errors["out"].to_json()
+    assert list(stored) == ["over_budget", "max_z", "rms_z", "worst", *numbers]
+    assert isinstance(stored["worst"], list)
+    short = judge(reference, Output(output.out[:, :, :1]), None, inputs).errors["out"].to_json()
+    assert (list(short), short["worst"]) == (["over_budget", "worst", "reason"], [])
+    output.out[0, 0, 3, 7] = math.nan
+    stray = judge(reference, output, None, inputs).errors["out"].to_json()
+    assert list(stray) == ["over_budget", "max_z", "rms_z", "worst", "got", "share_wrong", "reason"]

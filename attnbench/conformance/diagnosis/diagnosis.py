@@ -101,10 +101,10 @@ def guesses(subject: Subject, inputs: Inputs, answer: Answer, made: Made | None 
     `made` keeps the answers of hypotheses for other backends on the same inputs.
     """
     verdict = judge(subject.reference(inputs), answer.output, answer.gradients, inputs)
-    wrong = {name for name, error in verdict.errors.items() if error["over_budget"] > 1}
+    wrong = set(verdict.wrong)
     found: list[Guess] = []
     for name in wrong:
-        found += of_words(verdict.errors[name]["reason"])
+        found += of_words(verdict.errors[name].reason)
     found += when_called_again(subject, inputs, answer)
     if inputs.case.rows * inputs.case.k_len <= COSTLIEST:
         exact = _likeliest(

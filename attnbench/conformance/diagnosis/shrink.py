@@ -43,13 +43,12 @@ def smallest_failing(subject: Subject, case: Case, distribution: str) -> tuple[C
 def way_of_failing(subject: Subject, case: Case, distribution: str) -> str:
     """How a case fails, in a word or two; empty where it is right or refused."""
     try:
-        errors = subject.verdict(subject.inputs(case, distribution)).errors
+        wrong = subject.verdict(subject.inputs(case, distribution)).wrong
     except Refused:
         return ""
     except Failed as failure:
         return " ".join(str(failure).split()[:2])  # `raises RuntimeError:`, `gives a ...`
-    wrong = {name: error for name, error in errors.items() if error["over_budget"] > 1}
-    if any("max_z" not in error for error in wrong.values()):
+    if any(error.max_z is None for error in wrong.values()):
         return "form"
     return "forward" if wrong.keys() & {"out", "lse"} else "backward" if wrong else ""
 

@@ -62,9 +62,6 @@ def differing_bits(
 
 def judged(case: Case, reference: Reference, answer: Answer, inputs: Inputs, what: str) -> Iterator[Finding]:
     verdict = judge(reference, answer.output, answer.gradients, inputs)
-    for name, error in verdict.errors.items():
-        if error["over_budget"] > 1:
-            reason = f"{what}: {error['reason']}"
-            yield Finding(
-                case, name, tuple(error["worst"]), reason, error["over_budget"], inputs.distribution
-            )
+    for name, error in verdict.wrong.items():
+        reason = f"{what}: {error.reason}"
+        yield Finding(case, name, error.worst, reason, error.over_budget, inputs.distribution)
