@@ -20,8 +20,8 @@ from attnbench.conformance.report import (
     REFUSED,
     WRONG,
     Again,
+    CheckOutcome,
     Failure,
-    Outcome,
     Report,
 )
 from attnbench.conformance.subject import Failed, Refused, Subject
@@ -45,25 +45,25 @@ class ChecksOfDtype:
             plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
         )
 
-    def everything(self) -> None:
+    def run(self) -> None:
         """Every check of the plan, in the order of CHECKS."""
-        whole: dict[str, Callable[[], None]] = {ORACLE: self.oracle, PROTOCOL: self.protocol}
+        whole: dict[str, Callable[[], None]] = {ORACLE: self.check_battery, PROTOCOL: self.check_protocol}
         for name in self.plan.checks:
             if name in whole:
                 whole[name]()
             else:
-                self.property(name)
+                self.check_property(name)
 
-    def on_case(self, name: str, case: Case, distribution: str) -> None:
+    def run_on(self, name: str, case: Case, distribution: str) -> None:
         """One check on a case that somebody named."""
         if name == ORACLE:
-            self.one(case, distribution)
+            self.check_case(case, distribution)
         elif name == PROTOCOL:
-            self.protocol_of(case, distribution)
+            self.check_protocol_of(case, distribution)
         else:
             raise AttnbenchError(f"the check {name!r} chooses its own cases; leave the case out")
 
-    def cases(self) -> list[tuple[Case, str]]:
+    def draw_cases(self) -> list[tuple[Case, str]]:
         """The battery in the direction that holds most, and a few forward-only cases (no graph is kept there)."""
         levels = dict.fromkeys(self.directions, self.plan.level)
         if len(self.directions) == 2:
@@ -88,14 +88,14 @@ class ChecksOfDtype:
         refused = [(case, reason.reason) for case, reason in zip(cases, reasons, strict=True) if reason]
         return refused[0] if refused and len(refused) == len(cases) else None
 
-    def oracle(self) -> None:
+    def check_battery(self) -> None:
         if self.without_backward is not None:
             case, reason = self.without_backward
             self._add(ORACLE, case, "randn", REFUSED, reason)
-        for case, distribution in self.cases():
-            self.one(case, distribution)
+        for case, distribution in self.draw_cases():
+            self.check_case(case, distribution)
 
-    def one(self, case: Case, distribution: str) -> None:
+    def check_case(self, case: Case, distribution: str) -> None:
         """One case against the oracle."""
         inputs = self.subject.inputs(case, distribution)
         try:
@@ -112,20 +112,20 @@ class ChecksOfDtype:
         tensor, error = _worst(verdict)
         self._fail(
             Failure(
-                ORACLE,
-                case,
-                distribution,
-                self.plan.seed,
-                tensor,
-                error.worst,
-                error.max_z,
-                error.over_budget,
-                error.reason,
+                check=ORACLE,
+                case=case,
+                distribution=distribution,
+                seed=self.plan.seed,
+                tensor=tensor,
+                worst=error.worst,
+                z=error.max_z,
+                error_over_budget=error.over_budget,
+                reason=error.reason,
                 tensors=tuple(verdict.wrong),
             )
         )
 
-    def property(self, name: str) -> None:
+    def check_property(self, name: str) -> None:
         """One property; it passes as a whole, where a case of it was computed. What it found before it broke counts."""
         findings: list[Finding] = []
         before = self.subject.answers
@@ -147,25 +147,25 @@ class ChecksOfDtype:
             z = f.error_over_budget if f.error_over_budget < LARGEST else None
             self._fail(
                 Failure(
-                    name,
-                    f.case,
-                    f.distribution,
-                    self.plan.seed,
-                    f.tensor,
-                    f.worst,
-                    z,
-                    f.error_over_budget,
-                    f.reason,
+                    check=name,
+                    case=f.case,
+                    distribution=f.distribution,
+                    seed=self.plan.seed,
+                    tensor=f.tensor,
+                    worst=f.worst,
+                    z=z,
+                    error_over_budget=f.error_over_budget,
+                    reason=f.reason,
                     tensors=(f.tensor,),
                 )
             )
 
-    def protocol(self) -> None:
+    def check_protocol(self) -> None:
         found = next((case for _, case in self.subject.any_case()), None)
         if found is not None:
-            self.protocol_of(found)
+            self.check_protocol_of(found)
 
-    def protocol_of(self, case: Case, distribution: str = "randn") -> None:
+    def check_protocol_of(self, case: Case, distribution: str = "randn") -> None:
         """How the backend works: inputs untouched, calls repeatable, storage not cached."""
         inputs = self.subject.inputs(case, distribution)
         others = make_inputs(case, self.plan.seed + 1, self.plan.device, distribution)
@@ -189,7 +189,14 @@ class ChecksOfDtype:
         self, name: str, case: Case, distribution: str, reason: str, causes: tuple[str, ...] = ()
     ) -> Failure:
         # A failure that is no tensor's error.
-        return Failure(name, case, distribution, self.plan.seed, "", (), None, LARGEST, reason, causes)
+        return Failure(
+            check=name,
+            case=case,
+            distribution=distribution,
+            seed=self.plan.seed,
+            reason=reason,
+            causes=causes,
+        )
 
     def _add(
         self,
@@ -202,7 +209,16 @@ class ChecksOfDtype:
         tensors: tuple[str, ...] = (),
     ) -> None:
         self.report.outcomes.append(
-            Outcome(name, case, self.dtype, distribution, status, reason, error, tensors)
+            CheckOutcome(
+                check=name,
+                case=case,
+                dtype=self.dtype,
+                distribution=distribution,
+                status=status,
+                reason=reason,
+                error_over_budget=error,
+                tensors=tensors,
+            )
         )
 
     def _fail(self, failure: Failure, listed: bool = True) -> None:

@@ -48,11 +48,11 @@ def check(
     report = Report(plan.backend.name, level, plan.device, seed, plan.contract)
     if case is not None:
         one = case if isinstance(case, Case) else Case.from_json(case)
-        run = ChecksOfDtype(plan, report, one.dtype, settles=False)
+        checks = ChecksOfDtype(plan, report, one.dtype, settles=False)
         for name in (ORACLE,) if only is None else plan.checks:
-            run.on_case(name, one, distribution)
+            checks.run_on(name, one, distribution)
         return report
     for dtype in plan.dtypes:
-        ChecksOfDtype(plan, report, dtype).everything()
+        ChecksOfDtype(plan, report, dtype).run()
     settle_known_defects(plan.backend, report)
     return report

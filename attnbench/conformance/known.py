@@ -7,7 +7,7 @@ from typing import Protocol
 
 from attnbench.backend.defects import KnownDefect
 from attnbench.backend.interface import Backend
-from attnbench.conformance.report import KNOWN, OK, WRONG, Outcome, Report
+from attnbench.conformance.report import KNOWN, OK, WRONG, CheckOutcome, Report
 from attnbench.problem import Case
 
 
@@ -67,5 +67,5 @@ def settle_known_defects(backend: Backend, report: Report) -> None:
             report.gone[key] = str(defect)
 
 
-def _known(outcome: Outcome) -> Outcome:
+def _known(outcome: CheckOutcome) -> CheckOutcome:
     return replace(outcome, status=KNOWN) if outcome.status == WRONG else outcome

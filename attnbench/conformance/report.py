@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from attnbench.judge.verdict import LARGEST
 from attnbench.problem import Case
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ WRONG, OK, REFUSED, KNOWN = "wrong", "ok", "refused", "known"
 ORACLE, PROTOCOL = "oracle", "protocol"  # checks; the others are properties, by their names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """One thing that is wrong: which check, on which case, where, by how much, why perhaps, and how to see it again.
 
@@ -29,10 +30,10 @@ class Failure:
     case: Case
     distribution: str
     seed: int
-    tensor: str
-    worst: tuple[int, ...]
-    z: float | None
-    error_over_budget: float
+    tensor: str = ""
+    worst: tuple[int, ...] = ()
+    z: float | None = None
+    error_over_budget: float = LARGEST
     reason: str
     causes: tuple[str, ...] = ()
     smallest: Case | None = None
@@ -60,8 +61,8 @@ class Failure:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class CheckOutcome:
     """One check on one case (None: on cases of its own): status ok, wrong, refused or known, its reason, and the
     tensors that are wrong.
     """
@@ -101,7 +102,7 @@ class Report:
     device: str
     seed: int
     contract: str
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[CheckOutcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class Report:
         return not self.failures and not self.gone and any(o.status == OK for o in self.outcomes)
 
     @property
-    def refused(self) -> list[Outcome]:
+    def refused(self) -> list[CheckOutcome]:
         return [o for o in self.outcomes if o.status == REFUSED]
 
     def frame(self) -> pd.DataFrame:
