@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from attnbench.conformance.battery import battery
-from attnbench.conformance.diagnosis.diagnosis import causes_of
-from attnbench.conformance.diagnosis.shrink import smallest_failing
+from attnbench.conformance.diagnosis.observation import Observation, observe
+from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
 from attnbench.conformance.plan import Plan
 from attnbench.conformance.properties.all import PROPERTIES
@@ -19,7 +18,6 @@ from attnbench.conformance.report import (
     PROTOCOL,
     REFUSED,
     WRONG,
-    Again,
     CheckOutcome,
     Failure,
     Report,
@@ -28,9 +26,6 @@ from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.errors import AttnbenchError
 from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
-
-EXPLAINED = 3  # failures for which a smaller case and a cause are searched: each costs some dozens of runs
-DIAGNOSED = 8  # failures for which a cause is guessed; a report shows no more
 
 
 class ChecksOfDtype:
@@ -44,6 +39,7 @@ class ChecksOfDtype:
         self.subject = Subject(
             plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
         )
+        self.explainer = Explainer(plan, self.subject, report)
 
     def run(self) -> None:
         """Every check of the plan, in the order of CHECKS."""
@@ -97,19 +93,18 @@ class ChecksOfDtype:
 
     def check_case(self, case: Case, distribution: str) -> None:
         """One case against the oracle."""
-        inputs = self.subject.inputs(case, distribution)
         try:
-            verdict = self.subject.verdict(inputs)
+            seen = observe(self.subject, self.subject.inputs(case, distribution))
         except Refused as refusal:
             self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
             self._fail(self._broken(ORACLE, case, distribution, str(failure)))
             return
-        if verdict.ok:
-            self._add(ORACLE, case, distribution, OK, "", verdict.error_over_budget)
+        if seen.verdict.ok:
+            self._add(ORACLE, case, distribution, OK, "", seen.verdict.error_over_budget)
             return
-        tensor, error = _worst(verdict)
+        tensor, error = _worst(seen.verdict)
         self._fail(
             Failure(
                 check=ORACLE,
@@ -121,8 +116,9 @@ class ChecksOfDtype:
                 z=error.max_z,
                 error_over_budget=error.over_budget,
                 reason=error.reason,
-                tensors=tuple(verdict.wrong),
-            )
+                tensors=tuple(seen.verdict.wrong),
+            ),
+            seen,
         )
 
     def check_property(self, name: str) -> None:
@@ -221,7 +217,7 @@ class ChecksOfDtype:
             )
         )
 
-    def _fail(self, failure: Failure, listed: bool = True) -> None:
+    def _fail(self, failure: Failure, seen: Observation | None = None, listed: bool = True) -> None:
         if listed:
             self._add(
                 failure.check,
@@ -234,28 +230,7 @@ class ChecksOfDtype:
             )
         # What is known needs no search for a smaller case; with --case it is asked about, and told.
         known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
-        self.report.failures.append(failure if known else self._explained(failure))
-
-    def _explained(self, failure: Failure) -> Failure:
-        case, distribution = failure.case, failure.distribution
-        # One exception fails every case in the same words: the search is for what else there is.
-        explained = {f.reason: f for f in self.report.failures if f.command}
-        if failure.reason in explained:
-            failure = replace(failure, causes=explained[failure.reason].causes)
-        elif failure.check == ORACLE and sum(f.check == ORACLE for f in explained.values()) < EXPLAINED:
-            case, distribution = smallest_failing(self.subject, case, distribution)
-        if not failure.causes and len(explained) < DIAGNOSED:
-            failure = replace(failure, causes=self._causes(failure, case, distribution))
-        again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
-        if failure.check in (ORACLE, PROTOCOL):
-            return replace(failure, smallest=case, command=again.on(case, distribution))
-        chosen = again.on_its_own_cases(self.dtype, self.plan.masks, self.subject.backward)
-        return replace(failure, smallest=case, command=chosen)
-
-    def _causes(self, failure: Failure, smallest: Case, distribution: str) -> tuple[str, ...]:
-        # The case as it failed shows a pattern that the smallest, of one query or key, cannot.
-        causes = causes_of(self.subject, failure, failure.case, failure.distribution)
-        return causes or causes_of(self.subject, failure, smallest, distribution)
+        self.report.failures.append(failure if known else self.explainer.explain(failure, seen))
 
 
 def _worst(verdict: Verdict) -> tuple[str, TensorError]:

@@ -14,7 +14,6 @@ from attnbench.conformance.battery_factors import MASKS, Sizes, masks_named
 from attnbench.conformance.protocol import memory_poisoned
 from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.judge.reference import Reference, make_reference
-from attnbench.judge.verdict import Verdict, judge
 from attnbench.problem import Case, Inputs, make_inputs
 
 
@@ -103,11 +102,6 @@ class Subject:
     def keep(self, inputs: Inputs, reference: Reference) -> None:
         """Take a reference that was made elsewhere for the one of these inputs."""
         self._references[inputs.case.id, inputs.distribution, inputs.seed] = reference
-
-    def verdict(self, inputs: Inputs) -> Verdict:
-        """Run and judge; raises Refused or Failed."""
-        answer = self.answer(inputs)
-        return judge(self.reference(inputs), answer.output, answer.gradients, inputs)
 
     def takes(self, case: Case) -> bool:
         """Whether the backend takes the case; a plain function is asked by calling it, since it declares nothing."""

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from attnbench.conformance.diagnosis.causes import Guess
 from attnbench.conformance.diagnosis.diagnosis import Made, guesses, of_words
+from attnbench.conformance.diagnosis.observation import observe
 from attnbench.conformance.protocol import clocks_watched, protocol_faults
-from attnbench.conformance.subject import Answer, Failed, Subject
+from attnbench.conformance.subject import Failed, Subject
 from attnbench.judge.reference import Reference, make_reference
-from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 from attnbench.selftest.mutants import Mutant
 from attnbench.selftest.trials import TRIALS, Trial
@@ -74,10 +74,8 @@ def _named(mutant: Mutant, given: Inputs, reference: Reference, made: Made) -> t
     kept = {name: tensor.clone() for name, tensor in given.tensors.items()}
     try:
         with clocks_watched():
-            answer: Answer = subject.answer(given)
-            if judge(reference, answer.output, answer.gradients, given).ok:
-                return ()
-            return guesses(subject, given, answer, made)
+            seen = observe(subject, given)
+            return () if seen.verdict.ok else guesses(subject, seen, made)
     except Failed as failure:
         return of_words(str(failure))
     finally:

@@ -37,3 +37,17 @@ def test_what_fails_every_case_in_the_same_words_is_told_once() -> None:
     text = str(report)
     assert text.count("no such thing") == text.count("nor this") == 1
     assert all(failure.causes and failure.command for failure in report.failures)
+
+
+def test_a_failure_is_explained_from_the_run_that_failed() -> None:
+    calls = 0
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return zeros(q, k, v, mask=mask, scores=scores, scale=scale)
+
+    case = Case(q_len=1, k_len=1, q_heads=1, head_dim=16, dtype="fp32")
+    (failure,) = check(counted, case=case).failures
+    assert failure.smallest == case  # no smaller case is tried
+    assert calls == 1 + 3  # the check's, and three that show whether the answer changes when called again

@@ -10,6 +10,7 @@ import pytest
 from attnbench.backend import KnownDefect, Prepared, resolve
 from attnbench.backend.registry import entries
 from attnbench.conformance import check
+from attnbench.conformance.diagnosis.observation import observe
 from attnbench.conformance.subject import Subject
 from attnbench.problem import Case, Inputs
 from tests.conformance.functions import Careful
@@ -40,7 +41,7 @@ def test_a_declared_defect_is_there_and_in_nothing_else(name: str, key: str) -> 
         pytest.skip(f"declared for {defect.versions}, and this is {backend.version()}")
     assert defect.shows(case)
     subject = Subject(backend, dtype=case.dtype, contract=backend.capabilities.contract)
-    verdict = subject.verdict(subject.inputs(case, key.partition(":")[2]))
+    verdict = observe(subject, subject.inputs(case, key.partition(":")[2])).verdict
     assert verdict.errors[tensor].over_budget > 3
     assert set(verdict.wrong) <= defect.tensors
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from attnbench.conformance.diagnosis.causes import Hypothesis
-from attnbench.conformance.subject import allowed_pairs
 from attnbench.judge.oracle import Exact, log_sum_exp, probabilities
 from attnbench.judge.scores import Problem, full_precision
 from attnbench.problem import Full, Inputs
@@ -24,8 +23,8 @@ class Dense:
     k [B, H, K, D] are the values and keys of each query head; sink [1, H, 1] its logits, or None.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs, self.case = inputs, inputs.case
+    def __init__(self, inputs: Inputs, allowed: Tensor) -> None:
+        self.inputs, self.case, self.allowed = inputs, inputs.case, allowed
         with full_precision():
             problem = Problem(replace(inputs, case=replace(self.case, mask=Full())))
             whole = problem.whole()
@@ -35,7 +34,6 @@ class Dense:
         self.q = inputs.q.double()
         self.k = inputs.k.double().repeat_interleave(self.case.group, 1)
         self.v = inputs.v.double().repeat_interleave(self.case.group, 1)
-        self.allowed = allowed_pairs(self.case, str(inputs.device))
 
     def masked(self, s: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """Scores with -inf where a pair is not allowed."""

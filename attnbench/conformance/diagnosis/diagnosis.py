@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,22 +16,17 @@ from torch import Tensor
 from attnbench.conformance.diagnosis.causes import Guess, Hypothesis
 from attnbench.conformance.diagnosis.gradients import of_gradient
 from attnbench.conformance.diagnosis.hypotheses import ALL_ZEROS, of_problem
+from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.diagnosis.patterns import (
     of_backward,
     patterns,
     root_mean_square,
     when_called_again,
 )
-from attnbench.conformance.subject import Answer, Failed, Refused, Subject
+from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.errors import AttnbenchError
 from attnbench.judge.oracle import Exact, exact_attention
-from attnbench.judge.reference import Reference
 from attnbench.judge.rounding import UNITS
-from attnbench.judge.verdict import Verdict, judge
-from attnbench.problem import Case, Inputs
-
-if TYPE_CHECKING:
-    from attnbench.conformance.report import Failure
 
 COSTLIEST = 1 << 20  # scores of a case that is explained: each hypothesis costs one float64 answer of it
 # a hypothesis explains an error when it leaves this share of it, in the root of the mean square
@@ -42,18 +36,6 @@ FAR_LESS = 3  # an error under normal numbers is that much smaller where a distr
 AS_WELL = (
     1.5  # the share that a hypothesis leaves, relative to the best one's, up to which it explains as well
 )
-
-
-def causes_of(subject: Subject, failure: Failure, case: Case, distribution: str) -> tuple[str, ...]:
-    """Guesses at why this case fails, the likeliest first; empty where no pattern is known."""
-    found = of_words(failure.reason)
-    if not found:
-        inputs = subject.inputs(case, distribution)
-        try:
-            found = guesses(subject, inputs, subject.answer(inputs))
-        except (Refused, Failed):
-            return ()
-    return tuple(guess.words for guess in found)
 
 
 OF_WORDS = {
@@ -95,29 +77,25 @@ def of_words(reason: str) -> tuple[Guess, ...]:
 Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, by tensor and number
 
 
-def guesses(subject: Subject, inputs: Inputs, answer: Answer, made: Made | None = None) -> tuple[Guess, ...]:
-    """Guesses from what the backend gave for these inputs, the likeliest first; the second is of another kind.
+def guesses(subject: Subject, seen: Observation, made: Made | None = None) -> tuple[Guess, ...]:
+    """Guesses at why this run is wrong, the likeliest first; the second is of another kind.
 
     `made` keeps the answers of hypotheses for other backends on the same inputs.
     """
-    verdict = judge(subject.reference(inputs), answer.output, answer.gradients, inputs)
-    wrong = set(verdict.wrong)
     found: list[Guess] = []
-    for name in wrong:
-        found += of_words(verdict.errors[name].reason)
-    found += when_called_again(subject, inputs, answer)
-    if inputs.case.rows * inputs.case.k_len <= COSTLIEST:
-        exact = _likeliest(
-            _explained(_Seen(subject.reference(inputs), inputs, answer), wrong, {} if made is None else made)
-        )
+    for error in seen.verdict.wrong.values():
+        found += of_words(error.reason)
+    found += when_called_again(subject, seen)
+    if seen.case.rows * seen.case.k_len <= COSTLIEST:
+        exact = _likeliest(_explained(seen, {} if made is None else made))
         # All zeros is what overflow leaves as well, where numbers are extreme; on others it says all there is to say.
         zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
         others = [guess for guess in exact if guess not in zeros]
-        extreme = _of_distribution(subject, inputs, verdict, wrong)
+        extreme = _of_distribution(subject, seen)
         found += [*others, *extreme, *zeros] if extreme else [*zeros, *others]
     else:
-        found += _of_distribution(subject, inputs, verdict, wrong)
-    found += patterns(subject, inputs, answer, wrong)
+        found += _of_distribution(subject, seen)
+    found += patterns(seen)
     return _of_different_kinds(found)
 
 
@@ -141,17 +119,17 @@ def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
     ]
 
 
-class _Seen:
-    """What a backend gave on some inputs, beside the noise that each element may have."""
+class _Answered:
+    """The tensors of an answer, and the noise that each element may have."""
 
-    def __init__(self, reference: Reference, inputs: Inputs, answer: Answer) -> None:
-        self.inputs, self.u = inputs, UNITS[inputs.case.dtype]
-        self.given = {name: x.double() for name, x in answer.tensors.items() if x is not None}
-        if answer.output.lse is not None:
-            self.given["lse"] = answer.output.lse.double()
+    def __init__(self, seen: Observation) -> None:
+        self.u = UNITS[seen.case.dtype]
+        self.tensors = {name: x.double() for name, x in seen.answer.tensors.items() if x is not None}
+        if seen.answer.output.lse is not None:
+            self.tensors["lse"] = seen.answer.output.lse.double()
         self.sigma: dict[str, Tensor] = {}
-        for name, x in self.given.items():
-            sigma = torch.from_numpy(reference.expected[name].sigma).to(x.device)
+        for name, x in self.tensors.items():
+            sigma = torch.from_numpy(seen.reference.expected[name].sigma).to(x.device)
             # A sample of rows says nothing of the others.
             self.sigma[name] = sigma if sigma.shape == x.shape else torch.zeros_like(x[:1, :1, :1])
 
@@ -159,7 +137,7 @@ class _Seen:
         """How far another answer is beyond the noise, relative to the size of each tensor; infinities are far."""
         total = 0.0
         for name, size in sizes.items():
-            x, y = self.given[name], wanted[name]
+            x, y = self.tensors[name], wanted[name]
             if x.shape != y.shape:
                 return math.inf
             finite = x.isfinite() & y.isfinite()
@@ -171,19 +149,19 @@ class _Seen:
         return math.sqrt(total)
 
 
-def _explained(seen: _Seen, wrong: set[str], made: Made) -> Iterator[tuple[float, Guess]]:
+def _explained(seen: Observation, made: Made) -> Iterator[tuple[float, Guess]]:
     """(share of the error that is left, guess) of each change of the problem that explains the answer."""
-    inputs = seen.inputs
-    right = exact_attention(inputs)
-    if wrong & {"out", "lse"}:
+    answered, right = _Answered(seen), exact_attention(seen.inputs)
+    if seen.is_wrong_in_forward:
         # A wrong forward spoils every gradient.
-        names = [name for name in ("out", "lse") if name in seen.given]
-        yield from _left(seen, _forward(right, names), of_problem(inputs), made)
+        names = [name for name in ("out", "lse") if name in answered.tensors]
+        yield from _left(answered, _forward(right, names), of_problem(seen.inputs, seen.allowed), made)
         return
     for name in ("dq", "dk", "dv"):
         exact = getattr(right, name)
-        if name in wrong and exact is not None:
-            found = list(_left(seen, {name: exact}, of_gradient(name, inputs, right), made))
+        if name in seen.wrong and exact is not None:
+            of_backward_alone = of_gradient(name, seen.inputs, seen.allowed, right)
+            found = list(_left(answered, {name: exact}, of_backward_alone, made))
             yield from found
             if found:
                 return
@@ -194,11 +172,11 @@ def _forward(exact: Exact, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _left(
-    seen: _Seen, right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], kept: Made
+    answered: _Answered, right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], kept: Made
 ) -> Iterator[tuple[float, Guess]]:
     sizes = {name: root_mean_square(torch.where(x.isfinite(), x, 0.0)) for name, x in right.items()}
     first = next(iter(right))
-    errors = {True: seen.distance(right, sizes), False: seen.distance(right, {first: sizes[first]})}
+    errors = {True: answered.distance(right, sizes), False: answered.distance(right, {first: sizes[first]})}
     for number, (cause, words, make) in enumerate(hypotheses):
         if (first, number) not in kept:
             kept[first, number] = _made(make)
@@ -210,7 +188,7 @@ def _left(
         alternative = _forward(made, sizes) if isinstance(made, Exact) else {first: made}
         looked_at = sizes if both else {first: sizes[first]}
         if errors[both]:
-            share = seen.distance(alternative, looked_at) / errors[both]
+            share = answered.distance(alternative, looked_at) / errors[both]
             if share < EXPLAINS:
                 yield share, Guess(cause, words)
 
@@ -251,16 +229,16 @@ OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def _of_distribution(subject: Subject, inputs: Inputs, verdict: Verdict, wrong: set[str]) -> list[Guess]:
+def _of_distribution(subject: Subject, seen: Observation) -> list[Guess]:
     """What an error points at that shows under these numbers, and not (or far less) under normal ones."""
-    causes = OF_DISTRIBUTION.get(inputs.distribution, ())
+    causes = OF_DISTRIBUTION.get(seen.inputs.distribution, ())
     if not causes:
         return []
     try:
-        plain = subject.verdict(subject.inputs(inputs.case, "randn"))
+        plain = observe(subject, subject.inputs(seen.case, "randn")).verdict
     except (Refused, Failed):
         return []
-    if FAR_LESS * plain.error_over_budget > verdict.error_over_budget and not plain.ok:
+    if FAR_LESS * plain.error_over_budget > seen.verdict.error_over_budget and not plain.ok:
         return []
-    backward = [] if wrong & {"out", "lse"} else [of_backward(wrong)]
+    backward = [] if seen.is_wrong_in_forward else [of_backward(seen.wrong)]
     return [*backward, *(Guess(*cause) for cause in causes)]

@@ -19,8 +19,11 @@ from attnbench.problem import Inputs
 ONLY = "gradients only"
 
 
-def of_gradient(name: str, inputs: Inputs, right: Exact) -> Iterator[Hypothesis]:
-    """Changes of the backward alone, and the exact gradient of each, for name "dq", "dk" or "dv"."""
+def of_gradient(name: str, inputs: Inputs, allowed: Tensor, right: Exact) -> Iterator[Hypothesis]:
+    """Changes of the backward alone, and the exact gradient of each, for name "dq", "dk" or "dv".
+
+    `allowed` are the pairs of the right mask, [B, H, Q, K].
+    """
     case = inputs.case
     exact: Tensor = getattr(right, name)
     assert inputs.dout is not None
@@ -43,14 +46,14 @@ def of_gradient(name: str, inputs: Inputs, right: Exact) -> Iterator[Hypothesis]
                 inside = torch.arange(case.k_len, device=exact.device)[:, None] < case.k_len // tile * tile
                 words = f"{name} of the last, ragged tile of {tile} keys is never written"
                 yield Hypothesis("tail tile", words, lambda inside=inside: exact * inside)  # type: ignore[misc]
-    yield from _Backward(inputs, right).faults(name)
+    yield from _Backward(inputs, allowed, right).faults(name)
 
 
 class _Backward:
     # The backward of one small case, dense in float64, with one fault each.
 
-    def __init__(self, inputs: Inputs, right: Exact) -> None:
-        self.case, self.dense = inputs.case, Dense(inputs)
+    def __init__(self, inputs: Inputs, allowed: Tensor, right: Exact) -> None:
+        self.case, self.dense = inputs.case, Dense(inputs, allowed)
         self.scale = inputs.case.softmax_scale
         self.lse = right.lse.masked_fill(right.lse == -math.inf, 0.0)
         assert inputs.dout is not None

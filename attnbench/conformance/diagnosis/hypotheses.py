@@ -19,11 +19,14 @@ from attnbench.problem import ALiBi, Inputs, Score, Sink, Softcap
 ALL_ZEROS = "the output is all zeros"
 
 
-def of_problem(inputs: Inputs) -> Iterator[Hypothesis]:
-    """Changes of the problem, and the exact out (and LSE) of each, the more particular ones first."""
+def of_problem(inputs: Inputs, allowed: Tensor) -> Iterator[Hypothesis]:
+    """Changes of the problem, and the exact out (and LSE) of each, the more particular ones first.
+
+    `allowed` are the pairs of the right mask, [B, H, Q, K].
+    """
     case = inputs.case
     forward = replace(inputs, case=replace(case, direction="fwd"), dout=None)
-    dense = Dense(forward)
+    dense = Dense(forward, allowed)
     right = dense.answer()
     mean = dense.v.mean(2, keepdim=True).expand_as(right.out)
     yield Hypothesis("not attention", ALL_ZEROS, lambda: torch.zeros_like(right.out))

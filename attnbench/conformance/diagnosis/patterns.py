@@ -10,10 +10,10 @@ from torch import Tensor
 
 from attnbench.conformance.diagnosis.causes import Guess
 from attnbench.conformance.diagnosis.dense import TILES
+from attnbench.conformance.diagnosis.observation import Observation
 from attnbench.conformance.protocol import same_bits
-from attnbench.conformance.subject import Answer, Subject, allowed_pairs
-from attnbench.judge.reference import Reference
-from attnbench.problem import Case, Inputs
+from attnbench.conformance.subject import Subject
+from attnbench.problem import Case
 
 SLIGHT = (
     0.08  # root mean square of an error relative to the answer's: what few bits leave, not another formula
@@ -25,9 +25,10 @@ def root_mean_square(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def when_called_again(subject: Subject, inputs: Inputs, answer: Answer) -> Iterator[Guess]:
+def when_called_again(subject: Subject, seen: Observation) -> Iterator[Guess]:
     """What further calls on the same inputs tell of the first."""
-    first = {name: x.clone() for name, x in answer.tensors.items() if x is not None}
+    inputs = seen.inputs
+    first = {name: x.clone() for name, x in seen.answer.tensors.items() if x is not None}
     before = inputs.checksum()
     try:
         again = subject.answer(inputs)
@@ -52,50 +53,51 @@ def when_called_again(subject: Subject, inputs: Inputs, answer: Answer) -> Itera
             yield Guess("nondeterministic", words)
 
 
-def patterns(subject: Subject, inputs: Inputs, answer: Answer, wrong: set[str]) -> Iterator[Guess]:
+def patterns(seen: Observation) -> Iterator[Guess]:
     """Where the error lies, and what it looks like."""
-    case = inputs.case
-    reference = subject.reference(inputs)
+    case, wrong = seen.case, seen.wrong
     if "lse" in wrong and "out" not in wrong:
-        yield from _of_lse(answer, reference, case)
+        yield from _of_lse(seen)
     backward: list[Guess] = []
-    if not wrong & {"out", "lse"}:
+    if not seen.is_wrong_in_forward:
         scores = sorted(wrong - {"dq", "dk", "dv"})
         if scores and len(scores) == len(wrong):
             words = f"only {', '.join(scores)} is wrong: the reduction or the chain of that gradient"
             yield Guess("score change", words)
         backward = [of_backward(wrong)]
     for name in ("out", "dq", "dk", "dv"):
-        if name not in wrong or tuple(answer.tensors[name].shape) != reference.expected[name].value.shape:
+        if name not in wrong:
+            continue
+        x, expected = seen.answer.tensors[name], seen.reference.expected[name]
+        if tuple(x.shape) != expected.value.shape:
             continue  # a sample of rows shows no pattern
-        x, expected = answer.tensors[name], reference.expected[name]
         value, sigma = (torch.from_numpy(a).to(x.device) for a in (expected.value, expected.sigma))
         z = ((x.double() - value).abs() / sigma.clamp_min(1e-300)).nan_to_num(nan=math.inf)
         off = z > min(FAR, float(z.max()) / 2)
-        yield from _not_finite(name, x, case)
+        yield from _not_finite(name, x, seen)
         yield from _slight(name, x, value, off)
         yield from backward
-        yield from _of_rows(name, x, value, off, case)
+        yield from _of_rows(name, x, value, off, seen)
         yield from _of_place(name, x, value, off, case)
         return
     yield from backward
 
 
-def of_backward(wrong: set[str]) -> Guess:
+def of_backward(wrong: frozenset[str]) -> Guess:
     """The guess where the forward is right."""
     words = f"the forward is right and {', '.join(sorted(wrong))} wrong: a fault of the backward alone"
     return Guess("gradients only", words)
 
 
-def _of_lse(answer: Answer, reference: Reference, case: Case) -> Iterator[Guess]:
+def _of_lse(seen: Observation) -> Iterator[Guess]:
     """The LSE is wrong beside a right out."""
-    given, right = answer.output.lse, torch.from_numpy(reference.expected["lse"].value)
+    given, right = seen.answer.output.lse, torch.from_numpy(seen.reference.expected["lse"].value)
     words = "out is right and the LSE is wrong: its base, its maximum, or its precision"
     if given is None or given.shape != right.shape:
         yield Guess("lse", words)
         return
     given = given.double().cpu()
-    if any(score.kind == "sink" for score in case.scores) and bool(
+    if any(score.kind == "sink" for score in seen.case.scores) and bool(
         (given.isfinite() != right.isfinite()).any()
     ):
         yield Guess("sink", "the LSE overflows beside the sink, as where the sink is left out of the maximum")
@@ -106,14 +108,14 @@ def _of_lse(answer: Answer, reference: Reference, case: Case) -> Iterator[Guess]
         yield Guess("low precision", words)
 
 
-def _not_finite(name: str, x: Tensor, case: Case) -> Iterator[Guess]:
+def _not_finite(name: str, x: Tensor, seen: Observation) -> Iterator[Guess]:
     """Which rows hold what is no number, and what rows of that kind have in common."""
     bad = ~x.isfinite()
     if not bool(bad.any()):
         return
     place, share = [int(i) for i in bad.nonzero()[0]], float(bad.double().mean())
     at = f"{name} is not finite at {place} ({share:.0%})"
-    allowed = allowed_pairs(case, str(x.device))
+    case, allowed = seen.case, seen.allowed.to(x.device)
     empty = ~allowed.any(-1)  # [B, H, Q]
     if name in ("out", "dq"):
         rows = bad.any(-1)
@@ -153,9 +155,9 @@ def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]
         yield Guess("low precision", words)
 
 
-def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, case: Case) -> Iterator[Guess]:
+def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, seen: Observation) -> Iterator[Guess]:
     """What the rows that are off hold instead."""
-    without_key = ~allowed_pairs(case, str(x.device)).any(-1)  # [B, H, Q]
+    without_key = ~seen.allowed.to(x.device).any(-1)  # [B, H, Q]
     rows = off.any(3)
     if name in ("out", "dq") and bool(without_key.any()) and not bool((rows & ~without_key).any()):
         words = f"only rows without a key are off in {name}: they have to be 0 (not 0 / 0, nor a mean of V)"

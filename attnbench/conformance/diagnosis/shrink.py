@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
+from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.problem import BlockSparse, Case, Documents, Explicit, Full, Mask, Padding
@@ -14,43 +16,55 @@ MOST_RUNS = 60  # of the backend, on cases that only get smaller
 COSTLIEST = 1 << 26  # scores of a case that is still worth running several times on a CPU
 
 
-def smallest_failing(subject: Subject, case: Case, distribution: str) -> tuple[Case, str]:
-    """The smallest case found that fails in the same way, and its distribution; the case itself where none does.
+class Smallest(NamedTuple):
+    """The smallest failing case, its distribution, and what was seen on it if it is smaller than the first."""
+
+    case: Case
+    distribution: str
+    seen: Observation | None = None
+
+
+def smallest_failing(subject: Subject, first: Smallest, way: str) -> Smallest:
+    """The smallest case found that fails in the same way as the first; the first itself if there is none.
 
     The same way: with the same kind of exception, a result of the wrong form, a wrong forward, or a wrong backward
     after a right forward. A smaller case that fails otherwise shows another fault.
     """
     runs = 0
-    if case.rows * case.k_len > COSTLIEST:
-        return case, distribution
-    tried = {(case, distribution)}
-    way = way_of_failing(subject, case, distribution)
+    smallest = first
+    if not way or first.case.rows * first.case.k_len > COSTLIEST:
+        return first
+    tried = {(first.case, first.distribution)}
     shrunk = True
     while shrunk and runs < MOST_RUNS:
         shrunk = False
-        for smaller in _smaller(case, distribution, subject.masks is None):
-            if smaller in tried or runs >= MOST_RUNS:
+        for case, distribution in _smaller(smallest.case, smallest.distribution, subject.masks is None):
+            if (case, distribution) in tried or runs >= MOST_RUNS:
                 continue
-            tried.add(smaller)
+            tried.add((case, distribution))
             runs += 1
-            if way and way_of_failing(subject, *smaller) == way:
-                case, distribution = smaller
+            other, seen = run(subject, case, distribution)
+            if other == way:
+                smallest = Smallest(case, distribution, seen)
                 shrunk = True
                 break
-    return case, distribution
+    return smallest
 
 
-def way_of_failing(subject: Subject, case: Case, distribution: str) -> str:
-    """How a case fails, in a word or two; empty where it is right or refused."""
+def run(subject: Subject, case: Case, distribution: str) -> tuple[str, Observation | None]:
+    """How a case fails, in a word or two, and what was seen; empty if it is right or refused."""
     try:
-        wrong = subject.verdict(subject.inputs(case, distribution)).wrong
+        seen = observe(subject, subject.inputs(case, distribution))
     except Refused:
-        return ""
+        return "", None
     except Failed as failure:
-        return " ".join(str(failure).split()[:2])  # `raises RuntimeError:`, `gives a ...`
-    if any(error.max_z is None for error in wrong.values()):
-        return "form"
-    return "forward" if wrong.keys() & {"out", "lse"} else "backward" if wrong else ""
+        return first_words(str(failure)), None
+    return seen.way_of_failing, seen
+
+
+def first_words(reason: str) -> str:
+    """The kind of an exception: `raises RuntimeError:`, `gives a`."""
+    return " ".join(reason.split()[:2])
 
 
 def _smaller(case: Case, distribution: str, other_masks: bool) -> Iterator[tuple[Case, str]]:

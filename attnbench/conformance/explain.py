@@ -1,0 +1,72 @@
+"""A failure with its likely causes, a smaller case that fails alike, and the command that shows it again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
+from attnbench.conformance.diagnosis.observation import Observation, observe
+from attnbench.conformance.diagnosis.shrink import Smallest, first_words, smallest_failing
+from attnbench.conformance.plan import Plan
+from attnbench.conformance.report import ORACLE, PROTOCOL, Again, Failure, Report
+from attnbench.conformance.subject import Failed, Refused, Subject
+from attnbench.problem import Case
+
+MOST_SHRUNK = 3  # failures of the oracle for which a smaller case is searched: each costs some dozens of runs
+MOST_DIAGNOSED = 8  # failures for which causes are guessed; a report shows no more
+
+
+class Explainer:
+    """Explains failures of one subject; what the report holds already limits what is spent on the next."""
+
+    def __init__(self, plan: Plan, subject: Subject, report: Report) -> None:
+        self.plan, self.subject, self.report = plan, subject, report
+        self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}  # by case and distribution
+
+    def explain(self, failure: Failure, seen: Observation | None = None) -> Failure:
+        """The failure with causes, smallest case and command; `seen` is the run that failed, if it came back."""
+        # One exception fails every case in the same words: it is explained once.
+        by_reason = {f.reason: f for f in self.report.failures if f.command}
+        is_new = failure.reason not in by_reason
+        shrinks = is_new and sum(f.check == ORACLE for f in by_reason.values()) < MOST_SHRUNK
+        causes = failure.causes if is_new else by_reason[failure.reason].causes
+        diagnoses = not causes and len(by_reason) < MOST_DIAGNOSED
+        if diagnoses:
+            # Before any smaller case is run, which may write into the memory of the answer seen.
+            causes = self._diagnose(failure, seen)
+        smallest = Smallest(failure.case, failure.distribution)
+        if shrinks and failure.check == ORACLE:
+            way = first_words(failure.reason) if seen is None else seen.way_of_failing
+            smallest = smallest_failing(self.subject, smallest, way)
+        if diagnoses and not causes and smallest.seen is not None:
+            causes = _words(self.subject, smallest.seen)
+        command = self._command(failure, smallest)
+        return replace(failure, causes=causes, smallest=smallest.case, command=command)
+
+    def _diagnose(self, failure: Failure, seen: Observation | None) -> tuple[str, ...]:
+        by_words = of_words(failure.reason)
+        if by_words:
+            return tuple(guess.words for guess in by_words)
+        key = failure.case, failure.distribution
+        if key not in self._causes:
+            if seen is None and failure.check != ORACLE:
+                seen = self._observe(failure)
+            self._causes[key] = () if seen is None else _words(self.subject, seen)
+        return self._causes[key]
+
+    def _observe(self, failure: Failure) -> Observation | None:
+        """The case on which a property does not hold, with the inputs as drawn."""
+        try:
+            return observe(self.subject, self.subject.inputs(failure.case, failure.distribution))
+        except (Refused, Failed):
+            return None
+
+    def _command(self, failure: Failure, smallest: Smallest) -> str:
+        again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
+        if failure.check in (ORACLE, PROTOCOL):
+            return again.on(smallest.case, smallest.distribution)
+        return again.on_its_own_cases(self.subject.dtype, self.plan.masks, self.subject.backward)
+
+
+def _words(subject: Subject, seen: Observation) -> tuple[str, ...]:
+    return tuple(guess.words for guess in guesses(subject, seen))
