@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def of_gradient(name: str, inputs: Inputs, allowed: Tensor, right: Exact) -> Ite
             if tile < case.k_len and case.k_len % tile:
                 inside = torch.arange(case.k_len, device=exact.device)[:, None] < case.k_len // tile * tile
                 words = f"{name} of the last, ragged tile of {tile} keys is never written"
-                yield Hypothesis("tail tile", words, lambda inside=inside: exact * inside)  # type: ignore[misc]
+                yield Hypothesis("tail tile", words, partial(torch.mul, exact, inside))
     yield from _Backward(inputs, allowed, right).faults(name)
 
 
@@ -60,8 +61,7 @@ class _Backward:
         self.dout = inputs.dout.double()
         self.dp = self.dout @ self.dense.v.transpose(-1, -2)  # [B, H, Q, K]
         self.delta = (self.dout * right.out).sum(-1)  # [B, H, Q]
-        masked = self.dense.masked()
-        self.p = torch.exp(masked - self.lse[..., None])
+        self.p = self.weights()
         cap = next((score.cap for score in inputs.scores if score.kind == "softcap"), None)  # type: ignore[attr-defined]
         self.slope = 1.0 if cap is None else 1 - torch.tanh(self.dense.raw / cap) ** 2
 
@@ -83,6 +83,11 @@ class _Backward:
     def ds(self, p: Tensor, delta: Tensor | None = None) -> Tensor:
         delta = self.delta if delta is None else delta
         return p * (self.dp - delta[..., None]) * self.slope
+
+    def weights(self, allowed: Callable[[], Tensor] | None = None, lse: Tensor | None = None) -> Tensor:
+        """P under another mask, or with another LSE [B, H, Q]."""
+        masked = self.dense.masked(allowed=None if allowed is None else allowed())
+        return torch.exp(masked - (self.lse if lse is None else lse)[..., None])
 
     def not_normalised(self) -> Tensor:
         """exp(S - max): P without the row sum."""
@@ -112,43 +117,46 @@ class _Backward:
                 if rows < q_len:
                     words = f"the delta of the first {rows} rows is used for others"
                     first = _first_block(self.delta, rows)
-                    yield of(words, same, lambda p, first=first: self.ds(p, first))  # type: ignore[misc]
+                    yield of(words, same, partial(self.ds, delta=first))
         yield of("P is not masked in the backward", lambda: torch.exp(dense.s - self.lse[..., None]))
         yield of("P is not normalised in the backward", self.not_normalised)
         for rows in (1, *TILES):
             if rows < q_len:
-                lse = _first_block(self.lse, rows)[..., None]
+                lse = _first_block(self.lse, rows)
                 words = f"the LSE of the first {rows} rows is used for others"
-                yield of(words, lambda lse=lse: torch.exp(dense.masked() - lse))  # type: ignore[misc]
+                yield of(words, partial(self.weights, lse=lse))
         if self.case.scores:
             words = "the backward's scores lack the bias or softcap"
             yield of(words, lambda: torch.exp(dense.masked(dense.raw) - self.lse[..., None]))
         for _, words, pairs in other_masks(dense):
-            yield of(
-                f"in the backward alone, {words}",
-                lambda pairs=pairs: torch.exp(dense.masked(allowed=pairs()) - self.lse[..., None]),  # type: ignore[misc]
-            )
+            yield of(f"in the backward alone, {words}", partial(self.weights, pairs))
         row = torch.arange(q_len, device=p.device)[:, None]
         for rows in TILES[:4]:
             for number in sorted({1, -(-q_len // rows) - 1} - {0}):
                 kept = torch.div(row, rows, rounding_mode="floor") != number
                 words = f"queries {number * rows} to {min(q_len, number * rows + rows)} do not count"
-                yield of(words, lambda kept=kept: p * kept)  # type: ignore[misc]
+                yield of(words, partial(torch.mul, p, kept))
             if rows < q_len:
                 last = row >= (q_len - 1) // rows * rows
                 words = f"only the last tile of {rows} queries counts (= for +=)"
-                yield of(words, lambda last=last: p * last)  # type: ignore[misc]
+                yield of(words, partial(torch.mul, p, last))
         if self.case.group > 1 and name != "dq":
             heads = self.gradient(name, p, self.ds(p), reduce=False).unflatten(
                 1, (self.case.kv_heads, self.case.group)
             )
             whose = f"{name} of a key head is"
-            for words, made in (
-                (f"{whose} that of the last query head, not the sum of its group (GQA)", heads[:, :, -1]),
-                (f"{whose} that of the first query head, not the sum of its group (GQA)", heads[:, :, 0]),
-                (f"{whose} averaged, not summed, over the group (GQA)", heads.mean(2)),
+            for words, make in (
+                (
+                    f"{whose} that of the last query head, not the sum of its group (GQA)",
+                    partial(heads.select, 2, -1),
+                ),
+                (
+                    f"{whose} that of the first query head, not the sum of its group (GQA)",
+                    partial(heads.select, 2, 0),
+                ),
+                (f"{whose} averaged, not summed, over the group (GQA)", partial(heads.mean, 2)),
             ):
-                yield Hypothesis("gqa mapping", words, lambda made=made: made)  # type: ignore[misc]
+                yield Hypothesis("gqa mapping", words, make)
 
 
 def _first_block(x: Tensor, rows: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,19 +89,12 @@ def _of_scores(dense: Dense, forward: Inputs) -> Iterator[Hypothesis]:
     case, scale = dense.case, dense.case.softmax_scale
     for score in forward.scores:
         cause = "sink" if isinstance(score, Sink) else "score change"
-        one = score
-
-        def with_score(*other: Score, one: Score = one) -> Callable[[], Exact]:
-            scores: list[Score] = []
-            for s in forward.scores:
-                scores += other if s is one else (s,)
-            return _changed(forward, scores=tuple(scores))
-
+        with_score = partial(_with_score, forward, score)
         yield Hypothesis(cause, f"{score.kind} is ignored", with_score())
         if isinstance(score, Softcap):
             capped = torch.where(dense.allowed, dense.s, -score.cap)
             words = "softcap is applied after the mask, so that masked keys keep exp(-cap)"
-            yield Hypothesis(cause, words, lambda capped=capped: dense.answer(capped))  # type: ignore[misc]
+            yield Hypothesis(cause, words, partial(dense.answer, capped))
         if isinstance(score, ALiBi):
             yield from _of_alibi(dense, with_score)
         tensor = score.tensor
@@ -130,6 +124,14 @@ def _of_scores(dense: Dense, forward: Inputs) -> Iterator[Hypothesis]:
         diagonal = i == torch.arange(case.k_len, device=dense.s.device)
         words = "1 is added to the scores on the diagonal (a mask of ones and zeros added as a bias)"
         yield dense.if_scores_are("score change", words, lambda: dense.s + diagonal)
+
+
+def _with_score(forward: Inputs, score: Score, *others: Score) -> Callable[[], Exact]:
+    """The answer with others in place of a score."""
+    scores: list[Score] = []
+    for each in forward.scores:
+        scores += others if each is score else (each,)
+    return _changed(forward, scores=tuple(scores))
 
 
 def _of_alibi(dense: Dense, with_score: Callable[..., Callable[[], Exact]]) -> Iterator[Hypothesis]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def of_kernel(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
         for value in SENTINELS:
             leaking = torch.where(dense.allowed, dense.s, value)
             words = f"masked scores are {value:g}, not -inf"
-            yield Hypothesis("mask leak", words, lambda leaking=leaking: dense.answer(leaking))  # type: ignore[misc]
+            yield Hypothesis("mask leak", words, partial(dense.answer, leaking))
     yield from _of_tails(dense)
     for tile in TILES:
         if tile < dense.case.k_len:
@@ -36,7 +37,7 @@ def _of_tails(dense: Dense) -> Iterator[Hypothesis]:
         more = -case.k_len % tile
         if more:
             words = f"keys past the last, up to a tile of {tile}, are scored 0"
-            yield Hypothesis("tail tile", words, lambda more=more: _with_tail(dense, more))  # type: ignore[misc]
+            yield Hypothesis("tail tile", words, partial(_with_tail, dense, more))
     scale = case.softmax_scale
     if case.head_dim % 16:
         words = "features past the head dim hold other numbers, and are multiplied"
@@ -46,21 +47,25 @@ def _of_tails(dense: Dense) -> Iterator[Hypothesis]:
         for lanes in (16, 32, 64, 128):
             if lanes < case.head_dim:
                 words = f"only the first {lanes} features of q and k are multiplied"
-
-                def some(lanes: int = lanes) -> Tensor:
-                    product = dense.q[..., :lanes] @ dense.k[..., :lanes].transpose(-1, -2)
-                    return dense.s - dense.raw + product * scale
-
-                yield dense.if_scores_are("not attention", words, some)
+                yield dense.if_scores_are("not attention", words, partial(_of_first_lanes, dense, lanes))
     for rows in (*TILES[2:], case.q_len):
         if rows <= case.q_len:
             words = f"the softmax runs over the queries ({rows} at once), not the keys"
-            yield Hypothesis("not attention", words, lambda rows=rows: _over_queries(dense, rows))  # type: ignore[misc]
+            yield Hypothesis("not attention", words, partial(_over_queries, dense, rows))
     for tile in (*TILES, case.k_len):
         if tile <= case.k_len:
             words = f"each weight meets the first row of its tile of {tile} values: no matrix product"
             first = torch.arange(case.k_len, device=dense.v.device) // tile * tile
-            yield Hypothesis("not attention", words, lambda at=first: dense.answer(v=dense.v[:, :, at]).out)  # type: ignore[misc]
+            yield Hypothesis("not attention", words, partial(_with_values_at, dense, first))
+
+
+def _of_first_lanes(dense: Dense, lanes: int) -> Tensor:
+    product = dense.q[..., :lanes] @ dense.k[..., :lanes].transpose(-1, -2)
+    return dense.s - dense.raw + product * dense.case.softmax_scale
+
+
+def _with_values_at(dense: Dense, keys: Tensor) -> Tensor:
+    return dense.answer(v=dense.v[:, :, keys]).out
 
 
 def _over_queries(dense: Dense, rows: int) -> Tensor:
@@ -85,7 +90,7 @@ def _of_rescaling(dense: Dense, tile: int) -> Iterator[Hypothesis]:
         ("the sign of the rescaling's exponent is wrong", flipped, flipped),
     ):
         at = f"{words} (tiles of {tile} keys)"
-        yield Hypothesis("online softmax", at, lambda a=of_sum, b=of_values: _online(dense, tile, a, b))  # type: ignore[misc]
+        yield Hypothesis("online softmax", at, partial(_online, dense, tile, of_sum, of_values))
 
 
 def _online(
@@ -177,27 +182,28 @@ def _of_memory(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
         v = dense.v if v is None else v.double().repeat_interleave(case.group, 1)
         return dense.answer(dense.masked(q @ k.transpose(-1, -2) * case.softmax_scale), v)
 
+    def without_strides(name: str) -> Exact:
+        return on(**{name: ignoring_strides(getattr(inputs, name))})
+
+    def on_keys(at: Tensor) -> Exact:
+        return on(k=inputs.k[:, :, at], v=inputs.v[:, :, at])
+
     if not case.scores:
         for name in ("q", "k", "v"):
-            x = getattr(inputs, name)
-            if not x.is_contiguous():
+            if not getattr(inputs, name).is_contiguous():
                 words = f"{name}'s strides are ignored: it is read as if it were contiguous"
-                yield Hypothesis("layout", words, lambda name=name, x=x: on(**{name: ignoring_strides(x)}))  # type: ignore[misc]
+                yield Hypothesis("layout", words, partial(without_strides, name))
         for page in TILES:
             tail = case.k_len // page * page
             if 0 < tail < case.k_len:
                 at = torch.arange(case.k_len, device=dense.s.device)
                 at = torch.where(at < tail, at, at - tail)
                 words = f"the keys past {tail} are those of another page of {page}"
-                yield Hypothesis(
-                    "layout",
-                    words,
-                    lambda at=at: on(k=inputs.k[:, :, at], v=inputs.v[:, :, at]),  # type: ignore[misc]
-                )
+                yield Hypothesis("layout", words, partial(on_keys, at))
         if case.k_len > 1 << 15:
             at = torch.arange(case.k_len, device=dense.s.device) % (1 << 15)
             words = "key indices wrap at 32,768 (16 bits)"
-            yield Hypothesis("missing keys", words, lambda: on(k=inputs.k[:, :, at], v=inputs.v[:, :, at]))
+            yield Hypothesis("missing keys", words, partial(on_keys, at))
     if case.v_dim != case.head_dim:
         flat = inputs.v.flatten(2)
         at = torch.arange(case.k_len, device=flat.device)[:, None] * case.head_dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from attnbench.conformance.diagnosis.causes import Hypothesis
 from attnbench.conformance.diagnosis.dense import TILES, Dense
+from attnbench.judge.oracle import Exact
 from attnbench.problem import (
     BlockSparse,
     Case,
@@ -32,7 +34,11 @@ Change = tuple[str, str, Callable[[], Tensor]]  # cause, words, the changed leaf
 def of_mask(dense: Dense) -> Iterator[Hypothesis]:
     """Other masks in place of the case's, and what out and LSE are under each."""
     for cause, words, pairs in other_masks(dense):
-        yield Hypothesis(cause, words, lambda pairs=pairs: dense.answer(dense.masked(allowed=pairs())))  # type: ignore[misc]
+        yield Hypothesis(cause, words, partial(_under, dense, pairs))
+
+
+def _under(dense: Dense, pairs: Callable[[], Tensor]) -> Exact:
+    return dense.answer(dense.masked(allowed=pairs()))
 
 
 def other_masks(dense: Dense) -> Iterator[Change]:
@@ -45,13 +51,7 @@ def other_masks(dense: Dense) -> Iterator[Change]:
         yield "mask ignored", "the mask is ignored", lambda: torch.ones_like(allowed)
         for number, leaf in enumerate(_leaves(case.mask)):
             for cause, words, pairs in _changed_leaf(leaf, case, allowed.device):
-                yield (
-                    cause,
-                    words,
-                    lambda n=number, pairs=pairs: _with_leaf(  # type: ignore[misc]
-                        case.mask, case, allowed.device, n, pairs
-                    ),
-                )
+                yield cause, words, partial(_with_leaf, case.mask, case, allowed.device, number, pairs)
         yield from _of_table(dense)
     yield from _of_missing_keys(dense)
 
