@@ -8,6 +8,8 @@ the job has a `time(direction, samples, calls)` of its own, named by `clock`. Ar
 bf16 comes as uint16.
 """
 
+from __future__ import annotations
+
 import gc
 import hashlib
 import importlib.metadata
@@ -20,15 +22,18 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import numpy as np
 
+Json = dict[str, Any]
+Arrays = dict[str, tuple[str, np.ndarray]]  # dtype's name and bits, by array
 TRACE_CHARACTERS = 2000
 OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc|cannot allocate|can't allocate", re.I)
 
 
-def load_file(path):
+def load_file(path: str) -> ModuleType:
     """A module from its file, once."""
     name = "attnbench_there_" + os.path.splitext(os.path.basename(path))[0]
     if name not in sys.modules:
@@ -41,16 +46,16 @@ def load_file(path):
     return sys.modules[name]
 
 
-def numpy_dtype(name):
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """The dtype that holds the bits of a dtype name."""
     return np.dtype({"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}.get(name, name))
 
 
-def digest(values):
+def digest(values: np.ndarray) -> str:
     return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
-def read_arrays(file, listed):
+def read_arrays(file: BinaryIO, listed: Json) -> Arrays:
     """The arrays of a file, each held against its checksum and copied: home writes the file again."""
     arrays = {}
     for name, entry in listed.items():
@@ -64,7 +69,7 @@ def read_arrays(file, listed):
     return arrays
 
 
-def write_arrays(file, arrays):
+def write_arrays(file: BinaryIO, arrays: Arrays) -> Json:
     """Write arrays one after another, each on a boundary of 64 bytes; what `read_arrays` needs to know."""
     listed = {}
     file.seek(0)
@@ -79,7 +84,7 @@ def write_arrays(file, arrays):
     return listed
 
 
-def involuntary_switches():
+def involuntary_switches() -> int:
     try:
         import resource
     except ImportError:
@@ -87,7 +92,7 @@ def involuntary_switches():
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def time_calls(job, direction, samples, calls):
+def time_calls(job: Any, direction: str, samples: int, calls: int) -> tuple[list[float], int]:
     """Milliseconds a call, one number a sample; garbage collection off in the loop."""
     if hasattr(job, "time"):
         return job.time(direction, samples, calls)
@@ -109,7 +114,7 @@ def time_calls(job, direction, samples, calls):
     return samples_ms, involuntary_switches() - switches
 
 
-def limit_memory(limit_bytes):
+def limit_memory(limit_bytes: int) -> None:
     """Let this process take this much more than it holds now."""
     import resource
 
@@ -120,7 +125,7 @@ def limit_memory(limit_bytes):
         resource.setrlimit(resource.RLIMIT_AS, (int(mapped.group(1)) * 1024 + limit_bytes, hard))
 
 
-def unlimited():
+def unlimited() -> None:
     """Take back a limit on address space that the parent set for itself alone."""
     try:
         import resource
@@ -130,10 +135,10 @@ def unlimited():
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def end_with(parent):
+def end_with(parent: int) -> None:
     """End when home is gone, also while the library computes: the closed socket is only seen between requests."""
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
@@ -144,22 +149,23 @@ def end_with(parent):
 class Worker:
     """The requests; each method's name is a request's `do`. Home writes `inputs`, this side `outputs`."""
 
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs: BinaryIO, outputs: BinaryIO) -> None:
         self.inputs, self.answers = inputs, outputs
         self.program: Any = None
-        self.device, self.jobs = "cpu", {}
+        self.device = "cpu"
+        self.jobs: dict[int, Any] = {}
 
-    def start(self, program, device):
+    def start(self, program: str, device: str) -> Json:
         self.program, self.device = load_file(program), device
         said = self.program.start(device)
         packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
         return {"packages": packages, **said}
 
-    def limit(self, limit_bytes):
+    def limit(self, limit_bytes: int) -> Json:
         limit_memory(limit_bytes)
         return {}
 
-    def prepare(self, job, task, arrays):
+    def prepare(self, job: int, task: Json, arrays: Json) -> Json:
         begun = time.perf_counter()
         self.jobs[job] = made = self.program.prepare(task, read_arrays(self.inputs, arrays), self.device)
         prepare_ms = dict(made.prepare_ms)
@@ -168,42 +174,43 @@ class Worker:
         clock = getattr(made, "clock", "perf_counter_ns")
         return {"kernel": made.kernel, "prepare_ms": prepare_ms, "clock": clock}
 
-    def refill(self, job, arrays):
+    def refill(self, job: int, arrays: Json) -> Json:
         self.jobs[job].refill(read_arrays(self.inputs, arrays))
         return {}
 
-    def forward(self, job):
+    def forward(self, job: int) -> Json:
         self.jobs[job].forward()
         return {"arrays": write_arrays(self.answers, self.jobs[job].outputs())}
 
-    def backward(self, job):
+    def backward(self, job: int) -> Json:
         self.jobs[job].backward()
         return {"arrays": write_arrays(self.answers, self.jobs[job].gradients())}
 
-    def time(self, job, direction, samples, calls):
+    def time(self, job: int, direction: str, samples: int, calls: int) -> Json:
         there = self.jobs[job]
         samples_ms, switches = time_calls(there, direction, samples, calls)
         arrays = there.outputs() if direction == "fwd" else there.gradients()
         return {"samples_ms": samples_ms, "switches": switches, "arrays": write_arrays(self.answers, arrays)}
 
-    def memory(self, job):
-        return self.jobs[job].memory()
+    def memory(self, job: int) -> Json:
+        memory: Json = self.jobs[job].memory()
+        return memory
 
-    def kernels(self, job):
+    def kernels(self, job: int) -> Json:
         there = self.jobs[job]
         return {"names": there.kernels() if hasattr(there, "kernels") else []}
 
-    def drop(self, job):
+    def drop(self, job: int) -> Json:
         self.jobs[job].drop()
         return {}
 
-    def release(self, job):
+    def release(self, job: int) -> Json:
         if self.jobs.pop(job, None) is not None:
             gc.collect()
         return {}
 
 
-def fault_of(problem):
+def fault_of(problem: BaseException) -> Json:
     """What an exception means: refused, unavailable, oom or error."""
     text = f"{type(problem).__name__}: {problem}"
     if isinstance(problem, NotImplementedError):
@@ -216,7 +223,7 @@ def fault_of(problem):
     return {"kind": "error", "text": text, "trace": trace[-TRACE_CHARACTERS:]}
 
 
-def serve(channel, inputs, outputs):
+def serve(channel: socket.socket, inputs: BinaryIO, outputs: BinaryIO) -> None:
     worker = Worker(inputs, outputs)
     lines = channel.makefile("rb")
     for line in lines:
