@@ -1,132 +1,132 @@
-"""Do imports go one way? A folder imports only from folders with smaller numbers, and no file in a circle."""
+"""The rules of tools/house.py hold for attnbench/, and each rule sees a planted fault."""
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "attnbench"
-LAYER = {
-    "errors": 0,
-    "device": 1,
-    "problem": 1,
-    "backend": 2,
-    "judge": 3,
-    "measure": 3,
-    "conformance": 4,
-    "selftest": 5,
-    "sweep": 5,
-    "gate": 6,
-    "layer": 6,
-    "models": 7,
-    "report": 7,
-    "session": 8,
-    "cli": 9,
-}
+import attnbench
+from tools import house
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUSE = house.sources()
 
 
-def imports_of(source: str) -> list[str]:
-    """The attnbench modules that a file imports when it is itself imported or run, TYPE_CHECKING blocks aside."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.append(node.module)
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    return [name for name in names if name.split(".")[0] == "attnbench"]
+def files(texts: dict[str, str]) -> list[house.Source]:
+    """A house of files: name without its ending -> text."""
+    return [house.Source(f"{name}.py", text) for name, text in texts.items()]
 
 
-def wrong_imports(folder: str, source: str) -> list[str]:
-    """The imports of a file in `folder` that run the wrong way."""
-    wrong = []
-    for name in imports_of(source):
-        target = name.split(".")[1] if "." in name else ""
-        if target == folder or (folder, name) == ("cli", "attnbench"):  # the command line says the version
-            continue
-        if target not in LAYER or LAYER[target] >= LAYER[folder]:
-            wrong.append(name)
-    return wrong
+def test_a_room_imports_only_from_lower_layers() -> None:
+    assert house.upward_imports(HOUSE) == []
 
 
-def files() -> list[tuple[str, Path]]:
-    found = []
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).parts
-        if parts[0] != "__init__.py":
-            found.append((parts[0].removesuffix(".py"), path))
-    return found
+def test_every_room_has_a_layer() -> None:
+    assert {source.room for source in HOUSE} - {"__init__"} == set(house.LAYER)
 
 
-@pytest.mark.parametrize(("folder", "path"), files(), ids=lambda x: x.name if isinstance(x, Path) else x)
-def test_a_file_imports_only_from_earlier_folders(folder: str, path: Path) -> None:
-    assert wrong_imports(folder, path.read_text()) == []
-
-
-def test_an_import_the_wrong_way_is_seen() -> None:
-    assert wrong_imports("problem", "from attnbench.backend import Backend") == ["attnbench.backend"]
-    assert wrong_imports("judge", "def f():\n    import attnbench.measure.clock") == [
-        "attnbench.measure.clock"
-    ]
-    assert wrong_imports("gate", "import attnbench") == ["attnbench"]
-    assert wrong_imports("cli", "from attnbench.report import frame") == []
+@pytest.mark.parametrize(
+    ("room", "text", "upward"),
+    [
+        ("problem", "from attnbench.backend import Backend", True),
+        ("judge", "def f():\n    import attnbench.measure.clocks", True),
+        ("judge", "from ..gate import verdict", True),
+        ("gate", "import attnbench", True),
+        ("gate", "from attnbench import report", True),
+        ("gate", "from attnbench.nowhere import x", True),
+        ("cli", "from attnbench import __version__", False),
+        ("cli", "from attnbench.report import frame", False),
+        ("judge", "from . import oracle", False),
+        ("problem", "if TYPE_CHECKING:\n    from attnbench.backend import Backend", False),
+    ],
+)
+def test_an_upward_import_is_seen(room: str, text: str, upward: bool) -> None:
+    planted = house.upward_imports([house.Source(f"{room}/planted.py", text)])
+    assert bool(planted) == upward
 
 
 def test_no_two_modules_import_each_other_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for _, path in files():
-        name = ".".join(("attnbench", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
-            ".__init__"
-        )
-        tree = ast.parse(path.read_text())
-        graph[name] = set()
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                folder = ROOT.parent / node.module.replace(".", "/")
-                inside = [a.name for a in node.names if (folder / f"{a.name}.py").exists()]
-                # `from attnbench.sweep import store` needs the module store, not what the folder offers.
-                graph[name] |= {f"{node.module}.{module}" for module in inside}
-                if len(inside) < len(node.names):
-                    graph[name].add(node.module)
-    done: set[str] = set()
+    assert house.circles(HOUSE) == []
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, f"a circle of imports: {' -> '.join((*path, name))}"
-        if name in done or name not in graph:
-            return
-        for target in graph[name]:
-            visit(target, (*path, name))
-        done.add(name)
 
-    for name in graph:
-        visit(name, ())
+def test_a_circle_is_seen() -> None:
+    circle = files(
+        {
+            "judge/oracle": "from attnbench.judge import scores",
+            "judge/scores": "from . import sampling",
+            "judge/sampling": "from attnbench.judge.oracle import solve",
+        }
+    )
+    assert house.circles(circle) == [
+        "a circle of imports: attnbench.judge.oracle -> attnbench.judge.scores -> attnbench.judge.sampling"
+        " -> attnbench.judge.oracle"
+    ]
+    late = {
+        "judge/oracle": "from attnbench.judge import scores",
+        "judge/scores": "def f():\n    from . import oracle",
+    }
+    assert house.circles(files(late)) == []
+
+
+def test_no_public_class_name_is_defined_twice() -> None:
+    assert house.repeated_classes(HOUSE) == []
+
+
+def test_a_repeated_class_is_seen() -> None:
+    first = "class Row: ...\nclass _Private: ..."
+    nested = "if x:\n    class Row: ...\nclass _Private: ..."
+    twice = house.repeated_classes(files({"judge/a": first, "gate/b": nested}))
+    assert twice == ["class Row is defined in gate/b.py and judge/a.py"]
+    assert house.repeated_classes(files({"judge/a": first, "gate/b": "def f():\n    class Row: ..."})) == []
+
+
+def test_a_file_name_recurs_only_with_a_word_on_the_difference() -> None:
+    assert house.repeated_files(HOUSE) == []
+
+
+def test_a_recurring_file_name_and_a_stale_word_are_seen() -> None:
+    twice = files({"judge/verdict": "", "gate/verdict": "", "judge/__init__": "", "gate/__init__": ""})
+    words = {"verdict.py": {"judge": "of an answer", "gate": "of a change"}}
+    assert house.repeated_files(twice, words) == []
+    assert "rename it" in house.repeated_files(twice, {})[0]
+    assert "layer/" in house.repeated_files([*twice, *files({"layer/verdict": ""})], words)[0]
+    assert "no longer recurs" in house.repeated_files(twice[:1], words)[0]
+
+
+def test_no_room_is_larger_than_its_share() -> None:
+    assert house.large_rooms(HOUSE) == []
+
+
+def test_a_large_room_is_seen() -> None:
+    rooms = {f"room{i}/file": "x\n" * 10 for i in range(10)}
+    assert house.large_rooms(files(rooms)) == []
+    assert house.large_rooms(files(rooms | {"judge/a": "x\n" * 30}))[0].startswith("judge is 23.1%")
+
+
+def test_no_public_name_is_a_submodule() -> None:
+    assert house.shadowed_names(HOUSE, attnbench.__all__) == []
+
+
+def test_a_shadowed_name_is_seen() -> None:
+    wrong = house.shadowed_names(files({"check/plan": "", "run": ""}), ["check", "run", "load"])
+    assert [message.split()[3] for message in wrong] == ["check", "run"]
+
+
+def test_the_program_prints_the_table_and_exits_1_on_a_violation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = {"judge/a": "import attnbench.gate\n", "errors": "\n\n\n"}
+    monkeypatch.setattr(house, "sources", lambda: files(planted))
+    assert house.main() == 1
+    output = capsys.readouterr().out
+    assert "judge                3      1       1   25.0%" in output
+    assert "judge/a.py imports attnbench.gate: gate is not below judge" in output
 
 
 def test_the_harness_knows_no_backend_by_name() -> None:
-    bundled = {p.stem for p in (ROOT.parent / "backends").glob("[a-z]*.py")} - {"naive", "triton", "flex"}
-    for _, path in files():
-        text = path.read_text()
+    bundled = {p.stem for p in (ROOT / "backends").glob("[a-z]*.py")} - {"naive", "triton", "flex"}
+    for source in HOUSE:
         # Examples in help texts and docstrings may name a backend; code may not import one.
-        assert "attnbench_backends." not in text, path
-        assert not any(f"import {name}" in text for name in bundled), path
-
-
-def test_only_the_rooms_that_may_touch_the_disk_do() -> None:
-    allowed = {
-        "sweep/store.py",
-        "sweep/worker.py",
-        "backend/environments.py",
-        "backend/registry.py",
-    }
-    for folder, path in files():
-        if folder in ("report", "cli") or str(path.relative_to(ROOT)) in allowed:
-            continue
-        calls = {
-            ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
-        }
-        assert "print" not in calls, f"{path} prints; computing and printing never share a function"
+        assert "attnbench_backends." not in source.text, source.path
+        assert not any(f"import {name}" in source.text for name in bundled), source.path
