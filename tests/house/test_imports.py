@@ -1,4 +1,4 @@
-"""What does `import attnbench` load? Nothing optional, and nothing heavy before it is used."""
+"""`import attnbench` loads no optional library, and a heavy one only when a name that needs it is used."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_a_public_value_needs_no_optional_library() -> None:
 
 
 @pytest.mark.parametrize("name", attnbench.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_loads(name: str) -> None:
     assert getattr(attnbench, name) is not None
 
 
-def test_an_unknown_name_is_refused_with_what_there_is() -> None:
+def test_an_unknown_name_is_refused_with_the_public_names() -> None:
     with pytest.raises(AttributeError, match="its public names are"):
         attnbench.sdap  # noqa: B018

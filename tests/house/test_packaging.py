@@ -1,4 +1,4 @@
-"""Does the wheel hold every folder of code and every file that is read at run time?"""
+"""The wheel holds every folder of code and every file that is read at run time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def setuptools_table() -> dict:
 
 
 def test_every_package_folder_is_installed() -> None:
-    found = set()
+    folders = set()
     for top, installed in INSTALLED_AS.items():
         for init in (ROOT / top).rglob("__init__.py"):
             parts = init.parent.relative_to(ROOT).parts[1:]
-            found.add(".".join((installed, *parts)))
-    assert found == set(setuptools_table()["packages"])
+            folders.add(".".join((installed, *parts)))
+    assert folders == set(setuptools_table()["packages"])
 
 
-def test_every_file_that_is_no_code_is_package_data() -> None:
+def test_every_file_without_code_is_package_data() -> None:
     patterns = setuptools_table()["package-data"]
     for top, installed in INSTALLED_AS.items():
         for path in (ROOT / top).rglob("*"):
