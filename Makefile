@@ -7,9 +7,9 @@ READY := $(VENV)/.ready
 OUT ?= runs/quick
 PATHS := attnbench backends suites tests tools
 
-.PHONY: bench test test-all jax lint format types wheel docs perf interpret selftest gpu clean
+.PHONY: bench test test-all jax lint format types wheel site docs perf interpret selftest gpu clean
 
-# A virtual environment of the repository's own, made again when what it needs changes.
+# The repository's own virtual environment, made again when its requirements change.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
@@ -31,7 +31,7 @@ test-all: $(READY)  ## the tests, the long ones too
 interpret: $(READY)  ## the long half of the Triton interpreter's tests
 	$(BIN)/python -m pytest tests/triton -m interpret
 
-# Its own environment, beside .venv and made once; a package index that stumbles is asked once more.
+# An environment of its own, inside .venv and made once; a download that fails is tried once more.
 jax: export ATTNBENCH_ENVS = $(CURDIR)/$(VENV)/envs
 jax: export ATTNBENCH_TEST_JAX = 1
 jax: $(READY)  ## JAX and flax in an environment of their own, and their tests (about 50 s of CPU)
@@ -49,22 +49,24 @@ format: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-wheel: $(READY)  ## build the wheel and try it in a clean environment beside decoys
+wheel: $(READY)  ## build the wheel and try it in a clean environment, beside decoy folders
 	PYTHON=$(BIN)/python bash tools/try-wheel
 
-docs: $(READY)  ## the documentation's code blocks and links, and the site in site/
+site: $(READY)  ## the documentation's site in site/, from generated pages that are up to date
 	$(BIN)/python tools/command_line_page.py --check
-	$(BIN)/python -m pytest tests/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-selftest: $(READY)  ## does the judge catch liars, and leave the right ones alone? (within 20 minutes)
+docs: site  ## the site, and the documentation's code blocks and links
+	$(BIN)/python -m pytest tests/docs
+
+selftest: $(READY)  ## count the planted bugs that the judge catches and its false alarms (within 20 minutes)
 	$(BIN)/attnbench selftest --full --write docs/selftest.md
 
-perf: $(READY)  ## what the harness itself costs, as ratios measured side by side
+perf: $(READY)  ## measure what the harness itself costs, as ratios side by side
 	$(BIN)/python tests/perf/costs.py
 	$(BIN)/python tests/perf/conformance.py
 
-gpu: ## the GPU part, most valuable first, resumable; needs a CUDA torch that is already installed
+gpu: ## everything that needs a GPU, most valuable first, resumable; needs an installed CUDA torch
 	$(PYTHON) tools/gpu.py
 
 clean:
