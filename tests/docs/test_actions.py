@@ -1,4 +1,4 @@
-"""Do the workflow files say what GitHub understands, and does the action hand on what the gate says?"""
+"""The workflow files follow GitHub's schemas, and the action passes the gate's exit code and summary on."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def read_yaml(file: Path) -> Any:
     return yaml.YAML(typ="safe").load(file.read_text())
 
 
-def test_the_workflows_are_what_github_understands() -> None:
+def test_the_workflows_follow_githubs_schema() -> None:
     done = schema_check("github-workflows", *WORKFLOWS)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_action_is_what_github_understands() -> None:
+def test_the_action_follows_githubs_schema() -> None:
     done = schema_check("github-actions", ACTION)
     assert done.returncode == 0, done.stdout
 
@@ -63,17 +63,17 @@ def test_a_misspelt_key_is_seen(tmp_path: Path) -> None:
     assert schema_check("github-workflows", wrong).returncode == 1
 
 
-def test_the_workflows_give_the_action_inputs_that_it_has() -> None:
+def test_the_workflows_pass_inputs_that_the_action_has() -> None:
     inputs = set(read_yaml(ACTION)["inputs"])
-    given = [
+    passed = [
         set(step.get("with", ()))
         for file in WORKFLOWS
         for job in read_yaml(file)["jobs"].values()
         for step in job["steps"]
         if step.get("uses", "").partition("@")[0] in ("./", "OWNER/attnbench")
     ]
-    assert len(given) == 2
-    assert all(names <= inputs for names in given)
+    assert len(passed) == 2
+    assert all(names <= inputs for names in passed)
 
 
 def test_no_input_stands_in_a_script() -> None:
@@ -84,10 +84,12 @@ def test_no_input_stands_in_a_script() -> None:
             assert not [step for step in job["steps"] if "${{" in step.get("run", "")]
 
 
-def gated(folder: Path, *, code: int = 0, summary: bool = True, **inputs: str) -> tuple[int, list[str], Path]:
-    """The action's last step with a stand-in for attnbench: exit code, the words that it got, the runner's files."""
+def run_gate_step(
+    folder: Path, *, code: int = 0, summary: bool = True, **inputs: str
+) -> tuple[int, list[str], Path]:
+    """Run the action's last step with a stand-in for attnbench: its exit code, its arguments, the runner's folder."""
     if shutil.which("bash") is None:
-        pytest.skip("the action's script is bash, and there is none here")
+        pytest.skip("the action's script needs bash, which is not installed")
     action = read_yaml(ACTION)
     program = folder / "attnbench" / "bin" / "attnbench"
     program.parent.mkdir(parents=True)
@@ -95,7 +97,7 @@ def gated(folder: Path, *, code: int = 0, summary: bool = True, **inputs: str) -
     program.chmod(0o755)
     values = {name: str(about["default"]) for name, about in action["inputs"].items()} | inputs
     step = action["runs"]["steps"][-1]
-    asked = {name: values[text.split("inputs.")[1].rstrip(" }")] for name, text in step["env"].items()}
+    variables = {name: values[text.split("inputs.")[1].rstrip(" }")] for name, text in step["env"].items()}
     runner = {name: str(folder / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
@@ -105,7 +107,7 @@ def gated(folder: Path, *, code: int = 0, summary: bool = True, **inputs: str) -
             "EXIT_CODE": str(code),
             "NO_SUMMARY": "" if summary else "1",
         }
-        | asked
+        | variables
         | runner,
         cwd=folder,
         capture_output=True,
@@ -117,9 +119,9 @@ def gated(folder: Path, *, code: int = 0, summary: bool = True, **inputs: str) -
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
-def test_the_action_ends_as_the_gate_does_and_posts_the_summary(tmp_path: Path, code: int) -> None:
-    ended, words, folder = gated(tmp_path, code=code)
-    assert ended == code
+def test_the_action_exits_as_the_gate_does_and_posts_the_summary(tmp_path: Path, code: int) -> None:
+    exit_code, words, folder = run_gate_step(tmp_path, code=code)
+    assert exit_code == code
     files = [
         "--summary",
         f"{folder}/attnbench-gate.md",
@@ -135,13 +137,15 @@ def test_the_action_ends_as_the_gate_does_and_posts_the_summary(tmp_path: Path, 
     ]
 
 
-def test_a_gate_that_ends_without_a_verdict_is_no_second_fault(tmp_path: Path) -> None:
-    assert gated(tmp_path, code=2, summary=False)[0] == 2
+def test_a_gate_without_a_verdict_keeps_its_exit_code(tmp_path: Path) -> None:
+    assert run_gate_step(tmp_path, code=2, summary=False)[0] == 2
 
 
-def test_inputs_reach_the_gate_as_they_are_and_are_not_run(tmp_path: Path) -> None:
+def test_inputs_reach_the_gate_unchanged_and_are_not_executed(tmp_path: Path) -> None:
     text = '$(touch planted) `touch planted`; touch planted "two words" *'
-    _, words, _ = gated(tmp_path, base=text, head=text, suite=text, backend=text, arguments="--all  --strict")
+    _, words, _ = run_gate_step(
+        tmp_path, base=text, head=text, suite=text, backend=text, arguments="--all  --strict"
+    )
     assert words[:11] == [
         "gate",
         "--base",
@@ -159,10 +163,10 @@ def test_inputs_reach_the_gate_as_they_are_and_are_not_run(tmp_path: Path) -> No
     assert not (tmp_path / "planted").exists()
 
 
-def test_the_program_takes_what_the_action_gives_it(tmp_path: Path) -> None:
+def test_the_program_takes_the_arguments_of_the_action(tmp_path: Path) -> None:
     from attnbench.cli.app import app
 
-    _, words, _ = gated(tmp_path, head="HEAD", backend="naive", arguments="--all")
+    _, words, _ = run_gate_step(tmp_path, head="HEAD", backend="naive", arguments="--all")
     program: Any = typer.main.get_command(app)
     read = program.commands[words[0]].make_context("gate", words[1:])
     assert (read.params["base"], read.params["head"], read.params["effect"]) == ("HEAD^1", "HEAD", 0.05)

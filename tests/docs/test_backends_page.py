@@ -1,4 +1,4 @@
-"""Does docs/backends.md say what the backends answer today?"""
+"""docs/backends.md says what the backends answer today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the Python on the layer's page run as it stands?"""
+"""The Python on the layer's page runs as it stands."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""Is what the documentation shows true? Its links lead somewhere and its code blocks run."""
+"""The documentation is true: its links lead to files, its code blocks run and print what they show."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
 import re
 import shlex
@@ -24,9 +27,9 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def follow(page: Path, folder: Path) -> None:
-    """Do in a folder what a page says, in its order: write each file that it shows, run each `$` of its consoles.
+    """Follow a page in a folder, in its order: write each file that it shows, run each `$` of its consoles.
 
-    The lines shown after a command have to be in its output; without any, the command has to succeed.
+    The lines shown after a command must be in its output; if none are shown, the command must succeed.
     """
     for language, title, body in FENCE.findall(page.read_text()):
         if title:
@@ -36,9 +39,9 @@ def follow(page: Path, folder: Path) -> None:
         for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
             line, *shown = part.strip().splitlines()
             done = shell(line, folder)
-            said = f"{line}\n{done.stdout}\n{done.stderr}"
-            assert done.returncode == 0 or (shown and done.returncode == 1), said
-            assert [text for text in shown if squeezed(text) not in squeezed(said)] == [], said
+            output = f"{line}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0 or (shown and done.returncode == 1), output
+            assert [text for text in shown if squeezed(text) not in squeezed(output)] == [], output
 
 
 def squeezed(text: str) -> str:
@@ -46,7 +49,7 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_to_files_lead_somewhere(page: Path) -> None:
+def test_links_to_files_lead_to_files(page: Path) -> None:
     prose = FENCE.sub("", page.read_text())
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose) + re.findall(r'src="([^"]+)"', prose)
     local = [t for t in targets if not re.match(r"[a-z]+:", t)]
@@ -74,7 +77,7 @@ def test_the_backend_of_adding_a_backend_is_checked_run_and_tested(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["tutorial", "writing-a-suite"])
-def test_what_a_page_says_happens(name: str, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_do_what_it_shows(name: str, tmp_path: Path) -> None:
     follow(ROOT / "docs" / f"{name}.md", tmp_path)
 
 
@@ -94,7 +97,40 @@ def test_the_python_of_reading_the_results_runs(monkeypatch: pytest.MonkeyPatch)
         exec(compile(body, str(page), "exec"), {})
 
 
-def test_the_files_that_gating_a_change_shows_are_what_they_are_said_to_be(tmp_path: Path) -> None:
+def printed(page: Path) -> list[tuple[str, str]]:
+    """What each Python block of a page prints, beside the text block that follows it."""
+    pairs = []
+    for code, shown in re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page.read_text(), re.M | re.S
+    ):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(compile(code, str(page), "exec"), {})
+        pairs.append((output.getvalue(), shown))
+    return pairs
+
+
+def test_the_worked_example_of_the_method_prints_what_it_shows() -> None:
+    ((output, shown),) = printed(ROOT / "docs" / "method.md")
+    assert output == shown
+
+
+def test_the_table_of_the_worked_example_is_its_arithmetic() -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    table = re.findall(r"^\| \d \| (\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    weights = [math.exp(float(score)) for score, *_ in table]
+    values = [value / 256 for value in (1, 2, 4)]
+    shares = [w / sum(weights) for w in weights]
+    for (_, weight, value, product), share, v in zip(table, shares, values, strict=True):
+        assert (weight, value, product) == (f"{share:.4f}", f"{v:.4f}", f"{share * v:.5f}")
+    products = [share * v for share, v in zip(shares, values, strict=True)]
+    one = 2**-8 / math.sqrt(3)
+    of_weights, of_result = one * math.hypot(*products), one * sum(products)
+    sigma = math.hypot(of_weights, of_result) + 2**-9 * sum(products)
+    figures = (of_weights, of_result, math.hypot(of_weights, of_result), sigma)
+    assert [f"{x:.1e}".replace("e-05", "e-5") in text for x in figures] == [True] * 4
+
+
+def test_the_files_that_gating_a_change_shows_are_true(tmp_path: Path) -> None:
     from attnbench.gate import KINDS
     from attnbench.gate.accepted import read_accepted
 
@@ -128,13 +164,13 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_command_lines_on_a_page_are_ones_that_the_program_takes(page: Path) -> None:
+def test_the_program_takes_the_command_lines_on_a_page(page: Path) -> None:
     for line in commands(page):
         parse(shlex.split(line, comments=True)[1:])
 
 
 def parse(words: list[str]) -> None:
-    """Read a command line as the program does, and do nothing; UsageError where it does not take it."""
+    """Read a command line as the program does, without running it; UsageError if the program rejects it."""
     from attnbench.cli.app import app
 
     command: Any = typer.main.get_command(app)
@@ -146,6 +182,6 @@ def parse(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", ["run quick --bakend naive", "report", "gate --effect many"])
-def test_a_command_line_that_the_program_does_not_take_is_seen(words: str) -> None:
+def test_a_command_line_that_the_program_rejects_is_seen(words: str) -> None:
     with pytest.raises(Exception, match=r"No such option|Missing|valid number"):
         parse(words.split())
