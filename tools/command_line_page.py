@@ -1,6 +1,6 @@
 """Writes docs/reference/command-line.md: every command and option, from the program itself.
 
-`python tools/command_line_page.py` writes it, `--check` fails where it is out of date.
+`python tools/command_line_page.py` writes it, `--check` fails if it is out of date.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EXAMPLE = re.compile(r"^Example: \[bold\](((?!\[/bold\]).)*)\[/bold\]$", re.MULT
 
 
 def page() -> str:
-    """The page as typer writes it, with examples as code, links to the commands, and without what repeats itself."""
+    """The page as typer writes it, with examples as code, links to the commands, and no repetitions."""
     command: Any = typer.main.get_command(app)
     with typer.Context(command, info_name="attnbench") as context:
         text = get_docs_for_click(obj=command, ctx=context, name="attnbench")
     text = SPAN.sub(r"[bold]\1[/bold]", text)
-    text = EXAMPLE.sub(lambda found: f"```console\n$ {_shell(found.group(1))}\n```", text)
+    text = EXAMPLE.sub(lambda example: f"```console\n$ {_shell(example.group(1))}\n```", text)
     text = html.unescape(BOLD.sub(r"`\1`", text))
     text = re.sub(r"^\* `--help`: .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"\*\*Options\*\*:\n\n(?!\*)\n*", "", text)
@@ -48,7 +48,7 @@ def _shell(example: str) -> str:
 
 
 def _with_links(text: str, group: Any, path: tuple[str, ...]) -> str:
-    """Each command of a group with its whole first sentence, where typer cuts it, and a link to its part."""
+    """Each command of a group with its whole first sentence, which typer cuts, and a link to its section."""
     for name, command in group.commands.items():
         first = (command.help or "").strip().split("\n")[0]
         line = f"* [`{name}`](#{'-'.join((*path, name))}): {first}"

@@ -1,14 +1,14 @@
-"""What is run on a GPU machine, in which order? One command, resumable: the most valuable steps first.
+"""Everything that runs on a GPU machine: one resumable command, the most valuable steps first.
 
     python3 tools/gpu.py                  # all steps that are not done yet, results in results/<gpu>/
-    python3 tools/gpu.py --list           # what there is, what is done, the commands
-    python3 tools/gpu.py headline masks   # only these
-    python3 tools/gpu.py --seconds 560 --pack out.tgz   # within one call of a machine that is lent for minutes
+    python3 tools/gpu.py --list           # the steps, which of them are done, their commands
+    python3 tools/gpu.py headline masks   # only these steps
+    python3 tools/gpu.py --seconds 560 --pack out.tgz   # stop in time and pack the results
     python3 tools/gpu.py --rehearse --out /tmp/r        # every step on the CPU, with sizes that take a minute or two
 
-It needs a CUDA build of torch that is installed already, and no network; nothing is installed either (the packages are
-found through PYTHONPATH). A step that fails is written down with the end of its output, and the next one runs; a step
-that runs out of time keeps what it measured. Running the script again does what is missing.
+It needs an installed CUDA build of torch and no network, and installs nothing (the packages are found through
+PYTHONPATH). A step that fails is recorded with the end of its output, and the next one runs; a step that runs out of
+time keeps what it measured. Run the script again for the steps that are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 580.0  # of one step
 WORTH_STARTING_S = 40.0
-TOKENS = 16_384  # a batch
+TOKENS = 16_384  # per batch
 HIDDEN = 2_048  # heads x head dim
 RIVALS = "triton,sdpa_flash,sdpa_cudnn,flex"
 LENGTHS = (16_384, 4_096, 8_192, 32_768, 2_048, 1_024, 512)
@@ -41,7 +41,7 @@ TESTS_NEED = ("pytest", "hypothesis", "mpmath")
 
 @dataclass(frozen=True)
 class Step:
-    """A name, why it is worth its minutes, and commands that share one time limit; `suite` is written before them."""
+    """A name, the reason for it, and commands that share one time limit; `suite` is the suite file that they read."""
 
     name: str
     why: str
@@ -70,7 +70,7 @@ def attnbench(*words: str) -> tuple[str, ...]:
 
 
 def grid(machine: Machine, length: int, head_dim: int, masks: tuple[str, ...], **axes: object) -> str:
-    """One grid of a suite, with 16k tokens a batch: the batch shrinks as the length grows, the heads as D does."""
+    """One grid of a suite, with 16k tokens per batch: longer sequences get smaller batches, larger D fewer heads."""
     hidden = HIDDEN // machine.shrink if machine.rehearses else HIDDEN
     table: dict[str, object] = {
         "batch": 1 if machine.rehearses else max(1, TOKENS // length),
@@ -81,13 +81,13 @@ def grid(machine: Machine, length: int, head_dim: int, masks: tuple[str, ...], *
         "mask": list(masks),
         "direction": "fwd_bwd",
     }
-    # JSON's texts, numbers and lists are TOML's.
+    # JSON and TOML write strings, numbers and lists alike.
     lines = [f"{name} = {json.dumps(value)}" for name, value in (table | axes).items() if value is not None]
     return "\n".join(["[[grid]]", *lines, ""])
 
 
 def sweep(machine: Machine, out: Path, name: str, why: str, grids: list[str], backends: str = RIVALS) -> Step:
-    """One `attnbench run` of a suite of these grids: its workers are started once for all cases."""
+    """One `attnbench run` of a suite of these grids: its workers start once for all cases."""
     if machine.rehearses:
         backends = ",".join(b for b in backends.split(",") if b not in ("sdpa_cudnn", "flex", "naive"))
         backends += ",naive"
@@ -108,7 +108,7 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
 
     check = attnbench("check", "triton", "--device", machine.device, "--level")
     smoke = (*check, "smoke", *(("--direction", "fwd", "--mask", "causal") if machine.rehearses else ()))
-    yield Step("smoke", "the real compiler's kernels are right at all", (smoke,))
+    yield Step("smoke", "the kernels of the real compiler are right", (smoke,))
     dense = ("causal", "full")
     headline = [grid(machine, 16_384, 128, dense)]
     yield sweep(machine, out, "headline", "head dim 128 at 16k: the figures of the README", headline)
@@ -123,7 +123,7 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
         words = ("-m", "attnbench_backends.triton.tune", "--sizes", sizes, "--out", str(folder))
         return (sys.executable, *words, *(("--rehearse",) if machine.rehearses else ()))
 
-    why = "the order of the tiles, and programs that stay: what follows runs with the fastest"
+    why = "the order of the tiles, and persistent programs; later steps run with the fastest"
     yield Step("walks", why, (tune("none", out / "walks"),))
     for head_dim in (64, 128, 256):
         # The headline has 16k at head dim 128 already.
@@ -136,19 +136,19 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
     decode = [grid(machine, 4096, 128, ("causal",), **one)]
     yield sweep(machine, out, "decode", "one query over a long cache, split and not", decode)
     plain = [grid(machine, length, 128, ("causal",)) for length in (1_024, 2_048)]
-    yield sweep(machine, out, "naive", "what a plain implementation costs beside it", plain, "triton,naive")
+    yield sweep(machine, out, "naive", "the cost of a plain implementation beside it", plain, "triton,naive")
     if machine.rehearses:
         return
-    why = "the sizes of the tiles on this GPU, as far as its time goes"
+    why = "the sizes of the tiles on this GPU, within the time limit"
     yield Step("tune", why, (tune("few", out),))
-    yield sweep(machine, out, "tuned", "the headline again, with what was tuned", headline, "triton")
+    yield sweep(machine, out, "tuned", "the headline again, with the tuned sizes", headline, "triton")
     tests = (sys.executable, "-m", "pytest", "tests/triton", "-q", "-x", "-m", "not interpret")
     yield Step("tests", "the interpreter's tests, on the GPU", ((*tests, "-p", "no:cacheprovider"),))
     yield Step("standard", "the whole conformance battery", ((*check, "standard"),))
 
 
 def report(out: Path) -> Step:
-    """Tables and charts of all that has results by now."""
+    """Tables and charts of the results so far."""
     folders = sorted(path.parent for path in out.glob("*/results.jsonl"))
     return Step("report", "tables and charts", tuple(attnbench("report", str(folder)) for folder in folders))
 
@@ -156,7 +156,7 @@ def report(out: Path) -> Step:
 def surroundings(out: Path) -> dict[str, str]:
     """The environment of every command: this checkout's packages on the path under their installed names.
 
-    What is tuned lies with the results, not in the home folder: a lent machine's is gone when the script goes on.
+    Tuned configurations are stored with the results: the home folder of a lent machine does not last.
     """
     links = out / ".packages"
     links.mkdir(parents=True, exist_ok=True)
@@ -178,14 +178,14 @@ def gpu_name() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("gpu: there is no CUDA GPU here, or torch is built without CUDA; nothing was run")
+        raise SystemExit("gpu: no CUDA GPU, or torch is built without CUDA; nothing was run")
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
 
 
-def ended(command: tuple[str, ...], environment: dict[str, str], log: Path, left_s: float) -> int | None:
-    """The command's exit code, None where its time ran out; all that it says is in the log.
+def run(command: tuple[str, ...], environment: dict[str, str], log: Path, left_s: float) -> int | None:
+    """The command's exit code, None if its time ran out; its output goes to the log.
 
-    Past its time it is asked to end first (what is measured is written by then), and its workers end with it.
+    Past its time it is interrupted before it is killed, so that it stores its results and ends its workers.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
@@ -206,7 +206,7 @@ def ended(command: tuple[str, ...], environment: dict[str, str], log: Path, left
 
 
 def perform(step: Step, out: Path, limit_s: float) -> bool:
-    """Run a step's commands within the limit, and write down how it ended."""
+    """Run a step's commands within the limit and record the outcome; whether all succeeded."""
     start = time.monotonic()
     state = out / "steps"
     state.mkdir(parents=True, exist_ok=True)
@@ -218,12 +218,12 @@ def perform(step: Step, out: Path, limit_s: float) -> bool:
         (out / step.name / "suite.toml").write_text(step.suite, encoding="utf-8")
     record: dict[str, object] = {"step": step.name, "why": step.why, "ok": True}
     for command in step.commands:
-        code = ended(command, environment, log, limit_s - (time.monotonic() - start))
+        code = run(command, environment, log, limit_s - (time.monotonic() - start))
         if code == 0:
             continue
         reason = f"exit code {code}"
         if code is None:
-            reason = f"past {limit_s:.0f} s; what was measured is kept, run it again to go on"
+            reason = f"past {limit_s:.0f} s; its results are kept, run it again to go on"
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         record |= {"ok": False, "reason": reason, "command": " ".join(command), "tail": tail}
         print(f"      {reason}\n{tail}", flush=True)
@@ -234,13 +234,13 @@ def perform(step: Step, out: Path, limit_s: float) -> bool:
 
 
 def is_done(step: Step, out: Path) -> bool:
-    """Whether an earlier run ended this step well."""
+    """Whether this step has succeeded before."""
     path = out / "steps" / f"{step.name}.json"
     return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("ok"))
 
 
 def pack(out: Path, file: Path) -> None:
-    """All results as one file, replaced whole: a call that is cut off leaves the last one."""
+    """Write all results to one file, replaced whole: an interrupted call leaves the last one."""
     part = file.with_name(f"{file.name}.part")
     with tarfile.open(part, "w:gz") as tar:
         tar.add(out, out.name, filter=lambda info: None if ".packages" in info.name.split("/") else info)
@@ -248,42 +248,45 @@ def pack(out: Path, file: Path) -> None:
 
 
 def main() -> int:
-    """Run what is asked for and not done; 1 where a step failed, 2 where something needed is missing."""
+    """Run the selected steps that are not done; 1 if a step failed, 2 if a library is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("only", nargs="*", help="steps to run, done or not")
-    parser.add_argument("--list", action="store_true", help="say what there is and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the steps and run nothing")
     parser.add_argument("--out", type=Path, help="the folder of the results [results/<gpu>]")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all steps together")
-    parser.add_argument("--pack", type=Path, help="a .tgz of all results, written anew after each step")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="time limit of all steps together"
+    )
+    parser.add_argument("--pack", type=Path, help="a .tgz of all results, written after each step")
     parser.add_argument("--rehearse", action="store_true", help="every step on the CPU, small; needs --out")
-    given = parser.parse_args()
-    if given.rehearse and given.out is None:
-        parser.error("--rehearse needs --out: its figures mean nothing and do not belong to results/")
-    machine = Machine("cpu", 128) if given.rehearse else Machine()
-    out = (given.out or ROOT / "results" / ("gpu" if given.list else gpu_name())).absolute()
+    options = parser.parse_args()
+    if options.rehearse and options.out is None:
+        parser.error("--rehearse needs --out: its figures mean nothing and do not belong in results/")
+    machine = Machine("cpu", 128) if options.rehearse else Machine()
+    out = (options.out or ROOT / "results" / ("gpu" if options.list else gpu_name())).absolute()
     start = time.monotonic()
     if lacking := missing(NEEDED):
-        print(f"gpu: missing here: {', '.join(lacking)}; carry their wheels over (tools/gpu-wheels says how)")
+        print(f"gpu: not installed: {', '.join(lacking)}; carry their wheels over (see tools/gpu-wheels)")
         return 2
     if lacking := missing(TESTS_NEED):
-        print(f"gpu: the step tests will fail for want of {', '.join(lacking)}")
-    known = list(steps(out, machine))
-    unknown = set(given.only) - {step.name for step in known} - {"report"}
+        print(f"gpu: the step `tests` will fail without {', '.join(lacking)}")
+    planned = list(steps(out, machine))
+    unknown = set(options.only) - {step.name for step in planned} - {"report"}
     if unknown:
-        parser.error(f"no step {sorted(unknown)[0]!r}; there are {', '.join(step.name for step in known)}")
+        names = ", ".join(step.name for step in planned)
+        parser.error(f"no step {sorted(unknown)[0]!r}; the steps are {names}")
     failed = 0
-    for step in known:
-        wanted = step.name in given.only if given.only else not is_done(step, out)
-        if given.list or not wanted:
+    for step in planned:
+        wanted = step.name in options.only if options.only else not is_done(step, out)
+        if options.list or not wanted:
             print(f"{'done' if is_done(step, out) else '    '}  {step.name}: {step.why}")
-            for command in step.commands if given.list else ():
+            for command in step.commands if options.list else ():
                 print(f"          {' '.join(word for word in command[3:] or command)}")
             continue
-        left_s = given.seconds - (time.monotonic() - start)
+        left_s = options.seconds - (time.monotonic() - start)
         if left_s < WORTH_STARTING_S:
-            print(f"left  {step.name}: {left_s:.0f} s are left; run it again to go on")
+            print(f"left  {step.name}: only {left_s:.0f} s remain; run it again to go on")
             failed += 1
             continue
         print(f"run   {step.name}: {step.why}", flush=True)
@@ -292,15 +295,15 @@ def main() -> int:
         print(
             f"{'ok  ' if ok else 'FAIL'}  {step.name} ({time.monotonic() - start:.0f} s so far)", flush=True
         )
-        if given.pack:
-            pack(out, given.pack)
-    if not given.list:
-        # Charts can be drawn from the packed results anywhere: they get what time is left.
-        left_s = given.seconds - (time.monotonic() - start)
+        if options.pack:
+            pack(out, options.pack)
+    if not options.list:
+        # Charts can be drawn from the packed results anywhere: they get the time that is left.
+        left_s = options.seconds - (time.monotonic() - start)
         if left_s > WORTH_STARTING_S and not perform(report(out), out, min(LIMIT_S, left_s)):
             failed += 1
-        if given.pack:
-            pack(out, given.pack)
+        if options.pack:
+            pack(out, options.pack)
     return 1 if failed else 0
 
 

@@ -177,12 +177,12 @@ def circles(house: Sequence[Source]) -> list[str]:
             graph[source.module] |= inside
             if len(inside) < len(names) or not names:
                 graph[source.module].add(module)
-    found: list[str] = []
+    rings: list[str] = []
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         if module in path:
-            found.append("a circle of imports: " + " -> ".join((*path[path.index(module) :], module)))
+            rings.append("a circle of imports: " + " -> ".join((*path[path.index(module) :], module)))
         elif module in graph and module not in done:
             for target in sorted(graph[module]):
                 visit(target, (*path, module))
@@ -190,7 +190,7 @@ def circles(house: Sequence[Source]) -> list[str]:
 
     for module in graph:
         visit(module, ())
-    return found
+    return rings
 
 
 def repeated_classes(house: Sequence[Source]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How does the page look? Pictures of its views, wide and narrow; to be looked at before they are kept."""
+"""Pictures of the page's views, wide and narrow; look at them before you commit them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--against", type=Path, nargs=2)
     parser.add_argument("--out", type=Path, default=Path("docs/screenshots"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    one = write_page([read_set(given.results)], given.out / "page.html")
+    options.out.mkdir(parents=True, exist_ok=True)
+    one = write_page([read_set(options.results)], options.out / "page.html")
     views = [(one, "overview", ""), (one, "explore", "#explore&mask=causal&direction=fwd")]
-    if given.against:
-        two = write_page([read_set(path) for path in given.against], given.out / "compare.html")
+    if options.against:
+        two = write_page([read_set(path) for path in options.against], options.out / "compare.html")
         views.append((two, "compare", "#compare"))
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
         for path, name, address in views:
             for width in WIDTHS:
-                take(browser, path, address, width, given.out / f"{name}-{width}.png")
+                take(browser, path, address, width, options.out / f"{name}-{width}.png")
     for path in {path for path, _, _ in views}:
         path.unlink()
 

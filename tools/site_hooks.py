@@ -1,4 +1,4 @@
-"""What does the site change in what is written? Patterns in its nav, and links that leave docs/ (to a source file)."""
+"""Changes that the site makes to the pages: patterns in its nav are expanded, links that leave docs/ become text."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)[^)]*\)")
 
 
 def on_config(config: Any) -> None:
-    """What mkdocs calls with mkdocs.yml."""
+    """Expand the nav; mkdocs calls this with mkdocs.yml."""
     config.nav = expanded(config.nav, DOCS)
 
 
 def expanded(nav: list[Any], docs: Path) -> list[Any]:
-    """The nav with the pages, by name, in place of the pattern that they match."""
-    found: list[Any] = []
+    """The nav with each pattern replaced by the pages that match it, sorted by name."""
+    pages: list[Any] = []
     for item in nav:
         if isinstance(item, dict):
-            found.append({k: expanded(v, docs) if isinstance(v, list) else v for k, v in item.items()})
+            pages.append({k: expanded(v, docs) if isinstance(v, list) else v for k, v in item.items()})
         elif "*" in item:
-            found += sorted(path.relative_to(docs).as_posix() for path in docs.glob(item))
+            pages += sorted(path.relative_to(docs).as_posix() for path in docs.glob(item))
         else:
-            found.append(item)
-    return found
+            pages.append(item)
+    return pages
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """What mkdocs calls with each page."""
+    """Turn links that leave docs/ into text; mkdocs calls this with each page."""
     return inside(markdown, DOCS / page.file.src_uri)
 
 
 def inside(markdown: str, page: Path) -> str:
-    """The page with links to files outside of docs/ as code; that they are there is a test's business."""
+    """The page with links to files outside docs/ as code; a test checks that the files exist."""
 
-    def kept(found: re.Match[str]) -> str:
-        text, target = found.groups()
+    def kept(link: re.Match[str]) -> str:
+        text, target = link.groups()
         if (page.parent / target).resolve().is_relative_to(DOCS):
-            return found.group()
+            return link.group()
         return text if "`" in text or " " in text else f"`{text}`"
 
     return LINK.sub(kept, markdown)

@@ -1,4 +1,4 @@
-"""How do tests have a program of tools/ as a module? Loaded from its file, which may have no ending."""
+"""Programs of tools/ as modules, loaded from their files, which may have no ending."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 def tool(file: str) -> Any:
-    """The module of tools/`file`, run anew; it leaves no bytecode beside the program."""
+    """The module of tools/`file`, loaded anew, without bytecode beside the program."""
     name = f"tool_{Path(file).stem.replace('-', '_')}"
     loader = importlib.machinery.SourceFileLoader(name, str(TOOLS / file))
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look
+    sys.modules[name] = module  # dataclasses look there
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Does the GPU script plan what it says, go on where it stopped, and keep to its time? Without a GPU."""
+"""The GPU script plans what it says, resumes where it stopped, and keeps its time limit; needs no GPU."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_every_sweep_is_a_suite_of_cases_of_16k_tokens(gpu: Any, tmp_path: Path)
     assert len(ids["dense-d64"]) == 14  # 512 to 32k, causal and full
     assert len(ids["masks"]) == 5
     assert not any(
-        set(ids["headline"]) & set(found) for name, found in ids.items() if name.startswith("dense")
+        set(ids["headline"]) & set(others) for name, others in ids.items() if name.startswith("dense")
     )
 
 
-def test_every_command_line_is_one_that_the_program_takes(gpu: Any, tmp_path: Path) -> None:
+def test_the_program_takes_every_command_line(gpu: Any, tmp_path: Path) -> None:
     import typer.main
 
     from attnbench.cli.app import app
 
     program: Any = typer.main.get_command(app)
-    seen = set()
+    used = set()
     for machine in (gpu.Machine(), gpu.Machine("cpu", 128)):
         for step in gpu.steps(tmp_path, machine):
             for command in step.commands:
@@ -58,29 +58,27 @@ def test_every_command_line_is_one_that_the_program_takes(gpu: Any, tmp_path: Pa
                     continue
                 name, *words = command[3:]
                 program.commands[name].make_context(name, list(words))
-                seen.add(name)
-    assert seen == {"check", "run"}
+                used.add(name)
+    assert used == {"check", "run"}
 
 
-def test_a_step_that_failed_is_tried_anew_and_one_that_is_done_is_not(gpu: Any, tmp_path: Path) -> None:
+def test_a_failed_step_runs_again_and_a_done_one_does_not(gpu: Any, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     program = (
-        f"import pathlib, sys; p = pathlib.Path({str(marker)!r}); print('said'); sys.exit(not p.exists())"
+        f"import pathlib, sys; p = pathlib.Path({str(marker)!r}); print('output'); sys.exit(not p.exists())"
     )
     step = gpu.Step("one", "why", (python(program),))
     assert not gpu.perform(step, tmp_path, 60)
     record = json.loads((tmp_path / "steps" / "one.json").read_text())
     assert record["reason"] == "exit code 1"
-    assert "said" in record["tail"]
+    assert "output" in record["tail"]
     assert not gpu.is_done(step, tmp_path)
     marker.touch()
     assert gpu.perform(step, tmp_path, 60)
     assert gpu.is_done(step, tmp_path)
 
 
-def test_a_command_past_its_time_is_asked_to_end_and_its_last_words_are_kept(
-    gpu: Any, tmp_path: Path
-) -> None:
+def test_a_command_past_its_time_is_interrupted_and_its_output_is_kept(gpu: Any, tmp_path: Path) -> None:
     program = (
         "import time\nprint('begun', flush=True)\ntry:\n time.sleep(60)\nfinally:\n print('ended tidily')"
     )
@@ -98,11 +96,11 @@ def test_commands_find_this_checkout_without_an_installation(gpu: Any, tmp_path:
     find = f"import importlib.util as u; print([u.find_spec(n).origin for n in {names!r}])"
     step = gpu.Step("find", "why", ((sys.executable, "-S", "-c", find),))
     assert gpu.perform(step, tmp_path, 60)
-    said = (tmp_path / "steps" / "find.log").read_text()
+    log = (tmp_path / "steps" / "find.log").read_text()
     root = Path(__file__).parents[2]
-    assert str(root / "attnbench" / "__init__.py") in said
-    assert "attnbench_backends/__init__.py" in said
-    assert "attnbench_suites/__init__.py" in said
+    assert str(root / "attnbench" / "__init__.py") in log
+    assert "attnbench_backends/__init__.py" in log
+    assert "attnbench_suites/__init__.py" in log
 
 
 def test_the_pack_holds_the_results_and_not_the_links(gpu: Any, tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def test_the_pack_holds_the_results_and_not_the_links(gpu: Any, tmp_path: Path) 
     assert not [name for name in names if ".packages" in name]
 
 
-def test_what_is_tuned_travels_with_the_results(gpu: Any, tmp_path: Path) -> None:
+def test_tuned_configurations_are_packed_with_the_results(gpu: Any, tmp_path: Path) -> None:
     out = tmp_path / "nvidia-h200"
     tune = (
         "import os, pathlib as p; d = p.Path(os.environ['XDG_CACHE_HOME']); d.mkdir(); (d / 'tuned').touch()"
@@ -128,13 +126,13 @@ def test_what_is_tuned_travels_with_the_results(gpu: Any, tmp_path: Path) -> Non
         assert "nvidia-h200/.cache/tuned" in tar.getnames()
 
 
-def test_without_time_nothing_is_begun_and_the_rest_is_said(
+def test_without_time_no_step_starts_and_the_rest_is_reported(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
         sys, "argv", ["gpu.py", "--rehearse", "--out", str(tmp_path / "r"), "--seconds", "10"]
     )
     assert gpu.main() == 1
-    said = capsys.readouterr().out
-    assert "left  headline" in said
-    assert "run  " not in said
+    output = capsys.readouterr().out
+    assert "left  headline" in output
+    assert "run  " not in output

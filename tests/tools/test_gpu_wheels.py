@@ -1,4 +1,4 @@
-"""Do libraries arrive whole on a machine without a network? Pieces, checksums, the cut, and the interpreter there."""
+"""Libraries arrive whole on a machine without a network: pieces, checksums, the cut, and the interpreter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_library_without_that_architecture_is_not_carried(tool: Any) -> None:
         tool.cut_to_arch(bytearray(b"\x7fELF nothing"), 90)
 
 
-def test_pieces_are_small_enough_and_come_together_again(tool: Any, tmp_path: Path) -> None:
+def test_pieces_are_small_enough_and_join_to_the_whole(tool: Any, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.write_bytes(bytes(range(256)) * 100)
     pieces = tool.split(whole, tmp_path, "x", 10_000)
@@ -66,7 +66,7 @@ def test_pieces_are_small_enough_and_come_together_again(tool: Any, tmp_path: Pa
     tool.join(pieces, tmp_path, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == whole.read_bytes()
     (tmp_path / "x.01").write_bytes(b"0" * 10_000)
-    with pytest.raises(SystemExit, match=r"x\.01 arrived changed"):
+    with pytest.raises(SystemExit, match=r"x\.01 has changed"):
         tool.join(pieces, tmp_path, tmp_path / "again")
     (tmp_path / "x.01").unlink()
     with pytest.raises(SystemExit, match=r"x\.01 is missing"):
@@ -87,7 +87,7 @@ def wheel(folder: Path, name: str) -> Path:
     return path
 
 
-def test_what_was_installed_is_imported_by_the_interpreter_that_is_written(tool: Any, tmp_path: Path) -> None:
+def test_the_written_interpreter_imports_the_installed_libraries(tool: Any, tmp_path: Path) -> None:
     pieces, into = tmp_path / "pieces", tmp_path / "into"
     pieces.mkdir()
     (tmp_path / "flash_attn_3.so.xz").write_bytes(lzma.compress(b"library"))
