@@ -56,6 +56,28 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
     assert [t for t in local if not (page.parent / t).exists()] == []
 
 
+def missing_paths(text: str) -> list[str]:
+    """The files and folders of the repository that a text names in backticks and that do not exist.
+
+    A name that begins with `my`, or in capitals, stands for the reader's own file.
+    """
+    named = re.findall(
+        r"`((?:attnbench|backends|suites|tests|tools|docs|results|\.ci|\.github)/[\w./-]*)`", text
+    )
+    own = re.compile(r"/(?:my|[A-Z]+\b)")
+    return [path for path in named if not (ROOT / path).exists() and not own.search(path)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_paths_that_a_page_names_exist(page: Path) -> None:
+    assert missing_paths(page.read_text()) == []
+
+
+def test_a_path_that_moved_is_seen() -> None:
+    text = "`attnbench/judge/battery.py`, `tools/house.py`, `tests/judge/`, `backends/NAME.py`"
+    assert missing_paths(text) == ["attnbench/judge/battery.py"]
+
+
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
