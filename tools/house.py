@@ -280,12 +280,12 @@ def table(house: Sequence[Source], root: Path = ROOT) -> str:
             len(path.read_text(encoding="utf-8").splitlines()) for path in (root / folder).rglob("*.py")
         ]
         rows.append(f"{folder + '/':<16}{'':>6}{len(counts):>7}{sum(counts):>8}")
-    recurring = [
-        f"{name:<16}{', '.join(f'{folder}/' for folder in sorted(folders))}"
-        for name, folders in sorted(folders_by_name(house).items())
-        if len(folders) > 1
-    ]
-    return "\n".join([*rows, "", f"{len(recurring)} file names recur:", *recurring])
+    rows += ["", "file names that recur:"]
+    for name, folders in sorted(folders_by_name(house).items()):
+        if len(folders) > 1:
+            words = RECURRING.get(name, {})
+            rows.append(f"{name:<16}" + "; ".join(f"{f}/: {words.get(f, '?')}" for f in sorted(folders)))
+    return "\n".join(rows)
 
 
 def main() -> int:
