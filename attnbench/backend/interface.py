@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnbench.backend.defects import KnownDefect
 from attnbench.errors import AttnbenchError
-from attnbench.problem import Case, Inputs, Score
+from attnbench.problem import MASK_KINDS, Case, Inputs, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MASK_KINDS = frozenset(
-    ("full", "causal", "causal(top_left)", "window", "padding", "documents", "prefix", "global")
-    + ("block_sparse", "dilated", "explicit")
-)
 Contract = Literal["flash", "flash_splits", "dense"]
 CONTRACTS: tuple[Contract, ...] = get_args(Contract)
 SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))

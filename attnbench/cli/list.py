@@ -94,7 +94,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from attnbench.backend.interface import MASK_KINDS
+    from attnbench.problem import MASK_KINDS
     from attnbench.report.cells import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from attnbench.backend.interface import MASK_KINDS
 from attnbench.problem import (
+    MASK_KINDS,
     ALiBi,
     Bias,
     BlockSparse,
@@ -18,6 +19,7 @@ from attnbench.problem import (
     Dilated,
     Documents,
     Explicit,
+    Extent,
     Full,
     GlobalTokens,
     Mask,
@@ -28,6 +30,7 @@ from attnbench.problem import (
     Sink,
     SlidingWindow,
     Softcap,
+    example_of,
     parse_mask,
 )
 from attnbench.problem.distributions import DISTRIBUTIONS as BY_NAME
@@ -114,6 +117,15 @@ MASKS: dict[str, Callable[[Sizes], Mask]] = {
     "explicit": lambda at: Explicit(at.table(at.q_len, at.k_len, per_batch=True)),
     "~window": lambda at: ~SlidingWindow(at.narrow, at.narrow),
 }
+
+
+def _example(kind: str, at: Sizes) -> Mask:
+    return example_of(kind, Extent(at.batch, at.heads, at.q_len, at.k_len))
+
+
+# A kind that no mask above has, such as that of a new leaf, comes in as the leaf's own example.
+_KINDS = frozenset().union(*(make(Sizes(64, 64, 1, 1)).kinds for make in MASKS.values()))
+MASKS |= {kind: partial(_example, kind) for kind in sorted(MASK_KINDS - _KINDS)}
 
 SCORES: tuple[tuple[Score, ...], ...] = (
     (),

@@ -2,7 +2,13 @@
 
 from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap, BlockRuns
 from attnbench.problem.case import Case
-from attnbench.problem.grammar import parse_call, parse_mask, split_outside_brackets
+from attnbench.problem.grammar import (
+    MASK_KINDS,
+    example_of,
+    parse_call,
+    parse_mask,
+    split_outside_brackets,
+)
 from attnbench.problem.inputs import Inputs, bound_scores, make_inputs, torch_dtype
 from attnbench.problem.lengths import Documents, Padding
 from attnbench.problem.masks import And, Extent, Mask, Not, Or
@@ -23,6 +29,7 @@ from attnbench.problem.tables import BlockSparse, Explicit
 __all__ = [
     "EMPTY",
     "FULL",
+    "MASK_KINDS",
     "PARTIAL",
     "ALiBi",
     "And",
@@ -53,6 +60,7 @@ __all__ = [
     "alibi_slopes",
     "bound_scores",
     "canonical",
+    "example_of",
     "make_inputs",
     "parse_call",
     "parse_mask",

@@ -13,7 +13,7 @@ from typing import Any
 
 from attnbench.errors import AttnbenchError, MaskError, ScoreError, did_you_mean
 from attnbench.problem.lengths import Documents, Padding
-from attnbench.problem.masks import And, Leaf, Mask, Not, Or
+from attnbench.problem.masks import And, Extent, Leaf, Mask, Not, Or
 from attnbench.problem.primitives import (
     Causal,
     Dilated,
@@ -39,6 +39,9 @@ LEAVES: dict[str, type[Leaf]] = {
         Explicit,
     )
 }
+MASK_KINDS = frozenset(
+    kind for leaf in LEAVES.values() for mask in leaf.examples(Extent(1, 1, 8, 8)) for kind in mask.kinds
+)
 DEEPEST = 64  # parentheses, negations or brackets within each other
 MOST_OPERATORS = 200
 MOST_DIGITS = 18
@@ -140,6 +143,11 @@ class Tokens:
         if len(token.text) > MOST_DIGITS:
             raise self.error(f"number too large at column {token.column}; write inf for unlimited")
         return int(token.text)
+
+
+def example_of(kind: str, extent: Extent) -> Mask:
+    """The example that the leaf of this kind gives for the extent."""
+    return next(m for leaf in LEAVES.values() for m in leaf.examples(extent) if m.kinds == {kind})
 
 
 def parse_mask(text: str) -> Mask:

@@ -47,6 +47,10 @@ class Padding(Leaf):
         flat = lengths[0] if len(lengths) == 1 and isinstance(lengths[0], tuple) else lengths
         return cls(flat, *words)  # type: ignore[arg-type]
 
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls([max(0, extent.k_len - 3 * b) for b in range(extent.batch)]),)
+
     def __str__(self) -> str:
         side = ["left"] if self.side == "left" else []
         return f"padding({', '.join([*map(str, self.lengths), *side])})"
@@ -126,6 +130,10 @@ class Documents(Leaf):
     @property
     def _is_per_batch(self) -> bool:
         return isinstance(self.lengths[0], tuple)
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls((extent.q_len // 3, extent.q_len // 2)),)
 
     def __str__(self) -> str:
         lists = [f"[{', '.join(map(str, lengths))}]" for lengths in self.lists]

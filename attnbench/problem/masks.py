@@ -53,8 +53,8 @@ class Extent:
 class Mask(ABC):
     """A symbolic mask; subclasses are frozen dataclasses that compare by structure.
 
-    A new leaf gives `name`, `__str__`, `label`, `predicate`, `spans` and, where they are not the defaults,
-    `check`, `max_spans`, `varies_over_batch`, `varies_over_heads` and `simplified`.
+    A leaf defines `name`, `takes`, `__str__`, `label`, `predicate`, `spans`, `examples` and, unless the defaults
+    hold, `check`, `max_spans`, `varies_over_batch`, `varies_over_heads` and `simplified`.
     """
 
     precedence: ClassVar[int] = 4  # of the text: | 1, & 2, ~ 3, leaves 4
@@ -383,6 +383,11 @@ class Leaf(Mask):
     @property
     def kinds(self) -> frozenset[str]:
         return frozenset((self.name,))
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        """One mask of each kind of this leaf, sized for the extent; the battery and the tests use them."""
+        raise NotImplementedError(f"{cls.__name__} is in the grammar and needs examples(extent)")
 
     @classmethod
     def from_arguments(cls, arguments: tuple[Any, ...]) -> Mask:

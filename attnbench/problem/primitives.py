@@ -25,6 +25,10 @@ class Full(Leaf):
     name: ClassVar[str] = "full"
     takes: ClassVar[str] = "full"
 
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(),)
+
     def __str__(self) -> str:
         return "full"
 
@@ -54,6 +58,10 @@ class Causal(Leaf):
     def __post_init__(self) -> None:
         if self.align not in ("bottom_right", "top_left"):
             raise MaskError(f"causal is aligned bottom_right or top_left, not {self.align!r}")
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(), cls("top_left"))
 
     def __str__(self) -> str:
         return "causal" if self.align == "bottom_right" else "causal(top_left)"
@@ -89,6 +97,10 @@ class SlidingWindow(Leaf):
             unlimited = reach is None or (isinstance(reach, float) and reach == math.inf)
             limit = None if unlimited else whole(reach, f"the window's {side} side")
             object.__setattr__(self, side, limit)
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(extent.k_len // 3, extent.k_len // 5),)
 
     def __str__(self) -> str:
         return f"window({_reach(self.left)}, {_reach(self.right)})"
@@ -129,6 +141,10 @@ class PrefixLM(Leaf):
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "the prefix's length"))
 
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(extent.k_len // 5),)
+
     def __str__(self) -> str:
         return f"prefix({self.n})"
 
@@ -157,6 +173,10 @@ class GlobalTokens(Leaf):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "the number of global tokens"))
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(3),)
 
     def __str__(self) -> str:
         return f"global({self.n})"
@@ -188,6 +208,10 @@ class Dilated(Leaf):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "s", whole(self.s, "the dilation", least=1))
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(3),)
 
     def __str__(self) -> str:
         return f"dilated({self.s})"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.errors import MaskError
-from attnbench.problem.masks import Extent, Leaf, numbers, short_hash, whole
+from attnbench.problem.masks import Extent, Leaf, Mask, numbers, short_hash, whole
 from attnbench.problem.spans import Ints, Spans, runs
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class BlockSparse(Leaf):
         table = _zeros_and_ones(layout, "a block_sparse layout", (2, 3))
         object.__setattr__(self, "layout", _tuples(table.tolist()))
         object.__setattr__(self, "block", whole(block, "the block's length", least=1))
+
+    @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(_all_but_every_third(extent, -(-extent.q_len // 16), -(-extent.k_len // 16)), 16),)
 
     @cached_property
     def blocks(self) -> NDArray[np.bool_]:
@@ -111,6 +115,10 @@ class Explicit(Leaf):
         object.__setattr__(self, "bits", np.packbits(table.ravel()).tobytes())
 
     @classmethod
+    def examples(cls, extent: Extent) -> tuple[Mask, ...]:
+        return (cls(_all_but_every_third(extent, extent.q_len, extent.k_len)),)
+
+    @classmethod
     def from_arguments(cls, arguments: tuple[Any, ...]) -> Explicit:
         if len(arguments) != 2:
             return cls(*arguments)
@@ -170,6 +178,12 @@ class Explicit(Leaf):
 
     def spans(self, extent: Extent, b: int, h: int, rows: Ints) -> Spans:
         return runs(self.array[b if self.varies_over_batch else 0, h if self.varies_over_heads else 0, rows])
+
+
+def _all_but_every_third(extent: Extent, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Two of three entries, others for each head: bool [H, rows, columns]."""
+    h, i, j = np.ogrid[: extent.heads, :rows, :columns]
+    return (h + i + j) % 3 > 0
 
 
 def _zeros_and_ones(values: Any, what: str, dimensions: tuple[int, ...]) -> NDArray[np.bool_]:

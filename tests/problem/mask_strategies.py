@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from attnbench.errors import MaskError
+from attnbench.problem.grammar import LEAVES
 from attnbench.problem.lengths import Documents, Padding
 from attnbench.problem.masks import And, Extent, Mask, Not, Or
-from attnbench.problem.primitives import Causal, Dilated, Full, GlobalTokens, PrefixLM, SlidingWindow
+from attnbench.problem.primitives import Causal, Dilated, GlobalTokens, PrefixLM, SlidingWindow
 from attnbench.problem.tables import BlockSparse, Explicit
 
 LONGEST = 24
@@ -71,22 +73,35 @@ def explicits(draw: st.DrawFn, extent: Extent) -> Mask:
     return Explicit(draw(bit_arrays((batch, heads, extent.q_len, extent.k_len))))
 
 
-@st.composite
-def leaves(draw: st.DrawFn, extent: Extent) -> Mask:
+def leaves(extent: Extent) -> st.SearchStrategy[Mask]:
+    """Every leaf of the grammar that fits the extent, with parameters of its own or else as its examples."""
     lengths = st.lists(st.integers(0, extent.k_len), min_size=extent.batch, max_size=extent.batch)
-    kinds = [
-        st.just(Full()),
-        st.sampled_from([Causal(), Causal("top_left")]),
-        st.builds(SlidingWindow, reaches(), reaches()),
-        st.builds(Padding, lengths, st.sampled_from(["right", "left"])),
-        st.builds(PrefixLM, st.integers(0, LONGEST + 2)),
-        st.builds(GlobalTokens, st.integers(0, LONGEST + 2)),
-        st.builds(Dilated, st.integers(1, 9)),
-        layouts(extent),
-        explicits(extent),
-    ]
-    kinds += [documents(extent)] if extent.q_len == extent.k_len else []
-    return draw(st.one_of(kinds))
+    drawn = {
+        "causal": st.sampled_from([Causal(), Causal("top_left")]),
+        "window": st.builds(SlidingWindow, reaches(), reaches()),
+        "padding": st.builds(Padding, lengths, st.sampled_from(["right", "left"])),
+        "prefix": st.builds(PrefixLM, st.integers(0, LONGEST + 2)),
+        "global": st.builds(GlobalTokens, st.integers(0, LONGEST + 2)),
+        "dilated": st.builds(Dilated, st.integers(1, 9)),
+        "block_sparse": layouts(extent),
+        "explicit": explicits(extent),
+        "documents": documents(extent),
+    }
+    fitting = {name: examples(name, extent) for name in LEAVES}
+    return st.one_of(*(drawn.get(name, st.sampled_from(masks)) for name, masks in fitting.items() if masks))
+
+
+def examples(name: str, extent: Extent) -> list[Mask]:
+    """The examples of a leaf that fit the extent."""
+    return [mask for mask in LEAVES[name].examples(extent) if fits(mask, extent)]
+
+
+def fits(mask: Mask, extent: Extent) -> bool:
+    try:
+        mask.check(extent)
+    except MaskError:
+        return False
+    return True
 
 
 def expressions(extent: Extent) -> st.SearchStrategy[Mask]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench.problem.blockmap import FULL, PARTIAL
-from attnbench.problem.grammar import LEAVES, parse_mask
+from attnbench.problem.grammar import LEAVES, MASK_KINDS, example_of, parse_mask
 from attnbench.problem.lengths import Documents, Padding
 from attnbench.problem.masks import Extent, Mask, Or
 from attnbench.problem.primitives import Causal, Dilated, Full, GlobalTokens, PrefixLM, SlidingWindow
@@ -23,6 +24,7 @@ from tests.problem.mask_strategies import (
     asked,
     dense_from_predicate,
     dense_from_spans,
+    examples,
     extents,
 )
 
@@ -70,6 +72,11 @@ def test_a_mask_allows_what_its_definition_says(name: str, q_len: int) -> None:
     np.testing.assert_array_equal(dense_from_spans(mask, extent), expected)
 
 
+def test_every_kind_has_a_definition_written_as_loops() -> None:
+    kinds = frozenset().union(*(mask.kinds for mask, _ in DEFINITIONS.values()))
+    assert kinds | {"documents", "explicit"} == MASK_KINDS  # those two follow
+
+
 @pytest.mark.parametrize("lengths", [[2, 0, 3], [[2, 0, 3], [0, 1, 6]]])
 def test_documents_see_themselves_and_tokens_past_them_see_nothing(lengths: list) -> None:
     extent = Extent(2, 1, 7, 7)
@@ -95,6 +102,14 @@ def test_predicate_and_spans_agree(case: Asked) -> None:
     np.testing.assert_array_equal(
         dense_from_predicate(case.mask, case.extent), dense_from_spans(case.mask, case.extent)
     )
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@given(extent=extents())
+@settings(max_examples=30, deadline=None)
+def test_predicate_and_spans_of_a_leafs_examples_agree(name: str, extent: Extent) -> None:
+    for mask in examples(name, extent):
+        np.testing.assert_array_equal(dense_from_predicate(mask, extent), dense_from_spans(mask, extent))
 
 
 @given(asked())
@@ -213,8 +228,27 @@ def test_a_mask_travels_to_another_process(case: Asked) -> None:
 def test_kinds_are_the_names_of_the_leaves() -> None:
     mask = Causal() & SlidingWindow(3, 0) | ~(Causal("top_left") & Padding([3]))
     assert mask.kinds == {"causal", "window", "causal(top_left)", "padding"}
-    assert {k for name, leaf in LEAVES.items() for k in (leaf.name,) if k == name} == set(LEAVES)
     assert Or(Causal(), Or(Full(), Dilated(2))).terms == (Causal(), Full(), Dilated(2))
+
+
+@given(asked())
+@settings(max_examples=100, deadline=None)
+def test_every_kind_that_a_mask_can_have_is_in_the_list(case: Asked) -> None:
+    assert case.mask.kinds <= MASK_KINDS
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("lengths", [(1, 1), (64, 64), (257, 257)])
+def test_a_leaf_gives_an_example_of_each_of_its_kinds(name: str, lengths: tuple[int, int]) -> None:
+    extent = Extent(3, 4, *lengths)
+    masks = LEAVES[name].examples(extent)
+    assert len({mask.kinds for mask in masks}) == len(masks) >= 1
+    for mask in masks:
+        mask.check(extent)
+        assert type(mask) is LEAVES[name]
+        assert [mask] == [example_of(kind, extent) for kind in mask.kinds]
+        assert parse_mask(f"~{mask} & full") == ~mask & Full()
+        assert re.fullmatch(r"[A-Za-z0-9_.:+-]+", mask.label)
 
 
 @pytest.mark.parametrize(
