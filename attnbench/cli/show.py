@@ -40,7 +40,7 @@ def show_case(
     Example: [bold]attnbench show '{"q_len": 200, "k_len": 200, "q_heads": 4, "head_dim": 64, "dtype": "fp32",
     "mask": "causal"}' --backend sdpa_flash --out pictures[/bold]
     """
-    from attnbench.conformance.one_case import look
+    from attnbench.conformance.one_case import inspect_case
     from attnbench.device import resolve_device
     from attnbench.report.charts.one_case import draw_pictures
 
@@ -48,7 +48,7 @@ def show_case(
     one = the_case(case, results)
     remark(f"device {where}: {backend} on {one.id}")
     options = {"device": where, "seed": seed, "distribution": distribution, "contract": contract}
-    seen = look(one, backend, heads=tuple(head or ()), block=block, **options)  # type: ignore[arg-type]
+    seen = inspect_case(one, backend, heads=tuple(head or ()), block=block, **options)  # type: ignore[arg-type]
     for path in draw_pictures(seen, to):
         out().print(str(path), markup=False, soft_wrap=True)
     word = "right" if seen.verdict.ok else f"wrong: {seen.verdict.reason}"

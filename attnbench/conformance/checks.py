@@ -10,7 +10,7 @@ from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
 from attnbench.conformance.plan import Plan
 from attnbench.conformance.properties.all import PROPERTIES
-from attnbench.conformance.properties.property import Finding
+from attnbench.conformance.properties.property import PropertyFailure
 from attnbench.conformance.protocol import protocol_faults
 from attnbench.conformance.report import (
     OK,
@@ -123,12 +123,12 @@ class ChecksOfDtype:
 
     def check_property(self, name: str) -> None:
         """One property; it passes as a whole, where a case of it was computed. What it found before it broke counts."""
-        findings: list[Finding] = []
+        broken: list[PropertyFailure] = []
         before = self.subject.answers
         status, reason = OK, ""
         try:
-            for finding in PROPERTIES[name].run(self.subject):
-                findings.append(finding)
+            for each in PROPERTIES[name].run(self.subject):
+                broken.append(each)
         except Refused as refusal:
             status, reason = REFUSED, str(refusal)
         except Failed as failure:
@@ -137,9 +137,9 @@ class ChecksOfDtype:
             self._fail(self._broken(name, base, "randn", reason), listed=False)
         if status == OK and self.subject.answers == before:
             status, reason = REFUSED, "takes no case of it"
-        if status == WRONG or not findings:
+        if status == WRONG or not broken:
             self._add(name, None, "randn", status, reason)
-        for f in findings:
+        for f in broken:
             z = f.error_over_budget if f.error_over_budget < LARGEST else None
             self._fail(
                 Failure(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from attnbench.conformance.one_case import look
+from attnbench.conformance.one_case import inspect_case
 from attnbench.errors import AttnbenchError
 from attnbench.problem import BlockSparse, Case, Causal, Padding, Softcap
 from attnbench.report.charts.one_case import draw_pictures, error_image, pooled
@@ -57,7 +57,7 @@ def case(**changes: object) -> Case:
 def test_a_tail_tile_bug_is_red_in_the_tail_of_its_head_and_blue_everywhere_else(
     planted: Callable[[str], str],
 ) -> None:
-    seen = look(case(direction="fwd_bwd"), planted("tail"))
+    seen = inspect_case(case(direction="fwd_bwd"), planted("tail"))
     assert not seen.verdict.ok
     out = next(e for e in seen.errors if e.name == "out")
     image = error_image(out)  # above 0 is wrong
@@ -72,14 +72,14 @@ def test_a_tail_tile_bug_is_red_in_the_tail_of_its_head_and_blue_everywhere_else
 
 
 def test_a_missing_diagonal_is_red_in_every_row(planted: Callable[[str], str]) -> None:
-    seen = look(case(), planted("diagonal"))
+    seen = inspect_case(case(), planted("diagonal"))
     image = error_image(seen.errors[0])
     assert (image[:, 1:] > 0).mean() > 0.9  # a key of hardly any weight may be missed unseen
     assert not (image[:, 0] > 0).any()
 
 
 def test_a_right_backend_is_blue_everywhere() -> None:
-    seen = look(case(direction="fwd_bwd", scores=(Softcap(5.0),)), "naive")
+    seen = inspect_case(case(direction="fwd_bwd", scores=(Softcap(5.0),)), "naive")
     assert seen.verdict.ok
     assert [e.name for e in seen.errors] == ["out", "dq", "dk", "dv"]
     assert all((error_image(e) <= 0).all() for e in seen.errors)
@@ -87,7 +87,7 @@ def test_a_right_backend_is_blue_everywhere() -> None:
 
 def test_the_mask_the_weights_and_the_tiles_are_those_of_the_case() -> None:
     sparse = BlockSparse([[[1, 0], [0, 1]], [[1, 1], [0, 1]], [[1, 0], [1, 1]]], 100)
-    seen = look(case(mask=sparse), "naive", heads=(0, 2), block=100)
+    seen = inspect_case(case(mask=sparse), "naive", heads=(0, 2), block=100)
     assert seen.heads == (0, 2)
     assert seen.mask.shape == (3, 200, 200)
     assert seen.weights.shape == (2, 200, 200)
@@ -98,7 +98,7 @@ def test_the_mask_the_weights_and_the_tiles_are_those_of_the_case() -> None:
 
 def test_the_batch_row_with_the_largest_error_is_drawn(planted: Callable[[str], str]) -> None:
     # Row 0 has 192 real keys: there the tail is no key at all.
-    seen = look(case(batch=2, mask=Padding([192, 200])), planted("tail"))
+    seen = inspect_case(case(batch=2, mask=Padding([192, 200])), planted("tail"))
     assert seen.batch_row == 1
 
 
@@ -114,20 +114,20 @@ def test_pooling_keeps_a_single_odd_element() -> None:
 
 
 def test_every_picture_is_written(tmp_path: Path, planted: Callable[[str], str]) -> None:
-    paths = list(draw_pictures(look(case(), planted("tail")), tmp_path / "pictures"))
+    paths = list(draw_pictures(inspect_case(case(), planted("tail")), tmp_path / "pictures"))
     assert [path.name for path in paths] == ["mask.png", "weights.png", "blocks.png", "errors.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
 def test_what_cannot_be_drawn_says_so(planted: Callable[[str], str]) -> None:
-    with pytest.raises(AttnbenchError, match="too large to be drawn"):
-        look(case(q_len=1 << 14, k_len=1 << 14), "naive")
+    with pytest.raises(AttnbenchError, match="too large to draw"):
+        inspect_case(case(q_len=1 << 14, k_len=1 << 14), "naive")
     with pytest.raises(AttnbenchError, match="heads 0 to 2"):
-        look(case(), "naive", heads=(3,))
+        inspect_case(case(), "naive", heads=(3,))
     with pytest.raises(AttnbenchError, match="gives nothing to draw: IndexError: index 9"):
-        look(case(), planted("breaks"))
+        inspect_case(case(), planted("breaks"))
     with pytest.raises(AttnbenchError, match="torch_mha refuses this case: has no softcap"):
-        look(case(scores=(Softcap(5.0),)), "torch_mha")
+        inspect_case(case(scores=(Softcap(5.0),)), "torch_mha")
 
 
 def test_a_failed_check_offers_the_command_and_it_draws(

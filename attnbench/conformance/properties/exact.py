@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from attnbench.conformance.properties.property import Finding, differing_bits, holds
+from attnbench.conformance.properties.property import PropertyFailure, differing_bits, holds
 from attnbench.conformance.subject import Subject, allowed_pairs, changed
 
 
 @holds("off by one, skipped tiles, unwritten rows, a mask of another batch row or head")
-def mask_probe(subject: Subject) -> Iterator[Finding]:
+def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
     """With q = 0 every allowed key has the same weight; with V a slice of the identity, out > 0 is the mask itself."""
     for lengths in ({}, {"q_len": 129, "k_len": 193}, {"q_len": 130, "k_len": 66}):
         for _, case in subject.any_case(**lengths, direction="fwd"):
@@ -32,12 +32,12 @@ def mask_probe(subject: Subject) -> Iterator[Finding]:
                     did = "does" if bool(out[b, h, i, j] > 0) else "does not"
                     count = int(wrong.sum())
                     reason = f"query {i} {may} attend key {first + j}, and {did} ({count} pairs are wrong)"
-                    yield Finding(case, "out", (b, h, i, j), reason)
+                    yield PropertyFailure(case, "out", (b, h, i, j), reason)
                     break
 
 
 @holds("leaks from masked keys, causality, padding")
-def masked_keys_do_not_leak(subject: Subject) -> Iterator[Finding]:
+def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
     """Huge finite keys and values that a row may not attend leave every bit of the row."""
     huge = 1e3 if subject.dtype == "fp16" else 1e30
     for _, case in subject.any_case(direction="fwd"):
@@ -62,7 +62,7 @@ def masked_keys_do_not_leak(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("masks in the backward")
-def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[Finding]:
+def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[PropertyFailure]:
     """dk and dv of a key that no query may attend are exactly 0."""
     if not subject.backward:
         return
@@ -77,13 +77,13 @@ def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[Finding]:
             wrong = (x != 0) & unseen[..., None]
             if bool(wrong.any()):
                 at = tuple(int(i) for i in wrong.nonzero()[0])
-                yield Finding(
+                yield PropertyFailure(
                     case, name, at, f"{name}{list(at)} is {float(x[at])}; no query may attend that key"
                 )
 
 
 @holds("no maximum taken off, products of elements, wrong row fetched")
-def one_hot_retrieval(subject: Subject) -> Iterator[Finding]:
+def one_hot_retrieval(subject: Subject) -> Iterator[PropertyFailure]:
     """A query that scores 200 at one key and 0 elsewhere gives the bits of that key's value."""
     case = subject.case("full", q_len=63, k_len=63, direction="fwd") or subject.case(
         "full", q_len=64, k_len=64, direction="fwd"
@@ -106,7 +106,7 @@ def one_hot_retrieval(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("the scale: missing, twice, of another head dim, cached by shape")
-def scale_moves_between_q_and_scale(subject: Subject) -> Iterator[Finding]:
+def scale_moves_between_q_and_scale(subject: Subject) -> Iterator[PropertyFailure]:
     """(q / 4, 4 scale) gives the same bits as (q, scale): powers of two round nothing."""
     if subject.dtype == "fp16":
         return  # q / 4 may be subnormal
@@ -125,7 +125,7 @@ def scale_moves_between_q_and_scale(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("intermediates of eight bits, fixed offsets, saturation")
-def powers_of_two_pass_through(subject: Subject) -> Iterator[Finding]:
+def powers_of_two_pass_through(subject: Subject) -> Iterator[PropertyFailure]:
     """4 V gives 4 out, and with 8 dO: 32 dq, 32 dk and 8 dv, in every bit (not fp16, which has subnormals)."""
     if subject.dtype == "fp16":
         return
@@ -145,7 +145,7 @@ def powers_of_two_pass_through(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("sign handling, strides of q and k")
-def signs_cancel(subject: Subject) -> Iterator[Finding]:
+def signs_cancel(subject: Subject) -> Iterator[PropertyFailure]:
     """(-q, -k) gives the same bits of out."""
     for _, case in subject.any_case(direction="fwd"):
         inputs = subject.inputs(case)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnbench.conformance.properties.property import Finding, holds
+from attnbench.conformance.properties.property import PropertyFailure, holds
 from attnbench.conformance.subject import Subject, allowed_pairs
 from attnbench.judge.verdict import LARGEST, MAX_Z
 
 
 @holds("nearly every fault of a backward")
-def gradient_identities(subject: Subject) -> Iterator[Finding]:
+def gradient_identities(subject: Subject) -> Iterator[PropertyFailure]:
     """Over the keys dk adds up to 0 and dv to the dO of rows that have a key, within the sum of their noise."""
     if not subject.backward:
         return
@@ -39,11 +39,11 @@ def gradient_identities(subject: Subject) -> Iterator[Finding]:
                 at = tuple(int(i) for i in (z == z.max()).nonzero()[0])
                 what = "0" if name == "dk" else "the sum of dO"
                 reason = f"the sum of {name} over the keys is {worst:.3g} times its noise away from {what}"
-                yield Finding(case, name, at, reason, min(LARGEST, worst / MAX_Z[subject.contract]))
+                yield PropertyFailure(case, name, at, reason, min(LARGEST, worst / MAX_Z[subject.contract]))
 
 
 @holds("a scale or a product of one gradient alone, delta, gradients of other heads or rows")
-def inner_products_agree(subject: Subject) -> Iterator[Finding]:
+def inner_products_agree(subject: Subject) -> Iterator[PropertyFailure]:
     """Over each key head `<dq, q> = <dk, k>` and `<dv, v> = <dO, o>`, within the noise of both sides.
 
     Both are the sum over pairs of dS times S before any bias, and of dP times P; so they hold under any mask,
@@ -77,7 +77,7 @@ def inner_products_agree(subject: Subject) -> Iterator[Finding]:
                 at = tuple(int(i) for i in (z == z.max()).nonzero()[0])
                 reason = f"{words} are {float(one[at]):.6g} and {float(two[at]):.6g} at key head {at}"
                 reason += f", {worst:.3g} times their noise apart"
-                yield Finding(case, name, at, reason, min(LARGEST, worst / MAX_Z[subject.contract]))
+                yield PropertyFailure(case, name, at, reason, min(LARGEST, worst / MAX_Z[subject.contract]))
 
 
 def _product(x: Tensor, by: Tensor, sigma: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:

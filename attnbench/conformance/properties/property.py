@@ -15,7 +15,7 @@ from attnbench.problem import Case, Inputs
 
 
 @dataclass(frozen=True)
-class Finding:
+class PropertyFailure:
     """Where a property does not hold: the case, the tensor and index, and what was found there."""
 
     case: Case
@@ -32,10 +32,10 @@ class Property:
 
     name: str
     catches: str
-    run: Callable[[Subject], Iterator[Finding]]
+    run: Callable[[Subject], Iterator[PropertyFailure]]
 
 
-def holds(catches: str) -> Callable[[Callable[[Subject], Iterator[Finding]]], Property]:
+def holds(catches: str) -> Callable[[Callable[[Subject], Iterator[PropertyFailure]]], Property]:
     """Make a property of a function that yields where it does not hold, named as the function is."""
     return lambda run: Property(run.__name__, catches, run)
 
@@ -51,17 +51,19 @@ def first_difference(a: Tensor, b: Tensor) -> tuple[int, ...] | None:
 
 def differing_bits(
     case: Case, got: dict[str, Tensor], wanted: dict[str, Tensor], what: str
-) -> Iterator[Finding]:
+) -> Iterator[PropertyFailure]:
     for name, want in wanted.items():
         at = first_difference(got[name], want)
         if at is not None:
-            yield Finding(
+            yield PropertyFailure(
                 case, name, at, f"{what}: {name}{list(at)} is {float(got[name][at])}, not {float(want[at])}"
             )
 
 
-def judged(case: Case, reference: Reference, answer: Answer, inputs: Inputs, what: str) -> Iterator[Finding]:
+def judged(
+    case: Case, reference: Reference, answer: Answer, inputs: Inputs, what: str
+) -> Iterator[PropertyFailure]:
     verdict = judge(reference, answer.output, answer.gradients, inputs)
     for name, error in verdict.wrong.items():
         reason = f"{what}: {error.reason}"
-        yield Finding(case, name, error.worst, reason, error.over_budget, inputs.distribution)
+        yield PropertyFailure(case, name, error.worst, reason, error.over_budget, inputs.distribution)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from attnbench.backend.interface import Gradients, Output
-from attnbench.conformance.properties.property import Finding, holds, judged
+from attnbench.conformance.properties.property import PropertyFailure, holds, judged
 from attnbench.conformance.subject import Answer, Refused, Subject, allowed_pairs, changed
 from attnbench.judge.verdict import LARGEST, MAX_Z
 from attnbench.problem import Explicit
 
 
 @holds("strides taken for granted, dO's above all (torch's sum gives a dO of stride 0)")
-def strides_make_no_difference(subject: Subject) -> Iterator[Finding]:
+def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
     """dO expanded from one number, and q, k, v that are every second row of larger tensors, are judged as any."""
     case = next((case for _, case in subject.any_case()), None)
     if case is None:
@@ -39,7 +39,7 @@ def strides_make_no_difference(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("head mapping of grouped queries")
-def grouped_heads_equal_repeated_keys(subject: Subject) -> Iterator[Finding]:
+def grouped_heads_equal_repeated_keys(subject: Subject) -> Iterator[PropertyFailure]:
     """Grouped queries give what they give on keys and values repeated for each of their heads."""
     for mask in ("causal", "full"):
         case = subject.case(mask, q_heads=6, kv_heads=2)
@@ -56,7 +56,7 @@ def grouped_heads_equal_repeated_keys(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("alignment of the causal mask in decoding")
-def decode_equals_the_last_row(subject: Subject) -> Iterator[Finding]:
+def decode_equals_the_last_row(subject: Subject) -> Iterator[PropertyFailure]:
     """One query against all keys gives the last row of the whole sequence."""
     whole = subject.case("causal", direction="fwd")
     if whole is None:
@@ -76,11 +76,11 @@ def decode_equals_the_last_row(subject: Subject) -> Iterator[Finding]:
         if float(z.max()) > limit:
             at = tuple(int(i) for i in (z == z.max()).nonzero()[0])
             reason = f"decoding differs from the prefill's last row by {float(z.max()):.3g} times the noise"
-            yield Finding(one, "out", at, reason, min(LARGEST, float(z.max()) / limit))
+            yield PropertyFailure(one, "out", at, reason, min(LARGEST, float(z.max()) / limit))
 
 
 @holds("the LSE's base, merging of splits")
-def halves_merge_by_lse(subject: Subject) -> Iterator[Finding]:
+def halves_merge_by_lse(subject: Subject) -> Iterator[PropertyFailure]:
     """Two halves of the keys, merged by their LSE, are the whole (where the backend gives an LSE)."""
     case = subject.case("full", direction="fwd", k_len=128)
     half = None if case is None else replace(case, k_len=64)
@@ -108,11 +108,11 @@ def halves_merge_by_lse(subject: Subject) -> Iterator[Finding]:
         reason = (
             f"two halves merged by their LSE are {float(z.max()):.3g} times the noise away from the whole"
         )
-        yield Finding(case, "out", at, reason, min(LARGEST, float(z.max()) / limit))
+        yield PropertyFailure(case, "out", at, reason, min(LARGEST, float(z.max()) / limit))
 
 
 @holds("overflow")
-def large_inputs_stay_finite(subject: Subject) -> Iterator[Finding]:
+def large_inputs_stay_finite(subject: Subject) -> Iterator[PropertyFailure]:
     """q 32 times as large gives a finite out within the range of V, widened by its noise."""
     for _, case in subject.any_case(direction="fwd"):
         inputs = subject.inputs(case)
@@ -124,7 +124,7 @@ def large_inputs_stay_finite(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("batch limits, broadcasts of the first batch row")
-def a_batch_row_alone_is_the_same(subject: Subject) -> Iterator[Finding]:
+def a_batch_row_alone_is_the_same(subject: Subject) -> Iterator[PropertyFailure]:
     """Each batch row computed alone is right as it is within the batch."""
     for _, case in subject.any_case(batch=3, direction="fwd"):
         if case.mask.varies_over_batch:
@@ -143,7 +143,7 @@ def _reordered(x: Tensor | None, dim: int, order: Tensor) -> Tensor | None:
 
 
 @holds("rescaling that depends on the order of keys, positions that the mask does not ask for")
-def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
+def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyFailure]:
     """Keys and values in another order, under the mask with its columns in that order, give the same answer."""
     for mask in ("explicit", "full"):
         case = subject.case(mask)
@@ -170,7 +170,7 @@ def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
 
 
 @holds("strides and offsets of heads, heads that are not computed")
-def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[Finding]:
+def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyFailure]:
     """Key heads in another order, their query heads with them, give each head its own answer."""
     for heads in ({"q_heads": 8, "kv_heads": 4}, {"q_heads": 4}):
         alike = (case for _, case in subject.any_case(**heads) if not case.mask.varies_over_heads)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnbench.conformance.one_case import Errors, Seen
+from attnbench.conformance.one_case import CaseView, ErrorMap
 from attnbench.problem import EMPTY, FULL, PARTIAL
 from attnbench.report.charts.palette import INK, QUIET, STATUS_COLOURS, STYLE
 
@@ -22,7 +22,7 @@ ALLOWED, MASKED = "#35618F", "#F1F3F5"
 LEAST, MOST = 1e-2, 1e2  # errors over budget on the scale of colours: right up to 1
 
 
-def draw_pictures(seen: Seen, folder: Path) -> Iterator[Path]:
+def draw_pictures(seen: CaseView, folder: Path) -> Iterator[Path]:
     """Write mask.png, weights.png, blocks.png and errors.png; gives each path as soon as it is written."""
     import matplotlib as mpl
 
@@ -45,14 +45,14 @@ def pooled(image: NDArray[Any], most: int = PIXELS) -> NDArray[Any]:
     return image
 
 
-def error_image(errors: Errors) -> NDArray[np.float64]:
+def error_image(errors: ErrorMap) -> NDArray[np.float64]:
     """What is drawn of one tensor: [heads, length] on a logarithm's scale of -1 (none) over 0 (allowed) to 1."""
     with np.errstate(divide="ignore"):
         logs = np.log10(np.clip(errors.over, LEAST, MOST))  # NaN stays NaN
     return logs / np.log10(MOST)
 
 
-def _figure(seen: Seen, width: float, height: float, what: str) -> Figure:
+def _figure(seen: CaseView, width: float, height: float, what: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -60,7 +60,7 @@ def _figure(seen: Seen, width: float, height: float, what: str) -> Figure:
     return figure
 
 
-def _side_by_side(seen: Seen, count: int, what: str) -> tuple[Figure, list[Axes]]:
+def _side_by_side(seen: CaseView, count: int, what: str) -> tuple[Figure, list[Axes]]:
     figure = _figure(seen, 3.2 * count + 0.4, 3.7, what)
     axes = list(figure.subplots(1, count, squeeze=False)[0])
     for axis in axes:
@@ -69,11 +69,11 @@ def _side_by_side(seen: Seen, count: int, what: str) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def _extent(seen: Seen) -> tuple[float, float, float, float]:
+def _extent(seen: CaseView) -> tuple[float, float, float, float]:
     return (0, seen.case.k_len, seen.case.q_len, 0)
 
 
-def _heads_of(seen: Seen, planes: int) -> tuple[int, ...]:
+def _heads_of(seen: CaseView, planes: int) -> tuple[int, ...]:
     return seen.heads if planes > 1 else (0,)
 
 
@@ -81,7 +81,7 @@ def _head_title(planes: int, head: int) -> str:
     return f"head {head}" if planes > 1 else "every head"
 
 
-def _mask(seen: Seen) -> Figure:
+def _mask(seen: CaseView) -> Figure:
     from matplotlib.colors import ListedColormap
 
     planes = seen.mask.shape[0]
@@ -97,7 +97,7 @@ def _mask(seen: Seen) -> Figure:
     return figure
 
 
-def _weights(seen: Seen) -> Figure:
+def _weights(seen: CaseView) -> Figure:
     what = f"Exact attention weights (colour: share of the row's largest), batch row {seen.batch_row}"
     figure, axes = _side_by_side(seen, len(seen.heads), what)
     for axis, head, plane in zip(axes, seen.heads, seen.weights, strict=True):
@@ -114,7 +114,7 @@ def _weights(seen: Seen) -> Figure:
     return figure
 
 
-def _blocks(seen: Seen) -> Figure:
+def _blocks(seen: CaseView) -> Figure:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
@@ -151,7 +151,7 @@ def _blocks(seen: Seen) -> Figure:
     return figure
 
 
-def _errors(seen: Seen) -> Figure:
+def _errors(seen: CaseView) -> Figure:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
