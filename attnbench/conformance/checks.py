@@ -1,4 +1,4 @@
-"""What is done for one dtype? The battery against the oracle, the protocol and the properties, into a report."""
+"""The checks of one dtype: the battery against the oracle, the protocol and the properties, into a report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from attnbench.problem import Case, make_inputs
 
 
 class ChecksOfDtype:
-    """The checks of one dtype, each of which writes into the report."""
+    """Runs the checks of one dtype; each adds its outcomes and failures to the report."""
 
     def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
         self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
@@ -51,16 +51,16 @@ class ChecksOfDtype:
                 self.check_property(name)
 
     def run_on(self, name: str, case: Case, distribution: str) -> None:
-        """One check on a case that somebody named."""
+        """One check on a case that the caller names."""
         if name == ORACLE:
             self.check_case(case, distribution)
         elif name == PROTOCOL:
             self.check_protocol_of(case, distribution)
         else:
-            raise AttnbenchError(f"the check {name!r} chooses its own cases; leave the case out")
+            raise AttnbenchError(f"the check {name!r} chooses its own cases; drop the case")
 
     def draw_cases(self) -> list[tuple[Case, str]]:
-        """The battery in the direction that holds most, and a few forward-only cases (no graph is kept there)."""
+        """The battery, with the backward where there is one, and a few forward-only cases (those keep no graph)."""
         levels = dict.fromkeys(self.directions, self.plan.level)
         if len(self.directions) == 2:
             levels["fwd"] = "smoke"
@@ -78,7 +78,7 @@ class ChecksOfDtype:
         )
 
     def _refused_backward(self) -> tuple[Case, str] | None:
-        """A case and the reason, where this device or dtype has no backward: the forward is then checked in full."""
+        """A case and the reason if this device or dtype has no backward: the forward is then checked in full."""
         cases = [case for case, _ in self._battery("smoke", "fwd_bwd")]
         reasons = [self.plan.backend.refuses(case, self.plan.device) for case in cases]
         refused = [(case, reason.reason) for case, reason in zip(cases, reasons, strict=True) if reason]
@@ -122,7 +122,7 @@ class ChecksOfDtype:
         )
 
     def check_property(self, name: str) -> None:
-        """One property; it passes as a whole, where a case of it was computed. What it found before it broke counts."""
+        """One property: it passes as a whole if any case was computed. Failures before an exception count."""
         broken: list[PropertyFailure] = []
         before = self.subject.answers
         status, reason = OK, ""
@@ -157,12 +157,12 @@ class ChecksOfDtype:
             )
 
     def check_protocol(self) -> None:
-        found = next((case for _, case in self.subject.any_case()), None)
-        if found is not None:
-            self.check_protocol_of(found)
+        case = next((case for _, case in self.subject.any_case()), None)
+        if case is not None:
+            self.check_protocol_of(case)
 
     def check_protocol_of(self, case: Case, distribution: str = "randn") -> None:
-        """How the backend works: inputs untouched, calls repeatable, storage not cached."""
+        """One case against the protocol: inputs untouched, calls repeatable, nothing cached by storage."""
         inputs = self.subject.inputs(case, distribution)
         others = make_inputs(case, self.plan.seed + 1, self.plan.device, distribution)
         references = self.subject.reference(inputs), self.subject.reference(others)
@@ -174,8 +174,8 @@ class ChecksOfDtype:
             return
         except Failed as failure:
             faults = [str(failure)]
-        except Exception as problem:  # noqa: BLE001 - whatever a backend raises is its failure, not ours
-            faults = [f"raises {type(problem).__name__}: {problem}"]
+        except Exception as error:  # noqa: BLE001 - any exception of a backend is a failure of that backend
+            faults = [f"raises {type(error).__name__}: {error}"]
         if not faults:
             self._add(PROTOCOL, case, distribution, OK)
         for fault in faults:
@@ -184,7 +184,7 @@ class ChecksOfDtype:
     def _broken(
         self, name: str, case: Case, distribution: str, reason: str, causes: tuple[str, ...] = ()
     ) -> Failure:
-        # A failure that is no tensor's error.
+        # A failure without a wrong tensor.
         return Failure(
             check=name,
             case=case,
@@ -228,7 +228,7 @@ class ChecksOfDtype:
                 failure.error_over_budget,
                 failure.tensors,
             )
-        # What is known needs no search for a smaller case; with --case it is asked about, and told.
+        # A known defect is not explained, unless the caller names the case.
         known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
         self.report.failures.append(failure if known else self.explainer.explain(failure, seen))
 

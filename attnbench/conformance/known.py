@@ -1,4 +1,4 @@
-"""Which failures are a library's known defects, and which declared defects are no longer there?"""
+"""Declared defects of a library: which failures they excuse, and which of them no longer show."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attnbench.conformance.report import KNOWN, OK, WRONG, CheckOutcome, Report
 from attnbench.problem import Case
 
 
-class _Found(Protocol):
-    # An outcome or a failure: what of it says whether a defect explains it.
+class _Checked(Protocol):
+    # What an outcome and a failure have in common: enough to tell whether a defect explains it.
     @property
     def check(self) -> str: ...
     @property
@@ -23,14 +23,14 @@ class _Found(Protocol):
     def tensors(self) -> tuple[str, ...]: ...
 
 
-def _is_of(key: str, defect: KnownDefect, found: _Found) -> bool:
+def _is_of(key: str, defect: KnownDefect, checked: _Checked) -> bool:
     check, _, distribution = key.partition(":")
-    if found.check != check or distribution not in ("", found.distribution):
+    if checked.check != check or distribution not in ("", checked.distribution):
         return False
-    return found.case is None or defect.shows(found.case)
+    return checked.case is None or defect.shows(checked.case)
 
 
-def _is_excused(key: str, defect: KnownDefect, failed: _Found) -> bool:
+def _is_excused(key: str, defect: KnownDefect, failed: _Checked) -> bool:
     if not _is_of(key, defect, failed):
         return False
     return not defect.tensors or (bool(failed.tensors) and set(failed.tensors) <= defect.tensors)
@@ -46,16 +46,16 @@ def defects_here(backend: Backend, device: str) -> dict[str, KnownDefect]:
     }
 
 
-def is_known(backend: Backend, device: str, found: _Found) -> bool:
+def is_known(backend: Backend, device: str, failed: _Checked) -> bool:
     """Whether a failure is one of the library's known defects."""
-    return any(_is_excused(key, defect, found) for key, defect in defects_here(backend, device).items())
+    return any(_is_excused(key, defect, failed) for key, defect in defects_here(backend, device).items())
 
 
 def settle_known_defects(backend: Backend, report: Report) -> None:
-    """Take failures that the backend declares as known out of the report's failures, and say so.
+    """Move failures that the backend declares as known from the report's failures to `known`.
 
-    Strict: a defect that none of its cases shows any more fails the check, and in other versions than the declared
-    ones a failure is a failure.
+    Strict: a declared defect that none of its cases shows is `gone`, which fails the check; in other versions of the
+    library than the declared ones it excuses nothing.
     """
     for key, defect in defects_here(backend, report.device).items():
         seen = [o for o in report.outcomes if _is_of(key, defect, o) and o.status in (OK, WRONG)]

@@ -1,4 +1,4 @@
-"""How does a backend's own test file run the checks? As pytest parameters, one a (backend, dtype, check)."""
+"""The checks as pytest parameters for a backend's own test file, one per backend, dtype and check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 def parametrize_with_backends(
     *backends: Given, level: str = "standard", **options: Any
 ) -> Callable[[Test], Test]:
-    """A pytest decorator: the test is run once for each (backend, dtype, check), and calls what it is given.
+    """A pytest decorator: the test runs once per backend, dtype and check, and calls its argument.
 
     A plug-in author's whole test file:
 
@@ -30,34 +30,36 @@ def parametrize_with_backends(
     names = QUICK_CHECKS if level == "smoke" else CHECKS
     rest = {key: value for key, value in options.items() if key != "dtypes"}
     parameters = []
-    for given in backends:
+    for backend in backends:
         for dtype in among("dtype", options.get("dtypes"), tuple(DTYPES)):
             for name in names:
-                one = _OneCheck(given, name, dtype, level, rest)
-                parameters.append(pytest.param(one, id=f"{_label(given)}-{dtype}-{name}"))
+                one = _OneCheck(backend, name, dtype, level, rest)
+                parameters.append(pytest.param(one, id=f"{_label(backend)}-{dtype}-{name}"))
     return pytest.mark.parametrize("check", parameters)  # type: ignore[return-value]
 
 
-def _label(given: Given) -> str:
-    if isinstance(given, str):
-        return given
-    return getattr(given, "name", "") or getattr(given, "__name__", "backend")
+def _label(backend: Given) -> str:
+    if isinstance(backend, str):
+        return backend
+    return getattr(backend, "name", "") or getattr(backend, "__name__", "backend")
 
 
 @dataclass(frozen=True)
 class _OneCheck:
-    # One named check of one backend in one dtype, as a test calls it.
-    given: Given
+    # One check of one backend in one dtype, as a test calls it.
+    backend: Given
     name: str
     dtype: str
     level: str
     options: dict[str, Any]
 
     def __call__(self) -> None:
-        """Run the check; AssertionError with the failures, or a pytest skip where everything was refused."""
+        """Run the check; AssertionError with the failures, a pytest skip if every case was refused."""
         import pytest
 
-        report = check(self.given, level=self.level, dtypes=(self.dtype,), only=(self.name,), **self.options)
+        report = check(
+            self.backend, level=self.level, dtypes=(self.dtype,), only=(self.name,), **self.options
+        )
         if report.failures or report.gone:
             raise AssertionError(str(report))
         if not any(o.status == OK for o in report.outcomes):

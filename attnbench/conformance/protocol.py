@@ -1,7 +1,7 @@
-"""Does a backend do the work it was asked for, each time, on the numbers it was given, and change nothing else?
+"""A backend computes on each call, from the current inputs, with the kernel it names, and changes nothing else.
 
-Checks that need no tolerance, on one prepared case: inputs and clocks untouched, the same answer again, a new
-answer when the same storage holds new numbers, earlier answers left alone, and no other kernel than the one named.
+Checks without a tolerance, on one prepared case: inputs and clocks untouched, the same answer again, a new answer
+when the same storage holds new numbers, earlier answers unchanged, and no kernel but the one named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 
 CLOCKS = ("perf_counter", "perf_counter_ns", "time", "monotonic", "monotonic_ns", "process_time", "time_ns")
-CALLS = 4  # a fast path that sets in after a few calls is seen by the last one
+CALLS = 4  # the last one reaches a fast path that starts after a few calls
 ATTENTION_OPERATORS = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
 
 
@@ -41,7 +41,7 @@ class _Operators(TorchDispatchMode):
 
 @contextmanager
 def clocks_watched() -> Iterator[list[str]]:
-    """Fills the list with the clocks that were replaced inside, and puts them back."""
+    """Yields a list that ends up with the clocks replaced inside; restores them."""
     before = {name: getattr(time, name) for name in CLOCKS}
     replaced: list[str] = []
     try:
@@ -55,7 +55,7 @@ def clocks_watched() -> Iterator[list[str]]:
 
 @contextmanager
 def memory_poisoned() -> Iterator[None]:
-    """Every tensor made by torch.empty holds NaN, so that what a backend leaves unwritten shows."""
+    """torch.empty fills tensors with NaN, so that what a backend leaves unwritten shows."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -73,8 +73,8 @@ def memory_poisoned() -> Iterator[None]:
 
 def refill(inputs: Inputs, others: Inputs) -> None:
     """Write the numbers of `others` into the storage of `inputs`."""
-    given, new = inputs.tensors, others.tensors
-    for name, tensor in given.items():
+    new = others.tensors
+    for name, tensor in inputs.tensors.items():
         tensor.copy_(new[name])
 
 
@@ -88,9 +88,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def protocol_faults(
     backend: Backend, inputs: Inputs, others: Inputs, reference: Reference, other_reference: Reference
 ) -> list[str]:
-    """What is wrong with the way the backend works, in sentences; empty where nothing is.
+    """What is wrong with the way the backend works, in sentences; empty if nothing is.
 
-    `others` are the same case with other numbers; both sets must be contiguous enough to be written to.
+    `others` are other numbers for the same case; both sets must be writable in place.
     """
     held = inputs.fresh()
     before = held.checksum()
@@ -123,7 +123,7 @@ def protocol_faults(
             faults.append("a later call changes the answer of an earlier one")
         ran = {name.removesuffix("_backward") for name in operators.names}
         unnamed = sorted(name for name in ran if name not in prepared.kernel)
-        # A plain function names nothing but itself; it may call what it likes.
+        # A plain function names no kernel; it may call any.
         if unnamed and not isinstance(backend, FunctionBackend):
             faults.append(f"runs {', '.join(unnamed)}, but names its kernel {prepared.kernel!r}")
     if replaced:

@@ -1,7 +1,7 @@
-"""What must hold whatever the numbers? Properties of attention that need no exact answer, or none with a tolerance.
+"""The properties of attention that hold for any numbers, by name; each is a check of its own.
 
-Those that hold in every bit see a fault of any size, at any length and in any dtype; those with a tolerance take
-it from the case's noise. Each is a named check, run where the backend's capabilities allow its cases.
+Those that hold in every bit see a fault of any size, at any length and in any dtype; the others take their tolerance
+from the case's noise. A property runs on the cases that the backend takes.
 """
 
 from __future__ import annotations

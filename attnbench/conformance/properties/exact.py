@@ -1,4 +1,4 @@
-"""What must hold in every bit, whatever the numbers? Such a check sees a fault of any size, at any length and dtype."""
+"""Properties that hold in every bit: they see a fault of any size, at any length and dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnbench.conformance.subject import Subject, allowed_pairs, changed
 
 @holds("off by one, skipped tiles, unwritten rows, a mask of another batch row or head")
 def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
-    """With q = 0 every allowed key has the same weight; with V a slice of the identity, out > 0 is the mask itself."""
+    """With q = 0 all allowed keys weigh the same; with V a slice of the identity, out > 0 is the mask."""
     for lengths in ({}, {"q_len": 129, "k_len": 193}, {"q_len": 130, "k_len": 66}):
         for _, case in subject.any_case(**lengths, direction="fwd"):
             inputs = subject.inputs(case)
@@ -38,7 +38,7 @@ def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("leaks from masked keys, causality, padding")
 def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
-    """Huge finite keys and values that a row may not attend leave every bit of the row."""
+    """Huge finite keys and values that a row may not attend change no bit of the row."""
     huge = 1e3 if subject.dtype == "fp16" else 1e30
     for _, case in subject.any_case(direction="fwd"):
         allowed = allowed_pairs(case, subject.device)
@@ -52,7 +52,7 @@ def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
                 continue
             k, v = torch.where(seen, inputs.k, huge), torch.where(seen, inputs.v, -huge)
             after = subject.answer(changed(inputs, k=k, v=v)).output.out
-            # A key that only another head of the group may attend still holds its own number.
+            # A key that another head of the group may attend keeps its number.
             yield from differing_bits(
                 case,
                 {"out": after[:, :, i : i + 1]},

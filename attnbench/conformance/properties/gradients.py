@@ -1,4 +1,4 @@
-"""Which sums of gradients are known beforehand? Over keys, and over all elements with q, k, v and out."""
+"""Properties of gradients: their sums over keys, and their inner products with q, k, v and out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def inner_products_agree(subject: Subject) -> Iterator[PropertyFailure]:
     """
     if not subject.backward:
         return
-    for _, case in subject.any_case(q_heads=4):  # the cases of the sums over keys, whose references are there
+    for _, case in subject.any_case(q_heads=4):  # as in gradient_identities: their references are kept
         inputs = subject.inputs(case)
         answer, reference = subject.answer(inputs), subject.reference(inputs)
         gradients, dout = answer.gradients, inputs.dout

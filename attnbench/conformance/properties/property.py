@@ -1,4 +1,4 @@
-"""What is a property of attention, and how is it told that it does not hold? In every bit, or within the noise."""
+"""A property of attention as a named check, and the two ways to compare: in every bit, or within the noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnbench.problem import Case, Inputs
 
 @dataclass(frozen=True)
 class PropertyFailure:
-    """Where a property does not hold: the case, the tensor and index, and what was found there."""
+    """Where a property does not hold: the case, the tensor and the index."""
 
     case: Case
     tensor: str
@@ -28,7 +28,7 @@ class PropertyFailure:
 
 @dataclass(frozen=True)
 class Property:
-    """A named check. `run` yields what it finds, nothing where the property holds; it may raise Refused or Failed."""
+    """A named check. `run` yields its failures, none if the property holds; it may raise Refused or Failed."""
 
     name: str
     catches: str
@@ -36,16 +36,17 @@ class Property:
 
 
 def holds(catches: str) -> Callable[[Callable[[Subject], Iterator[PropertyFailure]]], Property]:
-    """Make a property of a function that yields where it does not hold, named as the function is."""
+    """Make a property, named as the function is, of a function that yields its failures."""
     return lambda run: Property(run.__name__, catches, run)
 
 
 def first_difference(a: Tensor, b: Tensor) -> tuple[int, ...] | None:
+    """The index of the first element that differs; 0 and -0 are equal, and so are two NaN."""
     if same_bits(a, b):
         return None
     different = ~((a == b) | (a.isnan() & b.isnan()))
     if not bool(different.any()):
-        return None  # 0 and -0
+        return None
     return tuple(int(i) for i in different.nonzero()[0])
 
 

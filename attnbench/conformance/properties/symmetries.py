@@ -1,4 +1,4 @@
-"""What must hold within the noise, whatever the numbers? Symmetries of attention: another way to the same answer."""
+"""Symmetries of attention, which hold within the noise: another computation of the same answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from attnbench.judge.verdict import LARGEST, MAX_Z
 from attnbench.problem import Explicit
 
 
-@holds("strides taken for granted, dO's above all (torch's sum gives a dO of stride 0)")
+@holds("assumptions about strides, above all dO's (torch's sum gives a dO of stride 0)")
 def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
-    """dO expanded from one number, and q, k, v that are every second row of larger tensors, are judged as any."""
+    """dO expanded from one number, and q, k, v that are every second row of larger tensors, give the right answer."""
     case = next((case for _, case in subject.any_case()), None)
     if case is None:
         return
@@ -40,7 +40,7 @@ def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("head mapping of grouped queries")
 def grouped_heads_equal_repeated_keys(subject: Subject) -> Iterator[PropertyFailure]:
-    """Grouped queries give what they give on keys and values repeated for each of their heads."""
+    """Grouped queries give the same answer as keys and values repeated per query head."""
     for mask in ("causal", "full"):
         case = subject.case(mask, q_heads=6, kv_heads=2)
         if case is None:
@@ -51,7 +51,7 @@ def grouped_heads_equal_repeated_keys(subject: Subject) -> Iterator[PropertyFail
         k, v = (x.repeat_interleave(3, 1) for x in (inputs.k, inputs.v))
         repeated = changed(inputs, case=whole, k=k, v=v, dout=None)
         plain = Answer(answer.output, None)
-        yield from judged(case, subject.reference(repeated), plain, repeated, "held against repeated keys")
+        yield from judged(case, subject.reference(repeated), plain, repeated, "compared with repeated keys")
         return
 
 
@@ -81,7 +81,7 @@ def decode_equals_the_last_row(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("the LSE's base, merging of splits")
 def halves_merge_by_lse(subject: Subject) -> Iterator[PropertyFailure]:
-    """Two halves of the keys, merged by their LSE, are the whole (where the backend gives an LSE)."""
+    """Two halves of the keys, merged by their LSE, give the whole (if the backend returns an LSE)."""
     case = subject.case("full", direction="fwd", k_len=128)
     half = None if case is None else replace(case, k_len=64)
     if case is None or half is None or not subject.takes(half):
@@ -89,12 +89,12 @@ def halves_merge_by_lse(subject: Subject) -> Iterator[PropertyFailure]:
     inputs = subject.inputs(case)
     parts = []
     for keys in (slice(0, 64), slice(64, 128)):
-        given = subject.answer(
+        output = subject.answer(
             changed(inputs, case=half, k=inputs.k[:, :, keys], v=inputs.v[:, :, keys])
         ).output
-        if given.lse is None:
+        if output.lse is None:
             raise Refused("gives no LSE")
-        parts.append((given.out.double(), given.lse.double()))
+        parts.append((output.out.double(), output.lse.double()))
     lse = torch.logaddexp(parts[0][1], parts[1][1])
     merged = sum(out * torch.exp(part - lse)[..., None] for out, part in parts)
     expected = subject.reference(inputs).expected["out"]
@@ -125,7 +125,7 @@ def large_inputs_stay_finite(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("batch limits, broadcasts of the first batch row")
 def a_batch_row_alone_is_the_same(subject: Subject) -> Iterator[PropertyFailure]:
-    """Each batch row computed alone is right as it is within the batch."""
+    """Each batch row computed alone is right, as it is within the batch."""
     for _, case in subject.any_case(batch=3, direction="fwd"):
         if case.mask.varies_over_batch:
             continue
@@ -142,7 +142,7 @@ def _reordered(x: Tensor | None, dim: int, order: Tensor) -> Tensor | None:
     return None if x is None else x.index_select(dim, order)
 
 
-@holds("rescaling that depends on the order of keys, positions that the mask does not ask for")
+@holds("rescaling that depends on the order of keys, positions that the mask does not depend on")
 def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyFailure]:
     """Keys and values in another order, under the mask with its columns in that order, give the same answer."""
     for mask in ("explicit", "full"):
@@ -159,12 +159,12 @@ def keys_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyFa
             continue
         order = order.to(subject.device)
         k, v = inputs.k.index_select(2, order), inputs.v.index_select(2, order)
-        given = subject.answer(changed(inputs, case=other, k=k, v=v))
-        gradients = given.gradients
+        reordered = subject.answer(changed(inputs, case=other, k=k, v=v))
+        gradients = reordered.gradients
         if gradients is not None:
             dk, dv = gradients.dk.index_select(2, back), gradients.dv.index_select(2, back)
             gradients = replace(gradients, dk=dk, dv=dv)
-        answer = Answer(given.output, gradients)
+        answer = Answer(reordered.output, gradients)
         yield from judged(case, subject.reference(inputs), answer, inputs, "keys in another order")
         return
 
@@ -176,7 +176,7 @@ def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyF
         alike = (case for _, case in subject.any_case(**heads) if not case.mask.varies_over_heads)
         case = next(alike, None)
         if case is None:
-            continue  # a backend without grouped queries has heads all the same
+            continue  # without grouped queries, try as many key heads
         inputs = subject.inputs(case)
         order = torch.randperm(case.kv_heads, generator=torch.Generator().manual_seed(subject.seed + 1))
         order = order.to(subject.device)
@@ -184,17 +184,17 @@ def heads_in_another_order_give_the_same(subject: Subject) -> Iterator[PropertyF
         q, k, v = (
             x.index_select(1, at) for x, at in ((inputs.q, whole), (inputs.k, order), (inputs.v, order))
         )
-        given = subject.answer(changed(inputs, q=q, k=k, v=v, dout=_reordered(inputs.dout, 1, whole)))
+        reordered = subject.answer(changed(inputs, q=q, k=k, v=v, dout=_reordered(inputs.dout, 1, whole)))
         back, each = order.argsort(), whole.argsort()
-        gradients = given.gradients
+        gradients = reordered.gradients
         if gradients is not None:
             gradients = Gradients(
                 gradients.dq.index_select(1, each),
                 gradients.dk.index_select(1, back),
                 gradients.dv.index_select(1, back),
             )
-        lse = given.output.lse
-        output = Output(given.output.out.index_select(1, each), _reordered(lse, 1, each))
+        lse = reordered.output.lse
+        output = Output(reordered.output.out.index_select(1, each), _reordered(lse, 1, each))
         yield from judged(
             case, subject.reference(inputs), Answer(output, gradients), inputs, "heads in another order"
         )
