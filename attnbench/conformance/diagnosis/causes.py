@@ -1,4 +1,4 @@
-"""What kinds of bugs are there? The vocabulary of causes that mutants carry and diagnoses name."""
+"""The kinds of bugs: the causes that mutants carry and diagnoses name."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ CAUSES = frozenset(
 
 
 class Guess(NamedTuple):
-    """One likely bug: its kind, one of CAUSES, and what it is in words."""
+    """One likely bug: its kind, one of CAUSES, and a sentence."""
 
     cause: str
     words: str
 
 
 class Hypothesis(NamedTuple):
-    """A guess that has an exact answer of its own: out and LSE of a changed problem, or one tensor under a fault."""
+    """A guess with an exact answer of its own: out and LSE of a changed problem, or one tensor under a fault."""
 
     cause: str
     words: str

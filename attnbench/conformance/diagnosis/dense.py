@@ -1,4 +1,4 @@
-"""What would a small case give if one step were another? Attention in float64, dense, with parts put in the way."""
+"""Dense attention of a small case in float64, in steps that a hypothesis can replace."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TILES = (16, 32, 64, 128, 256)  # of keys or queries, as kernels have them
 
 
 class Dense:
-    """The forward of one small case, every score at once.
+    """The forward of one small case, all scores at once.
 
-    s [B, H, Q, K] are the scores of all pairs, masked or not; allowed is who may attend whom; v [B, H, K, Dv] and
-    k [B, H, K, D] are the values and keys of each query head; sink [1, H, 1] its logits, or None.
+    s [B, H, Q, K] are the scores of all pairs, masked or not; `allowed` [B, H, Q, K] the pairs that the mask allows;
+    v [B, H, K, Dv] and k [B, H, K, D] the values and keys per query head; sink [1, H, 1] the sink's logits, or None.
     """
 
     def __init__(self, inputs: Inputs, allowed: Tensor) -> None:
@@ -36,16 +36,16 @@ class Dense:
         self.v = inputs.v.double().repeat_interleave(self.case.group, 1)
 
     def masked(self, s: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
-        """Scores with -inf where a pair is not allowed."""
+        """Scores, -inf for pairs that are not allowed."""
         s = self.s if s is None else s
         return s.masked_fill(~(self.allowed if allowed is None else allowed), -torch.inf)
 
     def answer(self, masked: Tensor | None = None, v: Tensor | None = None) -> Exact:
-        """out and LSE of these masked scores and values."""
+        """out and LSE from masked scores and values."""
         s = self.masked() if masked is None else masked
         _, lse = log_sum_exp(s, self.sink)
         return Exact(probabilities(s, lse) @ (self.v if v is None else v), lse)
 
     def if_scores_are(self, cause: str, words: str, s: Callable[[], Tensor]) -> Hypothesis:
-        """That the backend has these scores, under the right mask."""
+        """The hypothesis that the backend computes these scores, under the right mask."""
         return Hypothesis(cause, words, lambda: self.answer(self.masked(s())))

@@ -1,8 +1,8 @@
-"""What is the likely bug? Guesses from the pattern of an error, the likeliest first.
+"""The likely bugs behind a wrong answer, the likeliest first.
 
-Two ways. A bug of meaning (a wrong mask, scale, head) has an exact answer too: that of the changed problem. Each
-such change is computed by the oracle, and one that explains what the backend gave is named. A bug of another kind
-leaves a pattern: which rows, heads, tiles or columns are off, by a factor or at random, only in gradients.
+Two ways. A bug of meaning (a wrong mask, scale, head) has an exact answer too: that of the changed problem. The oracle
+computes each such change, and one that explains the answer is named. A bug of another kind leaves a pattern: which
+rows, heads, tiles or columns are off, by a factor or at random, only in gradients.
 """
 
 from __future__ import annotations
@@ -28,24 +28,21 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge.oracle import Exact, exact_attention
 from attnbench.judge.rounding import UNITS
 
-COSTLIEST = 1 << 20  # scores of a case that is explained: each hypothesis costs one float64 answer of it
-# a hypothesis explains an error when it leaves this share of it, in the root of the mean square
-EXPLAINS = 0.1
-WITHIN = 4.0  # times its noise that an element may be off and count as explained
-FAR_LESS = 3  # an error under normal numbers is that much smaller where a distribution tells something
-AS_WELL = (
-    1.5  # the share that a hypothesis leaves, relative to the best one's, up to which it explains as well
-)
+MOST_SCORES = 1 << 20  # per case: each hypothesis costs one float64 answer of it
+EXPLAINS = 0.1  # a hypothesis explains an error if at most this share of it is left (root mean square)
+AS_WELL = 1.5  # and explains it as well as the best one if it leaves at most this times what that one leaves
+WITHIN = 4.0  # an element counts as explained if it is off by at most this times its noise
+FAR_LESS = 3  # a distribution shows a bug if normal numbers give an error at least this many times smaller
 
 
 OF_WORDS = {
     "does not require grad": (
         "gradients only",
-        "autograd finds no graph behind out; where there is no backward, check the forward alone (--direction fwd)",
+        "autograd finds no graph behind out; if there is no backward, check the forward alone (--direction fwd)",
     ),
     "raises": (
         "protocol",
-        "an exception where the case is not refused; raise NotImplementedError to refuse it",
+        "an exception on a case that is not refused; raise NotImplementedError to refuse it",
     ),
     "has shape": (
         "layout",
@@ -70,7 +67,7 @@ OF_WORDS = {
 
 
 def of_words(reason: str) -> tuple[Guess, ...]:
-    """What the reason of a failure says by itself."""
+    """Guesses from the words of a failure's reason."""
     return tuple(Guess(*guess) for word, guess in OF_WORDS.items() if word in reason)[:2]
 
 
@@ -80,15 +77,15 @@ Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, 
 def guesses(subject: Subject, seen: Observation, made: Made | None = None) -> tuple[Guess, ...]:
     """Guesses at why this run is wrong, the likeliest first; the second is of another kind.
 
-    `made` keeps the answers of hypotheses for other backends on the same inputs.
+    `made` holds the answers of hypotheses, to be used again for other backends on the same inputs.
     """
     found: list[Guess] = []
     for error in seen.verdict.wrong.values():
         found += of_words(error.reason)
     found += when_called_again(subject, seen)
-    if seen.case.rows * seen.case.k_len <= COSTLIEST:
+    if seen.case.rows * seen.case.k_len <= MOST_SCORES:
         exact = _likeliest(_explained(seen, {} if made is None else made))
-        # All zeros is what overflow leaves as well, where numbers are extreme; on others it says all there is to say.
+        # Extreme numbers give all zeros by overflow, too; on other numbers all zeros is the whole finding.
         zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
         others = [guess for guess in exact if guess not in zeros]
         extreme = _of_distribution(subject, seen)
@@ -108,7 +105,7 @@ def _of_different_kinds(found: Iterable[Guess]) -> tuple[Guess, ...]:
 
 
 def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
-    """By the share of the error they leave; those that do nearly as well as the best in the order they were tried."""
+    """Those that explain nearly as well as the best in the order they were tried, then the others in that order."""
     found = list(explained)
     best = min((share for share, _ in found), default=0.0)
     return [
@@ -130,11 +127,11 @@ class _Answered:
         self.sigma: dict[str, Tensor] = {}
         for name, x in self.tensors.items():
             sigma = torch.from_numpy(seen.reference.expected[name].sigma).to(x.device)
-            # A sample of rows says nothing of the others.
+            # Of a sample of rows, the noise of the others is unknown.
             self.sigma[name] = sigma if sigma.shape == x.shape else torch.zeros_like(x[:1, :1, :1])
 
     def distance(self, wanted: dict[str, Tensor], sizes: dict[str, float]) -> float:
-        """How far another answer is beyond the noise, relative to the size of each tensor; infinities are far."""
+        """How far another answer lies beyond the noise, relative to each tensor's size; a lone infinity counts 1."""
         total = 0.0
         for name, size in sizes.items():
             x, y = self.tensors[name], wanted[name]
@@ -150,7 +147,7 @@ class _Answered:
 
 
 def _explained(seen: Observation, made: Made) -> Iterator[tuple[float, Guess]]:
-    """(share of the error that is left, guess) of each change of the problem that explains the answer."""
+    """The changes of the problem that explain the answer: the share of the error that each leaves, and the guess."""
     answered, right = _Answered(seen), exact_attention(seen.inputs)
     if seen.is_wrong_in_forward:
         # A wrong forward spoils every gradient.
@@ -183,7 +180,7 @@ def _left(
         made = kept[first, number]
         if made is None:
             continue
-        # Some faults say what out becomes, and leave the LSE open.
+        # Some faults determine out alone, and leave the LSE open.
         both = isinstance(made, Exact)
         alternative = _forward(made, sizes) if isinstance(made, Exact) else {first: made}
         looked_at = sizes if both else {first: sizes[first]}
@@ -230,7 +227,7 @@ OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def _of_distribution(subject: Subject, seen: Observation) -> list[Guess]:
-    """What an error points at that shows under these numbers, and not (or far less) under normal ones."""
+    """Guesses from the distribution, if the error does not show under normal numbers, or far less."""
     causes = OF_DISTRIBUTION.get(seen.inputs.distribution, ())
     if not causes:
         return []

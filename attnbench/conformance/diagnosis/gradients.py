@@ -1,4 +1,4 @@
-"""Which changes of the backward alone have exact gradients of their own? A scale, a delta, a head not summed."""
+"""Hypotheses of a fault in the backward alone: a scale, delta, the mask, tiles, heads that are not summed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONLY = "gradients only"
 
 
 def of_gradient(name: str, inputs: Inputs, allowed: Tensor, right: Exact) -> Iterator[Hypothesis]:
-    """Changes of the backward alone, and the exact gradient of each, for name "dq", "dk" or "dv".
+    """Changes of the backward alone, each with its exact gradient, for name "dq", "dk" or "dv".
 
     `allowed` are the pairs of the right mask, [B, H, Q, K].
     """
@@ -51,7 +51,7 @@ def of_gradient(name: str, inputs: Inputs, allowed: Tensor, right: Exact) -> Ite
 
 
 class _Backward:
-    # The backward of one small case, dense in float64, with one fault each.
+    # The dense backward of one small case in float64, in steps that a fault can replace.
 
     def __init__(self, inputs: Inputs, allowed: Tensor, right: Exact) -> None:
         self.case, self.dense = inputs.case, Dense(inputs, allowed)
@@ -66,11 +66,11 @@ class _Backward:
         self.slope = 1.0 if cap is None else 1 - torch.tanh(self.dense.raw / cap) ** 2
 
     def by_head(self, x: Tensor) -> Tensor:
-        """Query heads' gradients added up: [B, H, K, X] -> [B, Hkv, K, X]."""
+        """Gradients summed over each key head's query heads: [B, H, K, X] -> [B, Hkv, K, X]."""
         return x.unflatten(1, (self.case.kv_heads, self.case.group)).sum(2)
 
     def gradient(self, name: str, p: Tensor, ds: Tensor, reduce: bool = True) -> Tensor:
-        """dq, dk or dv of these weights and dS (which has the softcap's slope already)."""
+        """dq, dk or dv from weights and dS (which includes the softcap's slope)."""
         if name == "dq":
             return ds @ self.dense.k * self.scale
         by_query = (
@@ -96,7 +96,7 @@ class _Backward:
         return torch.exp(s - top.masked_fill(top == -math.inf, 0.0))
 
     def faults(self, name: str) -> Iterator[Hypothesis]:
-        """One fault of the backward each, and what it makes of this gradient."""
+        """Faults of the backward, each with the gradient that results."""
 
         def of(
             words: str, weights: Callable[[], Tensor], ds: Callable[[Tensor], Tensor] = self.ds

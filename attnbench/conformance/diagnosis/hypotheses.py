@@ -1,4 +1,4 @@
-"""Which changed problems does a bug of meaning solve? Another scale, head, bias or mask: each has an exact answer."""
+"""Hypotheses for a wrong forward: a changed problem (scale, heads, scores, mask) or a fault of a kernel's step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL_ZEROS = "the output is all zeros"
 
 
 def of_problem(inputs: Inputs, allowed: Tensor) -> Iterator[Hypothesis]:
-    """Changes of the problem, and the exact out (and LSE) of each, the more particular ones first.
+    """Changes of the problem, each with its exact out (and LSE), the more particular ones first.
 
     `allowed` are the pairs of the right mask, [B, H, Q, K].
     """

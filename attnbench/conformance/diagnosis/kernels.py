@@ -1,4 +1,4 @@
-"""Which faults of a kernel's own steps have exact answers? Tiles, rescaling, splits, tails, strides, axes."""
+"""Hypotheses of faults in a kernel's steps: tiles, rescaling, splits, tails, strides, axes."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _of_merge(dense: Dense, length: int) -> Iterator[Hypothesis]:
 
 
 def ignoring_strides(x: Tensor) -> Tensor:
-    """What is read of x where it is taken for contiguous: its storage from its first element on."""
+    """What a kernel reads that takes x for contiguous: its storage from the first element on."""
     held = x.untyped_storage().nbytes() // x.element_size()
     flat = x.as_strided((held,), (1,), 0)
     return flat[(torch.arange(x.numel(), device=x.device) + x.storage_offset()) % held].view(x.shape)

@@ -1,4 +1,4 @@
-"""Which wrong masks might a backend have asked? Each leaf changed as bugs change it, and the whole as a table is."""
+"""Hypotheses of a wrong mask: each leaf changed as bugs of its kind do, and the whole read wrongly as a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Change = tuple[str, str, Callable[[], Tensor]]  # cause, words, the changed leaf
 
 
 def of_mask(dense: Dense) -> Iterator[Hypothesis]:
-    """Other masks in place of the case's, and what out and LSE are under each."""
+    """Other masks in place of the case's, each with its exact out and LSE."""
     for cause, words, pairs in other_masks(dense):
         yield Hypothesis(cause, words, partial(_under, dense, pairs))
 
@@ -42,11 +42,11 @@ def _under(dense: Dense, pairs: Callable[[], Tensor]) -> Exact:
 
 
 def other_masks(dense: Dense) -> Iterator[Change]:
-    """Cause, words and pairs [B, H, Q, K] of each other mask, the more particular ones first."""
+    """Cause, words and pairs [B, H, Q, K] of other masks, the more particular ones first."""
     case, allowed = dense.case, dense.allowed
     if isinstance(case.mask, Full):
         triangle = torch.ones_like(allowed).tril(case.k_len - case.q_len)
-        yield "mask ignored", "a causal mask is applied though none was asked for", lambda: triangle
+        yield "mask ignored", "a causal mask is applied, and the case has none", lambda: triangle
     else:
         yield "mask ignored", "the mask is ignored", lambda: torch.ones_like(allowed)
         for number, leaf in enumerate(_leaves(case.mask)):
@@ -70,7 +70,7 @@ def _leaves(mask: Mask) -> list[Mask]:
 def _with_leaf(
     mask: Mask, case: Case, device: torch.device, number: int, pairs: Callable[[], Tensor]
 ) -> Tensor:
-    """The mask's pairs with those of its leaf of that number, from the left, put in."""
+    """The mask's pairs, with other pairs for leaf `number`, counted from the left."""
     if isinstance(mask, And | Or):
         left = len(_leaves(mask.left))
         a = _with_leaf(mask.left, case, device, number, pairs)
@@ -82,7 +82,7 @@ def _with_leaf(
 
 
 def _changed_leaf(leaf: Mask, case: Case, device: torch.device) -> Iterator[Change]:
-    """A leaf as bugs of its own kind change it."""
+    """A leaf, changed as bugs of its kind do."""
     i = torch.arange(case.q_len, device=device)[:, None]
     j = torch.arange(case.k_len, device=device)
     p = i + case.k_len - case.q_len

@@ -1,4 +1,4 @@
-"""Where does an error lie, and what does that look like? Rows, heads, features, tiles; by a factor or at random."""
+"""Guesses from the pattern of an error: which rows, heads, features or tiles, by a factor or at random."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from attnbench.conformance.protocol import same_bits
 from attnbench.conformance.subject import Subject
 from attnbench.problem import Case
 
-SLIGHT = (
-    0.08  # root mean square of an error relative to the answer's: what few bits leave, not another formula
-)
-FAR = 12.0  # an element is off when it is that far in units of its noise
+SLIGHT = 0.08  # an error of few bits, not of another formula, is at most this share of the answer (root mean square)
+FAR = 12.0  # an element is off if its error is this many times its noise
 
 
 def root_mean_square(x: Tensor) -> float:
@@ -26,25 +24,25 @@ def root_mean_square(x: Tensor) -> float:
 
 
 def when_called_again(subject: Subject, seen: Observation) -> Iterator[Guess]:
-    """What further calls on the same inputs tell of the first."""
+    """Guesses from further calls on the same inputs."""
     inputs = seen.inputs
     first = {name: x.clone() for name, x in seen.answer.tensors.items() if x is not None}
     before = inputs.checksum()
     try:
         again = subject.answer(inputs)
         later = subject.backend.prepare(inputs.case, inputs)
-        given = later.forward().out
-        kept = given.clone()
+        out = later.forward().out
+        kept = out.clone()
         later.forward()
-    except Exception:  # noqa: BLE001 - it has failed before, in words that the failure holds
+    except Exception:  # noqa: BLE001 - any exception of a backend, which the guess names
         yield Guess("protocol", "it fails when called again")
         return
     if inputs.checksum() != before:
         yield Guess("protocol", "the inputs are changed in place")
         return
-    if not same_bits(given, kept):
+    if not same_bits(out, kept):
         words = (
-            "out is written after the call has returned: work that nobody waited for, or a buffer used again"
+            "out is written after the call has returned: work that was not waited for, or a buffer used again"
         )
         yield Guess("protocol", words)
     for name, x in first.items():
@@ -84,32 +82,32 @@ def patterns(seen: Observation) -> Iterator[Guess]:
 
 
 def of_backward(wrong: frozenset[str]) -> Guess:
-    """The guess where the forward is right."""
+    """The guess if the forward is right."""
     words = f"the forward is right and {', '.join(sorted(wrong))} wrong: a fault of the backward alone"
     return Guess("gradients only", words)
 
 
 def _of_lse(seen: Observation) -> Iterator[Guess]:
     """The LSE is wrong beside a right out."""
-    given, right = seen.answer.output.lse, torch.from_numpy(seen.reference.expected["lse"].value)
+    lse, right = seen.answer.output.lse, torch.from_numpy(seen.reference.expected["lse"].value)
     words = "out is right and the LSE is wrong: its base, its maximum, or its precision"
-    if given is None or given.shape != right.shape:
+    if lse is None or lse.shape != right.shape:
         yield Guess("lse", words)
         return
-    given = given.double().cpu()
+    lse = lse.double().cpu()
     if any(score.kind == "sink" for score in seen.case.scores) and bool(
-        (given.isfinite() != right.isfinite()).any()
+        (lse.isfinite() != right.isfinite()).any()
     ):
         yield Guess("sink", "the LSE overflows beside the sink, as where the sink is left out of the maximum")
     yield Guess("lse", words)
-    apart = torch.where(given == right, 0.0, given - right).abs()
+    apart = torch.where(lse == right, 0.0, lse - right).abs()
     if float(apart.max()) < SLIGHT:
         words = "the LSE is slightly off: low precision (the scores, the row sum or log2(e) in few bits)"
         yield Guess("low precision", words)
 
 
 def _not_finite(name: str, x: Tensor, seen: Observation) -> Iterator[Guess]:
-    """Which rows hold what is no number, and what rows of that kind have in common."""
+    """Which rows are not finite, and what these rows have in common."""
     bad = ~x.isfinite()
     if not bool(bad.any()):
         return
@@ -147,7 +145,7 @@ def _not_finite(name: str, x: Tensor, seen: Observation) -> Iterator[Guess]:
 
 
 def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]:
-    """Errors everywhere, none of them large: few bits somewhere."""
+    """Errors everywhere, all of them small: few bits somewhere."""
     error = torch.where(x.isfinite(), x.double() - value, 0.0)
     spread = float(off.any(3).any(1).any(0).double().mean()) > 0.5
     if bool(x.isfinite().all()) and spread and root_mean_square(error) < SLIGHT * root_mean_square(value):
@@ -156,7 +154,7 @@ def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]
 
 
 def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, seen: Observation) -> Iterator[Guess]:
-    """What the rows that are off hold instead."""
+    """What the rows that are off hold."""
     without_key = ~seen.allowed.to(x.device).any(-1)  # [B, H, Q]
     rows = off.any(3)
     if name in ("out", "dq") and bool(without_key.any()) and not bool((rows & ~without_key).any()):
@@ -185,7 +183,7 @@ def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, seen: Observation
 def _of_place(name: str, x: Tensor, value: Tensor, off: Tensor, case: Case) -> Iterator[Guess]:
     """Which rows, heads, batch rows and features are off."""
     length = x.shape[2]
-    rows, lanes = off.any(3).any(1).any(0), off.any(2).any(1).any(0)
+    rows, features = off.any(3).any(1).any(0), off.any(2).any(1).any(0)
     heads, batches = off.any(3).any(2).any(0), off.any(3).any(2).any(1)
     what = "queries" if name in ("out", "dq") else "keys"
     factor = float((x.double() * value).sum() / value.square().sum().clamp_min(1e-300))
@@ -198,9 +196,9 @@ def _of_place(name: str, x: Tensor, value: Tensor, off: Tensor, case: Case) -> I
     if int(batches.sum()) < batches.numel():
         some = [int(b) for b in batches.nonzero()[:4, 0]]
         yield Guess("layout", f"only batch rows {some} are off: a stride or limit of the batch")
-    some = [int(d) for d in lanes.nonzero()[:, 0]]
+    some = [int(d) for d in features.nonzero()[:, 0]]
     at_an_end = some[-1] + 1 - some[0] == len(some) and (some[0] if some[0] else some[-1] + 1) % 8 == 0
-    if len(some) < lanes.numel() and at_an_end and float(off[..., some].double().mean()) > 0.3:
+    if len(some) < features.numel() and at_an_end and float(off[..., some].double().mean()) > 0.3:
         words = f"only features {some[0]} to {some[-1]} are off: the tail of a padded head dim, or v_dim"
         yield Guess("layout", words)
     if int(rows.sum()) < length:

@@ -1,4 +1,4 @@
-"""What is the smallest case that still fails? Shrunk greedily: fewer heads and batch rows, shorter, plainer."""
+"""The smallest case that still fails, searched greedily: fewer heads and batch rows, shorter, plainer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.problem import BlockSparse, Case, Documents, Explicit, Full, Mask, Padding
 from attnbench.problem.masks import And, Not, Or
 
-MOST_RUNS = 60  # of the backend, on cases that only get smaller
-COSTLIEST = 1 << 26  # scores of a case that is still worth running several times on a CPU
+MOST_RUNS = 60  # of the backend, on ever smaller cases
+MOST_SCORES = 1 << 26  # per case: a larger one is not worth several runs on a CPU
 
 
 class Smallest(NamedTuple):
@@ -25,14 +25,14 @@ class Smallest(NamedTuple):
 
 
 def smallest_failing(subject: Subject, first: Smallest, way: str) -> Smallest:
-    """The smallest case found that fails in the same way as the first; the first itself if there is none.
+    """The smallest case that fails in the same way as the first; the first itself if no smaller one does.
 
     The same way: with the same kind of exception, a result of the wrong form, a wrong forward, or a wrong backward
     after a right forward. A smaller case that fails otherwise shows another fault.
     """
     runs = 0
     smallest = first
-    if not way or first.case.rows * first.case.k_len > COSTLIEST:
+    if not way or first.case.rows * first.case.k_len > MOST_SCORES:
         return first
     tried = {(first.case, first.distribution)}
     shrunk = True
@@ -68,7 +68,7 @@ def first_words(reason: str) -> str:
 
 
 def _smaller(case: Case, distribution: str, other_masks: bool) -> Iterator[tuple[Case, str]]:
-    """Smaller or plainer cases, the greatest steps first."""
+    """Smaller or plainer cases, the largest steps first."""
     plainer = []
     if distribution != "randn":
         plainer.append((case, "randn"))
@@ -83,7 +83,7 @@ def _smaller(case: Case, distribution: str, other_masks: bool) -> Iterator[tuple
     if case.scale is not None:
         changes.append({"scale": None})
     changes += [{"batch": size} for size in (1, 2) if size < case.batch]
-    # A function that was asked about one kind of mask may ignore masks altogether.
+    # A function that is checked under one kind of mask may ignore masks altogether.
     changes += [{"mask": mask} for mask in _plainer_masks(case.mask)] if other_masks else []
     if case.group > 1:
         changes += [{"q_heads": case.group, "kv_heads": 1}, {"kv_heads": case.q_heads}]
@@ -126,7 +126,7 @@ def _plainer_masks(mask: Mask) -> list[Mask]:
 
 
 def fitted(mask: Mask, batch: int, q_heads: int, q_len: int, k_len: int) -> Mask:
-    """The mask with its lengths and tables cut to smaller sizes."""
+    """The mask, its lengths and tables cut to smaller sizes."""
     if isinstance(mask, And | Or):
         left, right = (fitted(part, batch, q_heads, q_len, k_len) for part in (mask.left, mask.right))
         return type(mask)(left, right)
