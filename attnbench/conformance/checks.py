@@ -60,7 +60,7 @@ class ChecksOfDtype:
             raise AttnbenchError(f"the check {name!r} chooses its own cases; drop the case")
 
     def draw_cases(self) -> list[tuple[Case, str]]:
-        """The battery, with the backward where there is one, and a few forward-only cases (those keep no graph)."""
+        """The battery, with the backward if there is one, and a few forward-only cases (those keep no graph)."""
         levels = dict.fromkeys(self.directions, self.plan.level)
         if len(self.directions) == 2:
             levels["fwd"] = "smoke"

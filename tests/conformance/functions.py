@@ -1,4 +1,4 @@
-"""Plain functions and a backend to be checked: right ones, and the same with a fault."""
+"""Plain functions and backends to check: right ones, and the same with a fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnbench.problem import Case
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Any, scores: Any, scale: float, **fault: Any) -> Tensor:
-    """Plain attention in float32, with a fault where a test asks for one."""
+    """Plain attention in float32, with the fault that a test asks for."""
     if scores:
         raise NotImplementedError("takes no score changes")
     group = q.shape[1] // k.shape[1]
@@ -50,7 +50,7 @@ def with_fault(**fault: Any) -> Callable[..., Tensor]:
 
 
 class Careful(Backend):
-    """Right, in one mask and dtype only."""
+    """Right, and declares one mask and one dtype."""
 
     name = "careful"
     capabilities = Capabilities(
@@ -68,7 +68,7 @@ class Careful(Backend):
 
 
 class WithoutBackward(Careful):
-    """Declares a backward, and has none on this device."""
+    """Declares a backward, and refuses it on this device."""
 
     name = "without_backward"
     capabilities = replace(Careful.capabilities, backward=True)

@@ -1,4 +1,4 @@
-"""Does a check pass right backends, find wrong ones, name their cause, and never break on what a backend does?"""
+"""A check passes right backends, finds wrong ones, names their cause, and survives what a backend does."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def remembers_by_storage(q, k, v, *, mask, scores, scale):
 def test_the_printed_command_fails_for_the_same_check(function: str, name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(PLUG_IN)
-    asked: dict[str, Any] = {"masks": {"causal(top_left)"}, "dtypes": {"fp32"}, "directions": {"fwd"}}
-    failure = check(f"{file}:{function}", level="smoke", only={name}, **asked).failures[0]
+    limits: dict[str, Any] = {"masks": {"causal(top_left)"}, "dtypes": {"fp32"}, "directions": {"fwd"}}
+    failure = check(f"{file}:{function}", level="smoke", only={name}, **limits).failures[0]
     words = shlex.split(failure.command)
     assert words[0] == "attnbench"
     done = CliRunner().invoke(app, words[1:])
@@ -123,7 +123,7 @@ def test_the_printed_command_fails_for_the_same_check(function: str, name: str, 
     assert f"\n{name}: " in done.output
 
 
-def test_a_property_is_not_run_on_a_case_that_somebody_names() -> None:
+def test_a_property_is_not_run_on_a_case_that_the_caller_names() -> None:
     case = Case(q_len=8, k_len=8, q_heads=1, head_dim=16, dtype="fp32")
     with pytest.raises(AttnbenchError, match="chooses its own cases"):
         check(right, only={"mask_probe"}, case=case)
@@ -151,7 +151,7 @@ def test_a_function_that_refuses_everything_is_not_ok() -> None:
     ],
     ids=["raises", "no tensor", "empty", "float64", "NaN", "other arguments"],
 )
-def test_whatever_a_function_does_becomes_a_failure_of_its_own(fn: Callable[..., Any]) -> None:
+def test_anything_a_function_does_becomes_its_failure(fn: Callable[..., Any]) -> None:
     report = check(fn, level="smoke", masks={"full"}, dtypes={"fp32"}, directions={"fwd"})
     assert report.failures
     assert not report.ok
@@ -195,18 +195,18 @@ def test_cases_are_chosen_from_what_a_backend_declares() -> None:
     oracle = [o for o in report.outcomes if o.check == "oracle"]
     assert len(oracle) >= 24
     assert all("causal" in o.case_id for o in oracle)
-    # No case of the battery is refused; a property of which no case goes with the declaration is not said to hold.
+    # No case of the battery is refused; a property without a case that the backend takes is not reported as held.
     assert {(o.check in PROPERTIES, o.reason) for o in report.refused} == {(True, "takes no case of it")}
 
 
-def test_where_there_is_no_backward_the_forward_is_checked_in_full() -> None:
+def test_without_a_backward_the_forward_is_checked_in_full() -> None:
     checks = ("oracle", "mask_probe")
-    declared, found = (
+    declared, refusing = (
         check(backend, level="standard", only=checks) for backend in (Careful(), WithoutBackward())
     )
-    assert found.ok, str(found)
-    assert [o for o in found.outcomes if o.status == "ok"] == declared.outcomes
-    assert [(o.check, o.reason) for o in found.refused] == [("oracle", "no backward here")]
+    assert refusing.ok, str(refusing)
+    assert [o for o in refusing.outcomes if o.status == "ok"] == declared.outcomes
+    assert [(o.check, o.reason) for o in refusing.refused] == [("oracle", "no backward here")]
 
 
 def test_the_frame_has_a_row_for_each_outcome() -> None:

@@ -1,4 +1,4 @@
-"""Is the plainest cause of an error named before a clever one that explains it as well?"""
+"""A diagnosis names the plainest cause first, once per reason, and from the run that failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_function_without_a_backward_is_told_how_to_say_so() -> None:
     assert "--direction fwd" in failure.causes[0]
 
 
-def test_what_fails_every_case_in_the_same_words_is_told_once() -> None:
+def test_a_failure_of_every_case_in_the_same_words_is_shown_once() -> None:
     def misspelt(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
         raise AttributeError("no such thing") if q.shape[3] == 64 else ValueError("nor this")
 

@@ -1,4 +1,4 @@
-"""Does a declared defect excuse what it declares and nothing else, and are those of bundled backends really there?"""
+"""A declared defect excuses what it declares and nothing else; those of bundled backends are really there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEEN = {
 }
 
 
-def test_every_declared_defect_is_looked_for() -> None:
+def test_every_declared_defect_is_tested() -> None:
     here = [entry.name for entry in entries() if entry.available and not entry.environment]
     declared = {(name, key) for name in here for key in resolve(name).known_defects}
     assert declared == set(SEEN)
@@ -84,7 +84,7 @@ def test_a_known_defect_that_is_gone_fails_the_check() -> None:
     ],
     ids=["version", "device", "case", "tensor"],
 )
-def test_a_known_defect_excuses_nothing_where_it_is_not_known(elsewhere: dict[str, Any]) -> None:
+def test_a_known_defect_excuses_nothing_beyond_its_declaration(elsewhere: dict[str, Any]) -> None:
     backend = Known()
     backend.known_defects = {"oracle": replace(STRICT, **elsewhere)}
     report = check(backend, level="smoke")
@@ -120,7 +120,7 @@ def test_a_known_defect_of_one_distribution_excuses_no_other() -> None:
     assert "negative_lse" not in failed
 
 
-def test_a_version_that_nobody_can_read_is_taken_for_a_defective_one() -> None:
+def test_an_unparsable_version_is_taken_for_a_defective_one() -> None:
     assert STRICT.is_in("unknown")
     assert STRICT.is_in("torch 1.13.1+cpu")
     assert not STRICT.is_in("torch 2.0.0")

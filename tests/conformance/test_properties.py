@@ -1,4 +1,4 @@
-"""Does each property hold for a right function, and break under the fault it is there for?"""
+"""Each property holds for a right function and breaks under the fault it is there for."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
 
 
 class _WithLse(FunctionBackend):
-    """Right, and says by how much the LSE that it gives is off."""
+    """Right, with an LSE that is off by a factor."""
 
     def __init__(self, off: float) -> None:
         super().__init__(right, "with an LSE")
@@ -115,10 +115,10 @@ class _WithLse(FunctionBackend):
         return prepared
 
 
-@pytest.mark.parametrize(("off", "found"), [(1.0, 0), (1.4427, 1)])  # in base 2
-def test_halves_merge_only_by_a_right_lse(off: float, found: int) -> None:
+@pytest.mark.parametrize(("off", "failures"), [(1.0, 0), (1.4427, 1)])  # in base 2
+def test_halves_merge_only_by_a_right_lse(off: float, failures: int) -> None:
     subject = Subject(_WithLse(off), dtype="fp32", masks=("full",))
-    assert len(list(PROPERTIES["halves_merge_by_lse"].run(subject))) == found
+    assert len(list(PROPERTIES["halves_merge_by_lse"].run(subject))) == failures
 
 
 def test_every_property_has_a_fault_that_breaks_it() -> None:
@@ -128,12 +128,12 @@ def test_every_property_has_a_fault_that_breaks_it() -> None:
 @pytest.mark.parametrize("name", PROPERTY_FAULTS)
 def test_a_property_is_broken_by_the_fault_it_is_there_for(name: str) -> None:
     subject = Subject(FunctionBackend(PROPERTY_FAULTS[name], "faulty"), dtype="fp32", masks=MASKS)
-    findings = list(PROPERTIES[name].run(subject))
-    assert findings
-    assert all(f.reason and f.error_over_budget > 1 for f in findings)
+    failures = list(PROPERTIES[name].run(subject))
+    assert failures
+    assert all(f.reason and f.error_over_budget > 1 for f in failures)
 
 
-def test_what_a_property_found_before_a_case_was_refused_is_told() -> None:
+def test_what_a_property_finds_before_a_case_is_refused_is_reported() -> None:
     def gives_up_later(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
         if q.shape[2] == 129 and not q.any():
             raise NotImplementedError("no such length")
@@ -144,7 +144,7 @@ def test_what_a_property_found_before_a_case_was_refused_is_told() -> None:
     assert "may attend" in report.failures[0].reason
 
 
-def test_what_a_function_is_called_for_to_learn_what_it_takes_shows_no_property() -> None:
-    # Under the full mask every key is seen, so nothing is asked about keys that nobody sees.
+def test_calls_that_learn_what_a_function_takes_show_no_property() -> None:
+    # Under the full mask no key is unseen, so the property has no case.
     report = check(right, only="unseen_keys_get_no_gradient", masks={"full"}, dtypes={"fp32"})
     assert [(o.status, o.reason) for o in report.outcomes] == [("refused", "takes no case of it")]

@@ -1,4 +1,4 @@
-"""Is the smallest case of a failure a case of the same failure?"""
+"""The smallest case of a failure fails in the same way."""
 
 from __future__ import annotations
 

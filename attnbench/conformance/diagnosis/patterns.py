@@ -98,7 +98,7 @@ def _of_lse(seen: Observation) -> Iterator[Guess]:
     if any(score.kind == "sink" for score in seen.case.scores) and bool(
         (lse.isfinite() != right.isfinite()).any()
     ):
-        yield Guess("sink", "the LSE overflows beside the sink, as where the sink is left out of the maximum")
+        yield Guess("sink", "the LSE overflows beside the sink, as if the sink were left out of the maximum")
     yield Guess("lse", words)
     apart = torch.where(lse == right, 0.0, lse - right).abs()
     if float(apart.max()) < SLIGHT:
@@ -134,14 +134,13 @@ def _not_finite(name: str, x: Tensor, seen: Observation) -> Iterator[Guess]:
     elif bool(empty.any()):
         yield Guess("empty rows", f"{at}: rows without a key give NaN (-inf - -inf), which spreads over keys")
     if share == 1.0 and any(case.k_len % tile for tile in TILES[:3]):
-        yield Guess("tail tile", f"{at}: all of it, as where 0 meets NaN in memory past the last key")
+        yield Guess("tail tile", f"{at}: all of it, as if 0 met NaN in memory past the last key")
     else:
         yield Guess(
-            "online softmax", f"{at}: overflow, as without the row's maximum, or memory never written"
+            "online softmax", f"{at}: overflow, as without the row's maximum, or memory that is never written"
         )
-        sink = any(score.kind == "sink" for score in case.scores)
-        if sink:
-            yield Guess("sink", f"{at}: exp of the sink overflows, as where it is left out of the maximum")
+        if any(score.kind == "sink" for score in case.scores):
+            yield Guess("sink", f"{at}: exp of the sink overflows, as if it were left out of the maximum")
 
 
 def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]:
@@ -169,14 +168,16 @@ def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, seen: Observation
     if name == "out" and 0 < int(rows[0, 0].sum()) <= 64:
         at = rows[0, 0].nonzero()[:, 0]
         near = torch.cdist(x[0, 0, at].double().nan_to_num(), value[0, 0]).min(-1)
-        found = (near.values < 0.05 * value[0, 0].norm(dim=-1).mean()) & (near.indices != at)
-        if bool(found.all()):
+        elsewhere = (near.values < 0.05 * value[0, 0].norm(dim=-1).mean()) & (near.indices != at)
+        if bool(elsewhere.all()):
             words = (
                 f"row {int(at[0])} holds the answer of row {int(near.indices[0])}: stored at the wrong place"
             )
             yield Guess("layout", words)
-    mine, theirs = (y.flatten().sort().values for y in (x.double().nan_to_num(), value))
-    if float(rows.double().mean()) > 0.3 and root_mean_square(mine - theirs) < 0.02 * root_mean_square(value):
+    numbers, right = (y.flatten().sort().values for y in (x.double().nan_to_num(), value))
+    if float(rows.double().mean()) > 0.3 and root_mean_square(numbers - right) < 0.02 * root_mean_square(
+        value
+    ):
         yield Guess("layout", f"{name} holds the right numbers at the wrong places (axes, heads or strides)")
 
 
