@@ -94,17 +94,17 @@ class ChecksOfDtype:
     def check_case(self, case: Case, distribution: str) -> None:
         """One case against the oracle."""
         try:
-            seen = observe(self.subject, self.subject.inputs(case, distribution))
+            observation = observe(self.subject, self.subject.inputs(case, distribution))
         except Refused as refusal:
             self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
             self._fail(self._broken(ORACLE, case, distribution, str(failure)))
             return
-        if seen.verdict.ok:
-            self._add(ORACLE, case, distribution, OK, "", seen.verdict.error_over_budget)
+        if observation.verdict.ok:
+            self._add(ORACLE, case, distribution, OK, "", observation.verdict.error_over_budget)
             return
-        tensor, error = _worst(seen.verdict)
+        tensor, error = _worst(observation.verdict)
         self._fail(
             Failure(
                 check=ORACLE,
@@ -116,9 +116,9 @@ class ChecksOfDtype:
                 z=error.max_z,
                 error_over_budget=error.over_budget,
                 reason=error.reason,
-                tensors=tuple(seen.verdict.wrong),
+                tensors=tuple(observation.verdict.wrong),
             ),
-            seen,
+            observation,
         )
 
     def check_property(self, name: str) -> None:
@@ -217,7 +217,7 @@ class ChecksOfDtype:
             )
         )
 
-    def _fail(self, failure: Failure, seen: Observation | None = None, listed: bool = True) -> None:
+    def _fail(self, failure: Failure, observation: Observation | None = None, listed: bool = True) -> None:
         if listed:
             self._add(
                 failure.check,
@@ -230,7 +230,7 @@ class ChecksOfDtype:
             )
         # A known defect is not explained, unless the caller names the case.
         known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
-        self.report.failures.append(failure if known else self.explainer.explain(failure, seen))
+        self.report.failures.append(failure if known else self.explainer.explain(failure, observation))
 
 
 def _worst(verdict: Verdict) -> tuple[str, TensorError]:

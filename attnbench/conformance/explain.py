@@ -23,8 +23,8 @@ class Explainer:
         self.plan, self.subject, self.report = plan, subject, report
         self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}  # by case and distribution
 
-    def explain(self, failure: Failure, seen: Observation | None = None) -> Failure:
-        """The failure with causes, smallest case and command; `seen` is the run that failed, if it came back."""
+    def explain(self, failure: Failure, observation: Observation | None = None) -> Failure:
+        """The failure with causes, smallest case and command; `observation` is the run that failed, if it came back."""
         # One exception fails every case in the same words: it is explained once.
         by_reason = {f.reason: f for f in self.report.failures if f.command}
         is_new = failure.reason not in by_reason
@@ -32,26 +32,26 @@ class Explainer:
         causes = failure.causes if is_new else by_reason[failure.reason].causes
         diagnoses = not causes and len(by_reason) < MOST_DIAGNOSED
         if diagnoses:
-            # Before any smaller case is run, which may write into the memory of the answer seen.
-            causes = self._diagnose(failure, seen)
+            # Before any smaller case is run, which may write into the memory of the observed answer.
+            causes = self._diagnose(failure, observation)
         smallest = Smallest(failure.case, failure.distribution)
         if shrinks and failure.check == ORACLE:
-            way = first_words(failure.reason) if seen is None else seen.way_of_failing
+            way = first_words(failure.reason) if observation is None else observation.way_of_failing
             smallest = smallest_failing(self.subject, smallest, way)
-        if diagnoses and not causes and smallest.seen is not None:
-            causes = _words(self.subject, smallest.seen)
+        if diagnoses and not causes and smallest.observation is not None:
+            causes = _words(self.subject, smallest.observation)
         command = self._command(failure, smallest)
         return replace(failure, causes=causes, smallest=smallest.case, command=command)
 
-    def _diagnose(self, failure: Failure, seen: Observation | None) -> tuple[str, ...]:
+    def _diagnose(self, failure: Failure, observation: Observation | None) -> tuple[str, ...]:
         by_words = of_words(failure.reason)
         if by_words:
             return tuple(guess.words for guess in by_words)
         key = failure.case, failure.distribution
         if key not in self._causes:
-            if seen is None and failure.check != ORACLE:
-                seen = self._observe(failure)
-            self._causes[key] = () if seen is None else _words(self.subject, seen)
+            if observation is None and failure.check != ORACLE:
+                observation = self._observe(failure)
+            self._causes[key] = () if observation is None else _words(self.subject, observation)
         return self._causes[key]
 
     def _observe(self, failure: Failure) -> Observation | None:
@@ -68,5 +68,5 @@ class Explainer:
         return again.on_its_own_cases(self.subject.dtype, self.plan.masks, self.subject.backward)
 
 
-def _words(subject: Subject, seen: Observation) -> tuple[str, ...]:
-    return tuple(guess.words for guess in guesses(subject, seen))
+def _words(subject: Subject, observation: Observation) -> tuple[str, ...]:
+    return tuple(guess.words for guess in guesses(subject, observation))

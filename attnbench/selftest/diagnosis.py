@@ -74,8 +74,8 @@ def _named(mutant: Mutant, given: Inputs, reference: Reference, made: Made) -> t
     kept = {name: tensor.clone() for name, tensor in given.tensors.items()}
     try:
         with clocks_watched():
-            seen = observe(subject, given)
-            return () if seen.verdict.ok else guesses(subject, seen, made)
+            observation = observe(subject, given)
+            return () if observation.verdict.ok else guesses(subject, observation, made)
     except Failed as failure:
         return of_words(str(failure))
     finally:

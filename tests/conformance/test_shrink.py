@@ -27,9 +27,13 @@ def test_masks_are_cut_to_smaller_sizes() -> None:
 def test_the_smallest_case_still_fails() -> None:
     subject = Subject(FunctionBackend(with_fault(tiled=True), "tiled"))
     case = Case(batch=3, q_len=65, k_len=65, q_heads=6, kv_heads=2, head_dim=64, dtype="fp32", mask=Causal())
-    smallest, distribution, seen = smallest_failing(subject, Smallest(case, "large"), "forward")
-    assert seen is not None
-    assert (seen.case, seen.inputs.distribution, seen.verdict.ok) == (smallest, distribution, False)
+    smallest, distribution, observation = smallest_failing(subject, Smallest(case, "large"), "forward")
+    assert observation is not None
+    assert (observation.case, observation.inputs.distribution, observation.verdict.ok) == (
+        smallest,
+        distribution,
+        False,
+    )
     assert smallest.group > 1
     assert smallest.kv_heads > 1
     assert (smallest.batch, smallest.q_len) == (1, 1)
@@ -43,8 +47,8 @@ def test_a_failure_that_raises_is_not_shrunk_to_another_fault() -> None:
 
     subject = Subject(FunctionBackend(two_faults, "two faults"))
     case = Case(batch=2, q_len=65, k_len=65, q_heads=6, kv_heads=2, head_dim=32, dtype="fp32", mask=Causal())
-    smallest, _, seen = smallest_failing(subject, Smallest(case, "randn"), "raises RuntimeError:")
-    assert seen is None
+    smallest, _, observation = smallest_failing(subject, Smallest(case, "randn"), "raises RuntimeError:")
+    assert observation is None
     assert run(subject, smallest, "randn") == ("raises RuntimeError:", None)
     assert smallest.group > 1
     assert (smallest.batch, smallest.q_len, smallest.kv_heads) == (1, 1, 1)

@@ -74,31 +74,31 @@ def of_words(reason: str) -> tuple[Guess, ...]:
 Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, by tensor and number
 
 
-def guesses(subject: Subject, seen: Observation, made: Made | None = None) -> tuple[Guess, ...]:
+def guesses(subject: Subject, observation: Observation, made: Made | None = None) -> tuple[Guess, ...]:
     """Guesses at why this run is wrong, the likeliest first; the second is of another kind.
 
     `made` holds the answers of hypotheses, to be used again for other backends on the same inputs.
     """
-    found: list[Guess] = []
-    for error in seen.verdict.wrong.values():
-        found += of_words(error.reason)
-    found += when_called_again(subject, seen)
-    if seen.case.rows * seen.case.k_len <= MOST_SCORES:
-        exact = _likeliest(_explained(seen, {} if made is None else made))
+    likely: list[Guess] = []
+    for error in observation.verdict.wrong.values():
+        likely += of_words(error.reason)
+    likely += when_called_again(subject, observation)
+    if observation.case.rows * observation.case.k_len <= MOST_SCORES:
+        exact = _likeliest(_explained(observation, {} if made is None else made))
         # Extreme numbers give all zeros by overflow, too; on other numbers all zeros is the whole finding.
         zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
         others = [guess for guess in exact if guess not in zeros]
-        extreme = _of_distribution(subject, seen)
-        found += [*others, *extreme, *zeros] if extreme else [*zeros, *others]
+        extreme = _of_distribution(subject, observation)
+        likely += [*others, *extreme, *zeros] if extreme else [*zeros, *others]
     else:
-        found += _of_distribution(subject, seen)
-    found += patterns(seen)
-    return _of_different_kinds(found)
+        likely += _of_distribution(subject, observation)
+    likely += patterns(observation)
+    return _of_different_kinds(likely)
 
 
-def _of_different_kinds(found: Iterable[Guess]) -> tuple[Guess, ...]:
+def _of_different_kinds(likely: Iterable[Guess]) -> tuple[Guess, ...]:
     """The first guess of each cause, then the others."""
-    unique = list(dict.fromkeys(found))
+    unique = list(dict.fromkeys(likely))
     first = list({guess.cause: guess for guess in reversed(unique)}.values())
     first.sort(key=unique.index)
     return (*first, *(guess for guess in unique if guess not in first))
@@ -106,12 +106,12 @@ def _of_different_kinds(found: Iterable[Guess]) -> tuple[Guess, ...]:
 
 def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
     """Those that explain nearly as well as the best in the order they were tried, then the others in that order."""
-    found = list(explained)
-    best = min((share for share, _ in found), default=0.0)
+    shares = list(explained)
+    best = min((share for share, _ in shares), default=0.0)
     return [
         guess
         for _, _, guess in sorted(
-            (share > AS_WELL * best, n, guess) for n, (share, guess) in enumerate(found)
+            (share > AS_WELL * best, n, guess) for n, (share, guess) in enumerate(shares)
         )
     ]
 
@@ -119,14 +119,14 @@ def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
 class _Answered:
     """The tensors of an answer, and the noise that each element may have."""
 
-    def __init__(self, seen: Observation) -> None:
-        self.u = UNITS[seen.case.dtype]
-        self.tensors = {name: x.double() for name, x in seen.answer.tensors.items() if x is not None}
-        if seen.answer.output.lse is not None:
-            self.tensors["lse"] = seen.answer.output.lse.double()
+    def __init__(self, observation: Observation) -> None:
+        self.u = UNITS[observation.case.dtype]
+        self.tensors = {name: x.double() for name, x in observation.answer.tensors.items() if x is not None}
+        if observation.answer.output.lse is not None:
+            self.tensors["lse"] = observation.answer.output.lse.double()
         self.sigma: dict[str, Tensor] = {}
         for name, x in self.tensors.items():
-            sigma = torch.from_numpy(seen.reference.expected[name].sigma).to(x.device)
+            sigma = torch.from_numpy(observation.reference.expected[name].sigma).to(x.device)
             # Of a sample of rows, the noise of the others is unknown.
             self.sigma[name] = sigma if sigma.shape == x.shape else torch.zeros_like(x[:1, :1, :1])
 
@@ -146,21 +146,23 @@ class _Answered:
         return math.sqrt(total)
 
 
-def _explained(seen: Observation, made: Made) -> Iterator[tuple[float, Guess]]:
+def _explained(observation: Observation, made: Made) -> Iterator[tuple[float, Guess]]:
     """The changes of the problem that explain the answer: the share of the error that each leaves, and the guess."""
-    answered, right = _Answered(seen), exact_attention(seen.inputs)
-    if seen.is_wrong_in_forward:
+    answered, right = _Answered(observation), exact_attention(observation.inputs)
+    if observation.is_wrong_in_forward:
         # A wrong forward spoils every gradient.
         names = [name for name in ("out", "lse") if name in answered.tensors]
-        yield from _left(answered, _forward(right, names), of_problem(seen.inputs, seen.allowed), made)
+        yield from _left(
+            answered, _forward(right, names), of_problem(observation.inputs, observation.allowed), made
+        )
         return
     for name in ("dq", "dk", "dv"):
         exact = getattr(right, name)
-        if name in seen.wrong and exact is not None:
-            of_backward_alone = of_gradient(name, seen.inputs, seen.allowed, right)
-            found = list(_left(answered, {name: exact}, of_backward_alone, made))
-            yield from found
-            if found:
+        if name in observation.wrong and exact is not None:
+            of_backward_alone = of_gradient(name, observation.inputs, observation.allowed, right)
+            explained = list(_left(answered, {name: exact}, of_backward_alone, made))
+            yield from explained
+            if explained:
                 return
 
 
@@ -226,16 +228,16 @@ OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def _of_distribution(subject: Subject, seen: Observation) -> list[Guess]:
+def _of_distribution(subject: Subject, observation: Observation) -> list[Guess]:
     """Guesses from the distribution, if the error does not show under normal numbers, or far less."""
-    causes = OF_DISTRIBUTION.get(seen.inputs.distribution, ())
+    causes = OF_DISTRIBUTION.get(observation.inputs.distribution, ())
     if not causes:
         return []
     try:
-        plain = observe(subject, subject.inputs(seen.case, "randn")).verdict
+        plain = observe(subject, subject.inputs(observation.case, "randn")).verdict
     except (Refused, Failed):
         return []
-    if FAR_LESS * plain.error_over_budget > seen.verdict.error_over_budget and not plain.ok:
+    if FAR_LESS * plain.error_over_budget > observation.verdict.error_over_budget and not plain.ok:
         return []
-    backward = [] if seen.is_wrong_in_forward else [of_backward(seen.wrong)]
+    backward = [] if observation.is_wrong_in_forward else [of_backward(observation.wrong)]
     return [*backward, *(Guess(*cause) for cause in causes)]

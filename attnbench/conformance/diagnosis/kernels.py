@@ -117,14 +117,14 @@ def _of_splits(dense: Dense) -> Iterator[Hypothesis]:
     """Keys in splits of their own, merged wrongly."""
     if dense.sink is not None:
         return
-    seen: set[tuple[int, int]] = set()
+    tried: set[tuple[int, int]] = set()
     for tile in TILES[:4]:
         tiles = -(-dense.case.k_len // tile)
         for splits in (2, 3, 4, 8):
             length = -(-tiles // splits) * tile
             count = -(-dense.case.k_len // length)
-            if count > 1 and (length, count) not in seen:
-                seen.add((length, count))
+            if count > 1 and (length, count) not in tried:
+                tried.add((length, count))
                 yield from _of_merge(dense, length)
 
 
@@ -139,8 +139,8 @@ def _of_merge(dense: Dense, length: int) -> Iterator[Hypothesis]:
         return made
 
     def unweighted() -> Tensor:
-        seen = sum((lse > -math.inf).double() for _, lse in parts())
-        return sum(out for out, _ in parts()) / torch.as_tensor(seen).clamp_min(1.0)[..., None]  # type: ignore[return-value]
+        count = sum((lse > -math.inf).double() for _, lse in parts())
+        return sum(out for out, _ in parts()) / torch.as_tensor(count).clamp_min(1.0)[..., None]  # type: ignore[return-value]
 
     def merged(change: Callable[[Tensor], Tensor], base: float = 1.0) -> Tensor:
         outs = [parts()[0][0], *(change(out) for out, _ in parts()[1:])]

@@ -23,10 +23,10 @@ def root_mean_square(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def when_called_again(subject: Subject, seen: Observation) -> Iterator[Guess]:
+def when_called_again(subject: Subject, observation: Observation) -> Iterator[Guess]:
     """Guesses from further calls on the same inputs."""
-    inputs = seen.inputs
-    first = {name: x.clone() for name, x in seen.answer.tensors.items() if x is not None}
+    inputs = observation.inputs
+    first = {name: x.clone() for name, x in observation.answer.tensors.items() if x is not None}
     before = inputs.checksum()
     try:
         again = subject.answer(inputs)
@@ -51,13 +51,13 @@ def when_called_again(subject: Subject, seen: Observation) -> Iterator[Guess]:
             yield Guess("nondeterministic", words)
 
 
-def patterns(seen: Observation) -> Iterator[Guess]:
+def patterns(observation: Observation) -> Iterator[Guess]:
     """Where the error lies, and what it looks like."""
-    case, wrong = seen.case, seen.wrong
+    case, wrong = observation.case, observation.wrong
     if "lse" in wrong and "out" not in wrong:
-        yield from _of_lse(seen)
+        yield from _of_lse(observation)
     backward: list[Guess] = []
-    if not seen.is_wrong_in_forward:
+    if not observation.is_wrong_in_forward:
         scores = sorted(wrong - {"dq", "dk", "dv"})
         if scores and len(scores) == len(wrong):
             words = f"only {', '.join(scores)} is wrong: the reduction or the chain of that gradient"
@@ -66,16 +66,16 @@ def patterns(seen: Observation) -> Iterator[Guess]:
     for name in ("out", "dq", "dk", "dv"):
         if name not in wrong:
             continue
-        x, expected = seen.answer.tensors[name], seen.reference.expected[name]
+        x, expected = observation.answer.tensors[name], observation.reference.expected[name]
         if tuple(x.shape) != expected.value.shape:
             continue  # a sample of rows shows no pattern
         value, sigma = (torch.from_numpy(a).to(x.device) for a in (expected.value, expected.sigma))
         z = ((x.double() - value).abs() / sigma.clamp_min(1e-300)).nan_to_num(nan=math.inf)
         off = z > min(FAR, float(z.max()) / 2)
-        yield from _not_finite(name, x, seen)
+        yield from _not_finite(name, x, observation)
         yield from _slight(name, x, value, off)
         yield from backward
-        yield from _of_rows(name, x, value, off, seen)
+        yield from _of_rows(name, x, value, off, observation)
         yield from _of_place(name, x, value, off, case)
         return
     yield from backward
@@ -87,15 +87,15 @@ def of_backward(wrong: frozenset[str]) -> Guess:
     return Guess("gradients only", words)
 
 
-def _of_lse(seen: Observation) -> Iterator[Guess]:
+def _of_lse(observation: Observation) -> Iterator[Guess]:
     """The LSE is wrong beside a right out."""
-    lse, right = seen.answer.output.lse, torch.from_numpy(seen.reference.expected["lse"].value)
+    lse, right = observation.answer.output.lse, torch.from_numpy(observation.reference.expected["lse"].value)
     words = "out is right and the LSE is wrong: its base, its maximum, or its precision"
     if lse is None or lse.shape != right.shape:
         yield Guess("lse", words)
         return
     lse = lse.double().cpu()
-    if any(score.kind == "sink" for score in seen.case.scores) and bool(
+    if any(score.kind == "sink" for score in observation.case.scores) and bool(
         (lse.isfinite() != right.isfinite()).any()
     ):
         yield Guess("sink", "the LSE overflows beside the sink, as if the sink were left out of the maximum")
@@ -106,14 +106,14 @@ def _of_lse(seen: Observation) -> Iterator[Guess]:
         yield Guess("low precision", words)
 
 
-def _not_finite(name: str, x: Tensor, seen: Observation) -> Iterator[Guess]:
+def _not_finite(name: str, x: Tensor, observation: Observation) -> Iterator[Guess]:
     """Which rows are not finite, and what these rows have in common."""
     bad = ~x.isfinite()
     if not bool(bad.any()):
         return
     place, share = [int(i) for i in bad.nonzero()[0]], float(bad.double().mean())
     at = f"{name} is not finite at {place} ({share:.0%})"
-    case, allowed = seen.case, seen.allowed.to(x.device)
+    case, allowed = observation.case, observation.allowed.to(x.device)
     empty = ~allowed.any(-1)  # [B, H, Q]
     if name in ("out", "dq"):
         rows = bad.any(-1)
@@ -152,9 +152,9 @@ def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]
         yield Guess("low precision", words)
 
 
-def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, seen: Observation) -> Iterator[Guess]:
+def _of_rows(name: str, x: Tensor, value: Tensor, off: Tensor, observation: Observation) -> Iterator[Guess]:
     """What the rows that are off hold."""
-    without_key = ~seen.allowed.to(x.device).any(-1)  # [B, H, Q]
+    without_key = ~observation.allowed.to(x.device).any(-1)  # [B, H, Q]
     rows = off.any(3)
     if name in ("out", "dq") and bool(without_key.any()) and not bool((rows & ~without_key).any()):
         words = f"only rows without a key are off in {name}: they have to be 0 (not 0 / 0, nor a mean of V)"

@@ -17,11 +17,11 @@ MOST_SCORES = 1 << 26  # per case: a larger one is not worth several runs on a C
 
 
 class Smallest(NamedTuple):
-    """The smallest failing case, its distribution, and what was seen on it if it is smaller than the first."""
+    """The smallest failing case, its distribution, and the observation of it if it is smaller than the first."""
 
     case: Case
     distribution: str
-    seen: Observation | None = None
+    observation: Observation | None = None
 
 
 def smallest_failing(subject: Subject, first: Smallest, way: str) -> Smallest:
@@ -43,23 +43,23 @@ def smallest_failing(subject: Subject, first: Smallest, way: str) -> Smallest:
                 continue
             tried.add((case, distribution))
             runs += 1
-            other, seen = run(subject, case, distribution)
+            other, observation = run(subject, case, distribution)
             if other == way:
-                smallest = Smallest(case, distribution, seen)
+                smallest = Smallest(case, distribution, observation)
                 shrunk = True
                 break
     return smallest
 
 
 def run(subject: Subject, case: Case, distribution: str) -> tuple[str, Observation | None]:
-    """How a case fails, in a word or two, and what was seen; empty if it is right or refused."""
+    """How a case fails, in a word or two, and the observation; empty if it is right or refused."""
     try:
-        seen = observe(subject, subject.inputs(case, distribution))
+        observation = observe(subject, subject.inputs(case, distribution))
     except Refused:
         return "", None
     except Failed as failure:
         return first_words(str(failure)), None
-    return seen.way_of_failing, seen
+    return observation.way_of_failing, observation
 
 
 def first_words(reason: str) -> str:

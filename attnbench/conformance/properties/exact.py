@@ -45,12 +45,12 @@ def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
         inputs = subject.inputs(case)
         before = subject.answer(inputs).output.out.clone()
         for i in sorted({0, case.q_len // 2, case.q_len - 1}):
-            seen = (
+            attended = (
                 allowed[:, :, i].unflatten(1, (case.kv_heads, case.group)).any(2)[..., None]
             )  # [B, Hkv, K, 1]
-            if bool(seen.all()):
+            if bool(attended.all()):
                 continue
-            k, v = torch.where(seen, inputs.k, huge), torch.where(seen, inputs.v, -huge)
+            k, v = torch.where(attended, inputs.k, huge), torch.where(attended, inputs.v, -huge)
             after = subject.answer(changed(inputs, k=k, v=v)).output.out
             # A key that another head of the group may attend keeps its number.
             yield from differing_bits(
