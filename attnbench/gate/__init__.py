@@ -3,7 +3,7 @@
 from attnbench.gate.accepted import Accepted, accepting, read_accepted
 from attnbench.gate.comparison import Change, Comparison, StatusChange, compare
 from attnbench.gate.pairing import Pairs, ResultSet, pair
-from attnbench.gate.revisions import hold_against
+from attnbench.gate.stages import hold_against
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.statistics import GeometricMean, Ratio, ratio_of_medians
 from attnbench.gate.touched import Contest, Touched, touched

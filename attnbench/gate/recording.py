@@ -15,7 +15,7 @@ import pandas as pd
 
 from attnbench.errors import AttnbenchError
 from attnbench.gate.arms import Arm, Ran, Track
-from attnbench.gate.revisions import SEEDS
+from attnbench.gate.stages import SEEDS
 from attnbench.sweep.suite import Planned
 
 SAME = ("same 1", "same 2", "same 3")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnbench.errors import LayerError
 from attnbench.layer.attend import AttentionFunction, attend_with, known_name
 from attnbench.layer.cache import KVCache
-from attnbench.layer.given_mask import as_mask
+from attnbench.layer.mask_argument import as_mask
 from attnbench.layer.weights import attention_weights
 from attnbench.problem import Full, Mask
 
@@ -104,7 +104,7 @@ class MultiheadAttention(nn.Module):
         """(output, weights or None), as torch gives them.
 
         query [B, Q, E], key and value [B, K, E] ([Q, B, E] and [K, B, E] with batch_first=False). `mask`: see
-        `given_mask.as_mask`; with a cache its keys count from the first one cached. `need_weights` computes the
+        `mask_argument.as_mask`; with a cache its keys count from the first one cached. `need_weights` computes the
         weights beside the backend (plainly, in [B, H, Q, K] of memory): [B, Q, K] averaged over heads, or
         [B, H, Q, K]; the output stays the backend's. `cache` takes this call's keys and values in and attends
         to all that it holds. Raises LayerError, and AttnbenchError where the backend refuses.

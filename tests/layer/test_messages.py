@@ -100,13 +100,13 @@ def test_a_refusal_of_the_backend_names_the_backend_and_the_reason() -> None:
     ],
 )
 def test_a_padding_tensor_becomes_the_mask_it_means(flags: list[list[int]], expected: Any) -> None:
-    from attnbench.layer.given_mask import as_mask
+    from attnbench.layer.mask_argument import as_mask
 
     assert as_mask(torch.tensor(flags).bool(), 2, 3, 5, 5) == expected
 
 
 def test_any_other_tensor_becomes_an_explicit_mask_that_allows_the_same_pairs() -> None:
-    from attnbench.layer.given_mask import as_mask
+    from attnbench.layer.mask_argument import as_mask
 
     holes = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 0, 1, 1]]).bool()
     found = as_mask(holes, 2, 3, 4, 5)
