@@ -1,8 +1,8 @@
-"""`attnbench gate`: did HEAD get worse than BASE? The exit code is the answer."""
+"""`attnbench gate`: fail if HEAD is worse than BASE; the exit code is the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from attnbench.gate import Gate
+    from attnbench.gate.options import GateOptions
 
 MOST_LINES = 50
-OF_REVISIONS = ("suite", "everything", "effect", "minutes", "device", "threads", "arch", "record")
-OF_FOLDERS = ("margin", "allow_unlike")
+FOR_REVISIONS = ("suite", "everything", "effect", "minutes", "device", "threads", "arch", "record")
+FOR_FOLDERS = ("margin", "allow_unlike")
 STYLES = {
     "inconclusive": "yellow",
     "accepted": "yellow",
@@ -27,8 +28,8 @@ STYLES = {
     "faster": "green",
 }
 EFFECT_TEXT = "The slow-down to find, as a share: 0.05 is 5 %."
-MARGIN_TEXT = "Result folders: how much slower is a regression, as a share."
-BASE_TEXT = "A git revision whose backends/ are held against, or a result folder."
+MARGIN_TEXT = "Result folders: the slow-down that is a regression, as a share."
+BASE_TEXT = "What to compare with: a git revision, or a result folder."
 
 
 def gate_change(
@@ -37,11 +38,11 @@ def gate_change(
     head: str | None = typer.Option(
         None,
         "--head",
-        help="What is judged; without: the working folder as it is.",
+        help="What is judged (default: the working folder as it is).",
         metavar="REV|DIR",
         show_default=False,
     ),
-    suite: str = typer.Option("gate", "--suite", help="The cases, by a suite's name or file."),
+    suite: str = typer.Option("gate", "--suite", help="The suite of cases: a name or a file."),
     backend: list[str] | None = typer.Option(
         None, "--backend", help="Only these backends (or file.py:function); repeat, or split at commas."
     ),
@@ -53,46 +54,46 @@ def gate_change(
         None,
         "--minutes",
         min=0.1,
-        help="Begin nothing new after this long; 10, and 15 to calibrate, which takes six groups at least.",
+        help="Start nothing new after this long (default: 10; with --calibrate 15).",
     ),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N."),
     threads: int = typer.Option(
-        1, "--threads", min=1, help="torch threads on a CPU; with 1 it is processor time that counts."
+        1, "--threads", min=1, help="torch threads on a CPU; 1 measures processor time."
     ),
     arch: str = typer.Option(
-        "sm_90", "--arch", help="Kernels that compile without their GPU: the architectures to compile for."
+        "sm_90", "--arch", help="The architectures for which to compile kernels without their GPU."
     ),
     margin: float = typer.Option(0.10, "--margin", min=0.0, max=10.0, help=MARGIN_TEXT),
     allow_unlike: bool = typer.Option(
-        False, "--allow-unlike", help="Result folders: gate although machines or libraries differ."
+        False, "--allow-unlike", help="Result folders: gate even if machines or libraries differ."
     ),
     accepted: Path | None = typer.Option(
         None,
         "--accepted",
-        help="Regressions that were accepted; without: accepted-regressions.toml, if there.",
+        help="The file of accepted regressions (default: accepted-regressions.toml, if it exists).",
     ),
     strict: bool = typer.Option(False, "--strict", help="Fail on inconclusive cases too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
     summary: Path | None = typer.Option(
-        None, "--summary", help="Write the verdict as GitHub's Markdown to this file.", metavar="FILE"
+        None, "--summary", help="Write the verdict to this file as GitHub's Markdown.", metavar="FILE"
     ),
     junit: Path | None = typer.Option(
-        None, "--junit", help="Write the verdict as JUnit XML to this file.", metavar="FILE"
+        None, "--junit", help="Write the verdict to this file as JUnit XML.", metavar="FILE"
     ),
     annotations: bool = typer.Option(False, "--annotations", help="Print GitHub's annotations too."),
     calibrate: bool = typer.Option(
-        False, "--calibrate", help="Measure what a gate can find on this machine, in place of gating."
+        False, "--calibrate", help="Measure what a gate can find on this machine, instead of gating."
     ),
     record: Path | None = typer.Option(
         None, "--record", help="Keep the raw rounds in this Parquet file.", metavar="FILE"
     ),
 ) -> None:
-    """Fail (exit 1) where HEAD is wrong, lacks a case, takes more memory or is surely slower than BASE.
+    """Fail (exit 1) if HEAD is wrong, lacks a case, takes more memory or is surely slower than BASE.
 
     With revisions, the backends of both are loaded from worktrees of the git repository in the current folder, under
-    one harness, and timed in interleaved rounds of fresh processes; a suspected slow-down is confirmed in further
-    ones before it fails. Result folders come from separate runs: there speed fails only where each holds at least
-    four processes (attnbench run --processes 4).
+    one harness, and timed in interleaved rounds of fresh processes; a suspected slow-down fails only after further
+    processes confirm it. Result folders come from separate runs: there speed fails only if each folder holds at
+    least four processes (attnbench run --processes 4).
 
     Exit codes: 0 fine, 1 worse, 2 used wrongly, 3 not comparable or (--calibrate) a machine unfit to gate.
 
@@ -102,69 +103,90 @@ def gate_change(
     """
     from datetime import date
 
-    from attnbench.cli.calibrate import calibrate_machine
-    from attnbench.cli.revisions import Asked, gate_revisions
+    from attnbench.cli.calibrate import print_calibration
     from attnbench.gate import accepting, read_accepted
+    from attnbench.gate.options import GateOptions
     from attnbench.report.gate import gate_annotations
 
-    longest = minutes or (15.0 if calibrate else 10.0)
-    asked = Asked(suite, texts(backend), everything, effect, longest, device, threads, record, arch)
+    options = GateOptions(
+        suite=suite,
+        backends=texts(backend),
+        everything=everything,
+        effect=effect,
+        minutes=minutes or (15.0 if calibrate else 10.0),
+        device=device,
+        threads=threads,
+        record=record,
+        arch=arch,
+    )
     if calibrate:
         if base or head:
-            raise AttnbenchError("--calibrate gates nothing; leave --base and --head out")
+            raise AttnbenchError("--calibrate gates nothing; drop --base and --head")
         require_writable(record)
-        calibrate_machine(asked, as_json)
+        print_calibration(options, as_json)
         return
     if base is None:
         raise AttnbenchError("--base is missing; give a revision such as main, or a result folder")
     require_writable(summary, junit, record)
-    _say_what_is_left_aside(context, OF_REVISIONS if Path(base).is_dir() else OF_FOLDERS)
+    _name_ignored_options(context, is_folder=Path(base).is_dir())
     file = accepted or _default_accepted()
-    known = [] if file is None else read_accepted(file)
-    if Path(base).is_dir():
-        found = _gate_folders(Path(base), head, margin, allow_unlike, asked.backends)
-    elif head is not None and Path(head).is_dir():
-        raise AttnbenchError(
-            f"--head {head} is a folder, so --base must be a result folder too, not {base!r}; "
-            f"where a branch has that name, give it as refs/heads/{head}"
-        )
-    else:
-        found = gate_revisions(base, head, asked)
-    found = accepting(found, known, date.today())
+    entries = [] if file is None else read_accepted(file)
+    verdict = _verdict(base, head, options, margin, allow_unlike)
+    verdict = accepting(verdict, entries, date.today())
     if as_json:
-        print_json(found.to_json(strict=strict))
+        print_json(verdict.to_json(strict=strict))
     else:
-        print_all(_lines(found, strict=strict))
-    _write(found, summary, junit, strict=strict)
+        print_all(_lines(verdict, strict=strict))
+    _write(verdict, summary, junit, strict=strict)
     if annotations:
-        for line in gate_annotations(found, strict=strict):
+        for line in gate_annotations(verdict, strict=strict):
             typer.echo(line, err=as_json)  # stdout is JSON then; GitHub reads both
-    raise typer.Exit(found.exit_code(strict=strict))
+    raise typer.Exit(verdict.exit_code(strict=strict))
 
 
-def _say_what_is_left_aside(context: typer.Context, names: Sequence[str]) -> None:
-    """Name the options that were given and say nothing of what is gated."""
-    given = []
+def _name_ignored_options(context: typer.Context, *, is_folder: bool) -> None:
+    """Name the options on the command line that do not apply to what is gated."""
+    names = FOR_REVISIONS if is_folder else FOR_FOLDERS
+    ignored = []
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            given.append(parameter.opts[0])
-    if given:
-        of = (
-            "result folders, which are measured already"
-            if names is OF_REVISIONS
-            else "revisions; see --effect"
+            ignored.append(parameter.opts[0])
+    if ignored and is_folder:
+        remark(f"ignored: {', '.join(ignored)} (for revisions only; result folders are measured already)")
+    elif ignored:
+        remark(f"ignored: {', '.join(ignored)} (for result folders only; revisions take --effect)")
+
+
+def _verdict(base: str, head: str | None, options: GateOptions, margin: float, allow_unlike: bool) -> Gate:
+    from attnbench.gate import gate
+    from attnbench.gate.pairing import read_set
+
+    head_is_folder = head is not None and Path(head).is_dir()
+    if Path(base).is_dir():
+        if head is None or not head_is_folder:
+            raise AttnbenchError(
+                f"--base {base} is a result folder, so --head must be one too, not {head or 'missing'}"
+            )
+        sets = read_set(Path(base)), read_set(Path(head))
+        return gate(*sets, margin=margin, allow_unlike=allow_unlike, backends=options.backends)
+    if head_is_folder:
+        raise AttnbenchError(
+            f"--head {head} is a folder, so --base must be a result folder too, not {base!r}; "
+            f"if a branch has that name, give it as refs/heads/{head}"
         )
-        remark(f"left aside: {', '.join(given)} (nothing to do with {of})")
+    from attnbench.gate.revisions import gate_revisions
+
+    return gate_revisions(base, head, options, remark)
 
 
-def _write(found: Gate, summary: Path | None, junit: Path | None, *, strict: bool) -> None:
+def _write(verdict: Gate, summary: Path | None, junit: Path | None, *, strict: bool) -> None:
     from attnbench.report.gate import gate_junit, gate_markdown
 
-    notes = [*(f"unlike, and allowed: {text}" for text in found.unlike), *found.notes]
+    notes = [*(f"unlike, and allowed: {text}" for text in verdict.unlike), *verdict.notes]
     for path, text in (
-        (summary, lambda: gate_markdown(found, strict=strict, notes=notes)),
-        (junit, lambda: gate_junit(found, strict=strict)),
+        (summary, lambda: gate_markdown(verdict, strict=strict, notes=notes)),
+        (junit, lambda: gate_junit(verdict, strict=strict)),
     ):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,52 +194,37 @@ def _write(found: Gate, summary: Path | None, junit: Path | None, *, strict: boo
 
 
 def _default_accepted() -> Path | None:
-    from attnbench.gate.accepted import FILE
+    from attnbench.gate.accepted import ACCEPTED_FILE
 
-    return Path(FILE) if Path(FILE).is_file() else None
-
-
-def _gate_folders(
-    base: Path, head: str | None, margin: float, allow_unlike: bool, backends: list[str] | None
-) -> Gate:
-    from attnbench.gate import gate
-    from attnbench.gate.pairing import read_set
-
-    if head is None or not Path(head).is_dir():
-        raise AttnbenchError(
-            f"--base {base} is a result folder, so --head must be one, not {head or 'left out'}"
-        )
-    return gate(
-        read_set(base), read_set(Path(head)), margin=margin, allow_unlike=allow_unlike, backends=backends
-    )
+    return Path(ACCEPTED_FILE) if Path(ACCEPTED_FILE).is_file() else None
 
 
-def _lines(found: Gate, *, strict: bool) -> Iterator[Text]:
+def _lines(verdict: Gate, *, strict: bool) -> Iterator[Text]:
     from rich.text import Text
 
     from attnbench.report.cells import clean
     from attnbench.report.gate.order import counted, level_of, word_of, worst_first
 
-    for text in found.unlike:
+    for text in verdict.unlike:
         yield Text(f"unlike, and allowed: {clean(text)}", style="yellow")
-    for text in found.notes:
+    for text in verdict.notes:
         yield Text(clean(text), style="bright_black")
-    told = [finding for finding in worst_first(found.findings) if level_of(finding) != "nothing"]
-    for finding in told[:MOST_LINES]:
+    shown = [finding for finding in worst_first(verdict.findings) if level_of(finding) != "nothing"]
+    for finding in shown[:MOST_LINES]:
         line = Text(f"{finding.kind:<12} ", style=STYLES.get(finding.kind, "bold red"))
         yield line.append(
             f"{clean(finding.backend, 60)} {clean(finding.case)}: {clean(finding.message)}", style="default"
         )
-    if len(told) > MOST_LINES:
-        yield Text(f"and {len(told) - MOST_LINES} more; --json has all")
-    said = counted(found.findings) if found.findings else "nothing to hold against each other"
-    failed = found.exit_code(strict=strict) != 0
+    if len(shown) > MOST_LINES:
+        yield Text(f"and {len(shown) - MOST_LINES} more; --json has all")
+    counts = counted(verdict.findings) if verdict.findings else "nothing to compare"
+    failed = verdict.exit_code(strict=strict) != 0
     yield Text.assemble(
-        (f"{word_of(found, strict=strict).lower()}: ", "bold red" if failed else "bold green"),
-        f"{said} (a slow-down of {found.margin:.0%} is looked for)",
+        (f"{word_of(verdict, strict=strict).lower()}: ", "bold red" if failed else "bold green"),
+        f"{counts} (a slow-down of {verdict.margin:.0%} is looked for)",
     )
-    if found.inconclusive and not strict:
+    if verdict.inconclusive and not strict:
         yield Text(
-            f"warning: {plural(len(found.inconclusive), 'verdict')} inconclusive; add --strict to fail on them",
+            f"warning: {plural(len(verdict.inconclusive), 'verdict')} inconclusive; add --strict to fail on them",
             style="yellow",
         )

@@ -1,12 +1,12 @@
-"""Did it get worse? Two result sets held against each other."""
+"""The gate: compare two result sets or two revisions, and name what got worse."""
 
 from attnbench.gate.accepted import Accepted, accepting, read_accepted
 from attnbench.gate.comparison import Change, Comparison, StatusChange, compare
 from attnbench.gate.pairing import Pairs, ResultSet, pair
-from attnbench.gate.stages import hold_against
 from attnbench.gate.sequential import Outcome, Rule, decide
+from attnbench.gate.stages import gate_in_stages
 from attnbench.gate.statistics import GeometricMean, Ratio, ratio_of_medians
-from attnbench.gate.touched import Contest, Touched, touched
+from attnbench.gate.touched import BackendVersions, Touched, touched
 from attnbench.gate.verdict import FAILING, KINDS, MARGIN, Finding, Gate, gate
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "KINDS",
     "MARGIN",
     "Accepted",
+    "BackendVersions",
     "Change",
     "Comparison",
-    "Contest",
     "Finding",
     "Gate",
     "GeometricMean",
@@ -31,7 +31,7 @@ __all__ = [
     "compare",
     "decide",
     "gate",
-    "hold_against",
+    "gate_in_stages",
     "pair",
     "ratio_of_medians",
     "read_accepted",

@@ -1,8 +1,8 @@
-"""How are two forms of one backend timed against each other? In fresh processes, in rounds that interleave them.
+"""Time forms of one backend (arms) against each other: fresh processes, interleaved rounds.
 
-An arm is a backend from a folder of backends (a worktree of a revision). A group of processes, one for each arm,
-is started anew, goes through the cases in an order of its own, and is ended: what a process drew by chance (its
-memory layout) differs from group to group, so it can be told from what the code does.
+An arm is a backend from a folder of backends, such as a worktree of a revision. A group of processes, one per arm,
+is started, runs the cases in an order of its own, and ends: what is random per process (its memory layout) differs
+between groups, which separates it from the effect of the code.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 
 ROUNDS = 20
-CASE_SECONDS = 2.0  # of timing, an arm, a case and a group
+CASE_SECONDS = 2.0  # of timing, per arm, case and group
 
 
 @dataclass(frozen=True)
 class Arm:
     """One form of a backend: `backend` by name in `folder` (the bundled one: None), or path/to/file.py:function.
 
-    `slower_by` is the share by which each of its calls is made slower: 0.05 for 5 %.
+    `slower_by` is the share by which each of its calls is slowed: 0.05 for 5 %.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What one arm came to on one case in one group of processes."""
+class ArmResult:
+    """The result of one arm on one case in one group of processes."""
 
     arm: str
     group: int
     result: Result
 
 
-class Track:
-    """Where arms run: the device, the process that knows the right answers, and what it has worked out so far."""
+class ArmRunner:
+    """Runs arms on a device, judged against the answers of one reference process; a context manager."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Track:
         self._limit = None if device.startswith("cuda") else default_memory_limit_bytes()
         self._order = random.Random()  # not seeded: two runs must not share an order
 
-    def __enter__(self) -> Track:
+    def __enter__(self) -> ArmRunner:
         with ExitStack() as ending:
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
             self._oracle = Oracle(
@@ -85,16 +85,18 @@ class Track:
                 memory_limit_bytes=self._limit,
             )
             ending.callback(self._oracle.stop)
-            found = self._oracle.ask("environment")
-            self.environment, self.key = found["fingerprint"], found["key"]
+            environment = self._oracle.ask("environment")
+            self.environment, self.key = environment["fingerprint"], environment["key"]
             self._ending = ending.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ending.close()
 
-    def run(self, planned: Sequence[Planned], arms: Sequence[Arm], group: int, seed: int) -> Iterator[Ran]:
-        """One group: a fresh process for each arm, every case judged in each and timed in interleaved rounds.
+    def run(
+        self, planned: Sequence[Planned], arms: Sequence[Arm], group: int, seed: int
+    ) -> Iterator[ArmResult]:
+        """One group: a fresh process per arm; every case judged in each and timed in interleaved rounds.
 
         A case that an arm cannot answer, or answers wrongly, is judged in all and timed in none.
         """
@@ -123,7 +125,7 @@ class Track:
 
     def _one_case(
         self, plan: Planned, arms: Sequence[Arm], lanes: Sequence[Lane], group: int, seed: int
-    ) -> Iterator[Ran]:
+    ) -> Iterator[ArmResult]:
         blank = Result(
             case=plan.case.to_json(),
             case_id=plan.case.id,
@@ -138,14 +140,14 @@ class Track:
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         attempts = []
-        taken_up = time.monotonic()
+        started = time.monotonic()
         for arm, lane in zip(arms, lanes, strict=True):
             attempt = Attempt(
                 lane,
                 replace(blank, backend=arm.backend),
                 self._protocol,
                 partial(self._oracle.answer, plan.case, seed, blank.distribution),
-                taken_up,
+                started,
             )
             attempt.judge()
             attempts.append(attempt)
@@ -155,11 +157,11 @@ class Track:
         else:
             results = [_not_timed(attempt) for attempt in attempts]
         for arm, result in zip(arms, results, strict=True):
-            yield Ran(arm.name, group, result)
+            yield ArmResult(arm.name, group, result)
 
 
 def share_pace(attempts: Sequence[Attempt]) -> None:
-    """Time all arms by the slowest one's pace: means of unlike numbers of calls have unlike minima."""
+    """Give all arms the slowest one's pace: means over different numbers of calls have different minima."""
     common = {}
     for which in attempts[0].paces:
         common[which] = max((attempt.paces[which] for attempt in attempts), key=lambda pace: pace.call_ms)
@@ -171,7 +173,7 @@ def share_pace(attempts: Sequence[Attempt]) -> None:
 
 
 def _not_timed(attempt: Attempt) -> Result:
-    """The outcome where another arm has none that could be timed beside it."""
+    """The result of an arm if another arm has nothing to time beside it."""
     attempt.leave_untimed("the arm beside it has nothing to time")
     assert attempt.result is not None
     attempt.release()

@@ -1,31 +1,36 @@
-"""What does the gate find on this machine, and how often does it accuse the innocent? Verdicts replayed on a recording.
+"""Calibrate the gate on this machine: its power and false-alarm rate, from verdicts replayed on a recording.
 
-A replay takes two arms of a recording as base and head, puts the groups of processes into an order of its own,
-and lets the rule decide as it would have. Replays of one recording share samples, so their intervals are too
-narrow for a claim about other days; a case's first replay of each pair of arms is independent of other cases'.
+A replay takes two arms of a recording as base and head, orders the groups of processes at random, and applies the
+rule as a gate would. Replays of one recording share samples, so their intervals are too narrow for a claim about
+other days; the first replay of each case and pair of arms is independent of those of other cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from attnbench.errors import AttnbenchError
-from attnbench.gate.recording import SAME, SLOWER, Recorded
+from attnbench.device import resolve_device
+from attnbench.errors import AttnbenchError, BackendUnavailable
+from attnbench.gate.options import GateOptions
+from attnbench.gate.recording import SAME, SLOWER, Recorded, frame_of, record, recorded, write_rows
 from attnbench.gate.sequential import Rule, decide
+from attnbench.sweep.lanes import make_lanes
+from attnbench.sweep.suite import load_suite
 
-NOTHING = "no change"
+NO_CHANGE = "no change"
 MEAN_RULE = 0.05  # pytest-benchmark --benchmark-compare-fail=mean:5%
-POWER_NEEDED = 0.9
-FALSE_ALARMS_ALLOWED = 0.01  # of verdicts, at most, for a machine to be fit
+MIN_POWER = 0.9  # the share of slow-downs that a machine must show to be fit
+MAX_FALSE_ALARM_RATE = 0.01
+CALIBRATED_BACKENDS = ["naive"]  # unless others are named
 
 
 @dataclass
 class Rate:
-    """How often head was called what, where it was slower by a known share (0: not at all)."""
+    """Counts of verdicts on a head that is slower by a known share (0: the same code)."""
 
     change: str
     share: float
@@ -36,15 +41,15 @@ class Rate:
     stages: int = 0
     rounds: int = 0
     means_compared: int = 0
-    means_flagged: int = 0  # what comparing the means of two separate runs at 5 % says of the same samples
+    means_flagged: int = 0  # by comparing the means of two separate runs at 5 %, on the same samples
     cases: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def interval(self, count: int) -> tuple[float, float]:
         """Clopper and Pearson's 95 % interval of count / verdicts."""
         from scipy.stats import binomtest
 
-        found = binomtest(count, self.verdicts).proportion_ci(0.95, method="exact")
-        return float(found.low), float(found.high)
+        bounds = binomtest(count, self.verdicts).proportion_ci(0.95, method="exact")
+        return float(bounds.low), float(bounds.high)
 
     def to_json(self) -> dict[str, Any]:
         """Counts and rates as JSON values."""
@@ -68,26 +73,26 @@ class Rate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The rates by change, and the rule that they are of."""
+    """The rates by change, and the rule that gave them."""
 
     rates: tuple[Rate, ...]
     rule: Rule
 
     @property
     def alarms(self) -> Rate:
-        return next(rate for rate in self.rates if rate.change == NOTHING)
+        return next(rate for rate in self.rates if rate.change == NO_CHANGE)
 
     @property
     def smallest_effect(self) -> float | None:
-        """The smallest slow-down of those tried that is found often enough; None where none is."""
-        found = [r.share for r in self.rates if r.share and r.slower >= POWER_NEEDED * r.verdicts]
-        return min(found, default=None)
+        """The smallest slow-down tried that is found often enough; None if none is."""
+        shares = [r.share for r in self.rates if r.share and r.slower >= MIN_POWER * r.verdicts]
+        return min(shares, default=None)
 
     @property
     def fit(self) -> bool:
-        """Whether the machine may gate on the rule's effect: it finds it, and accuses next to nobody."""
+        """Whether the machine can gate on the rule's effect: enough power, few enough false alarms."""
         smallest = self.smallest_effect
-        quiet = self.alarms.slower <= FALSE_ALARMS_ALLOWED * self.alarms.verdicts
+        quiet = self.alarms.slower <= MAX_FALSE_ALARM_RATE * self.alarms.verdicts
         return quiet and smallest is not None and smallest <= self.rule.effect + 1e-9
 
     def to_json(self) -> dict[str, Any]:
@@ -103,9 +108,28 @@ class Calibration:
 
 
 def pairs_of_arms() -> dict[str, list[tuple[str, str]]]:
-    """Change -> the pairs (base, head) that show it."""
+    """The pairs (base, head) of arms that show each change."""
     same = [(one, two) for one in SAME for two in SAME if one != two]
-    return {NOTHING: same} | {name: [(one, name) for one in SAME] for name in SLOWER}
+    return {NO_CHANGE: same} | {name: [(one, name) for one in SAME] for name in SLOWER}
+
+
+def calibrate_machine(options: GateOptions, tell: Callable[[str], None]) -> Calibration:
+    """Record backends on this machine, unchanged and slowed, and replay the gate's verdicts on the recording."""
+    device = resolve_device(options.device)
+    planned = load_suite(options.suite).cases(device)
+    backends = options.backends or CALIBRATED_BACKENDS
+    # Nothing is started: a missing library is reported before the minutes are spent.
+    for lane in make_lanes(backends, device):
+        if lane.given_up is not None:
+            raise BackendUnavailable(f"{lane.name}: {lane.given_up.reason}")
+    tell(
+        f"device {device}, suite {options.suite}: {', '.join(backends)}, unchanged and slowed by 3, 5 and 10 %"
+    )
+    threads = options.threads_on(device)
+    rows = record(planned, backends, device, threads=threads, minutes=options.minutes, tell=tell)
+    if options.record is not None:
+        write_rows(rows, options.record)
+    return calibrate(recorded(frame_of(rows)), options.effect)
 
 
 def calibrate(
@@ -113,18 +137,16 @@ def calibrate(
 ) -> Calibration:
     """Replay `repeats` verdicts of every pair of arms of every case and pass.
 
-    The groups of a recording are dealt to the stages, so a recording of 12 gives three stages of four.
+    The groups of a recording are split over the stages: a recording of 12 gives three stages of four.
     """
     if not recordings:
         raise AttnbenchError(
-            "nothing was timed in two groups of processes; give --minutes more, or another --backend"
+            "nothing was timed in two groups of processes; raise --minutes, or take another --backend"
         )
     stages = Rule().stages
     least = min(len(one.least_ms[SAME[0]]) for one in recordings)
     if least < stages:
-        raise AttnbenchError(
-            f"{least} groups of processes are too few for {stages} stages; give --minutes more"
-        )
+        raise AttnbenchError(f"{least} groups of processes are too few for {stages} stages; raise --minutes")
     rule = Rule(effect, groups=least // stages)
     rng = np.random.default_rng(seed)
     rates = []
@@ -156,7 +178,7 @@ def _replay(rate: Rate, d: np.ndarray, rule: Rule, seed: int) -> None:
 
 
 def _compare_means(rate: Rate, base_ms: np.ndarray, head_ms: np.ndarray) -> None:
-    """Each group of base beside each other group of head: what two separate runs would have shown."""
+    """Compare each group of base with each other group of head, as two separate runs would be."""
     base, head = base_ms.mean(axis=1), head_ms.mean(axis=1)
     for i in range(len(base)):
         for j in range(len(head)):

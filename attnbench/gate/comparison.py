@@ -1,4 +1,4 @@
-"""What changed between two result sets? Ratios per case with intervals, the largest effect first."""
+"""Compare two result sets: ratios per case with intervals, the largest effect first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Key = TypeVar("Key", bound=tuple[str, ...])
 
 @dataclass(frozen=True)
 class Change:
-    """One pass of one case on one backend: head over base. `sure` where the interval leaves 1 out."""
+    """One pass of one case on one backend: head over base. `sure` if the interval excludes 1."""
 
     case: str
     backend: str
@@ -33,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True)
 class StatusChange:
-    """A case whose status is another one now."""
+    """A case whose status changed."""
 
     case: str
     backend: str
@@ -44,8 +44,8 @@ class StatusChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`changes` sorted by size of effect; `means` by backend and pass, `mask_means` by backend, mask and pass; what
-    only one side has; unlike machines.
+    """`changes` by size of effect; `means` by backend and pass, `mask_means` by backend, mask and pass; `pairs` with
+    what only one side has; `unlike`: what differs between the machines.
     """
 
     changes: tuple[Change, ...]
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def compare(base: ResultSet, head: ResultSet) -> Comparison:
-    """Compare every case both sets have; NotComparable where they share none. Machines may differ, and it is said."""
+    """Compare every case that both sets have; NotComparable if they share none. `unlike` lists what differs."""
     pairs = pair(base, head)
     changes = [change for one, two in pairs.both for change in changes_of(one, two)]
     changes.sort(key=lambda change: -abs(math.log(change.ratio.point)))
@@ -82,9 +82,9 @@ def _means(changes: Sequence[Change], key: Callable[[Change], Key]) -> dict[Key,
 
 def changes_of(base: Result, head: Result) -> Sequence[Change]:
     """The changes of each pass that both sides timed."""
-    found = []
+    changes = []
     for which in PASSES:
         ratio = ratio_of_medians(base.samples_ms.get(which) or [], head.samples_ms.get(which) or [])
         if ratio is not None and ratio.point > 0:
-            found.append(Change(base.case_id, base.backend, str(base.case.get("mask", "")), which, ratio))
-    return found
+            changes.append(Change(base.case_id, base.backend, str(base.case.get("mask", "")), which, ratio))
+    return changes

@@ -1,4 +1,4 @@
-"""Which results answer the same question in two sets, and were they measured on the same kind of machine?"""
+"""Pair the results of two sets by case and backend, and name what differs between their machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_DIFFERENCES = 8
 
 @dataclass(frozen=True)
 class ResultSet:
-    """Results and, by key, the fingerprints of where they were measured; `name` is how a person calls the set."""
+    """Results, the fingerprints of their machines by key, and the `name` that messages give the set."""
 
     results: Sequence[Result]
     environments: Mapping[str, Any] = field(default_factory=dict)
@@ -28,18 +28,18 @@ class ResultSet:
         """Only these backends; None: all of them."""
         if backends is None:
             return self
-        wanted = set(backends)
-        return ResultSet([r for r in self.results if r.backend in wanted], self.environments, self.name)
+        names = set(backends)
+        return ResultSet([r for r in self.results if r.backend in names], self.environments, self.name)
 
 
 def read_set(path: Path) -> ResultSet:
-    """A result folder with its fingerprints, called by its path."""
+    """Read a result folder with its fingerprints; its name is its path."""
     return ResultSet(read_results(path), read_environments(path), str(path))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The results of both sets by question, in the order of the first; and what only one of them has."""
+    """The results that both sets have, in the order of base; and those that only one has."""
 
     both: tuple[tuple[Result, Result], ...]
     only_base: tuple[Result, ...]
@@ -47,16 +47,16 @@ class Pairs:
 
 
 def pair(base: ResultSet, head: ResultSet) -> Pairs:
-    """Match by case, backend, seed and distribution; NotComparable where nothing matches."""
-    ours, theirs = _by_key(base.results), _by_key(head.results)
-    both = tuple((result, theirs[key]) for key, result in ours.items() if key in theirs)
+    """Match by case, backend, seed and distribution; NotComparable if nothing matches."""
+    in_base, in_head = _by_key(base.results), _by_key(head.results)
+    both = tuple((result, in_head[key]) for key, result in in_base.items() if key in in_head)
     if not both:
         raise NotComparable(
-            f"{base.name or 'base'} ({len(ours)} results) and {head.name or 'head'} ({len(theirs)} results) "
+            f"{base.name or 'base'} ({len(in_base)} results) and {head.name or 'head'} ({len(in_head)} results) "
             "have no case in common; run the same suite with the same --seed on both"
         )
-    only_base = tuple(result for key, result in ours.items() if key not in theirs)
-    only_head = tuple(result for key, result in theirs.items() if key not in ours)
+    only_base = tuple(result for key, result in in_base.items() if key not in in_head)
+    only_head = tuple(result for key, result in in_head.items() if key not in in_base)
     return Pairs(both, only_base, only_head)
 
 
@@ -65,20 +65,20 @@ def _by_key(results: Iterable[Result]) -> dict[Key, Result]:
 
 
 def differences(base: ResultSet, head: ResultSet, pairs: Pairs) -> list[str]:
-    """What differs between the machines of paired results, in words; empty where they are alike."""
-    seen = {
+    """What differs between the machines of paired results, in words; empty if they are alike."""
+    unlike_keys = {
         (one.environment, two.environment) for one, two in pairs.both if one.environment != two.environment
     }
     if any(not one.environment and not two.environment for one, two in pairs.both):
-        seen.add(("", ""))
-    found: list[str] = []
-    for one, two in sorted(seen):
-        ours, theirs = base.environments.get(one), head.environments.get(two)
-        if ours is None or theirs is None:
-            found.append(f"no fingerprint is stored for {'base' if ours is None else 'head'}")
+        unlike_keys.add(("", ""))
+    unlike: list[str] = []
+    for one, two in sorted(unlike_keys):
+        before, after = base.environments.get(one), head.environments.get(two)
+        if before is None or after is None:
+            unlike.append(f"no fingerprint is stored for {'base' if before is None else 'head'}")
             continue
-        found += _unlike("", {n: ours.get(n) for n in IDENTIFYING}, {n: theirs.get(n) for n in IDENTIFYING})
-    return list(dict.fromkeys(found))
+        unlike += _unlike("", {n: before.get(n) for n in IDENTIFYING}, {n: after.get(n) for n in IDENTIFYING})
+    return list(dict.fromkeys(unlike))
 
 
 def _unlike(where: str, one: Any, two: Any) -> list[str]:
@@ -89,12 +89,12 @@ def _unlike(where: str, one: Any, two: Any) -> list[str]:
 
 
 def require_alike(base: ResultSet, head: ResultSet, pairs: Pairs) -> None:
-    """Raise NotComparable, naming what differs, where the two sets come from unlike machines or libraries."""
-    found = differences(base, head, pairs)
-    if found:
-        more = f"; and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+    """Raise NotComparable, naming what differs, if the machines or libraries of the two sets differ."""
+    unlike = differences(base, head, pairs)
+    if unlike:
+        more = f"; and {len(unlike) - MOST_DIFFERENCES} more" if len(unlike) > MOST_DIFFERENCES else ""
         raise NotComparable(
             f"{base.name or 'base'} and {head.name or 'head'} were not measured alike: "
-            f"{'; '.join(found[:MOST_DIFFERENCES])}"
+            f"{'; '.join(unlike[:MOST_DIFFERENCES])}"
             f"{more}; measure both on one machine, or add --allow-unlike"
         )

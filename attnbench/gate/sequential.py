@@ -1,7 +1,7 @@
-"""Is it slower? A rule on paired rounds that confirms in fresh processes before it accuses.
+"""The rule on speed: head is slower if paired rounds say so in every stage of fresh processes.
 
-For each round d = log(head / base), of the least call of each block. A stage is a few groups of fresh processes. The
-median of a group, not of a round, is what is independent: bounds resample groups, and rounds within them.
+Per round d = log(head / base), of the least call of each block. A stage is a few groups of fresh processes. Groups
+are independent, the rounds within one are not: bounds resample groups, and rounds within them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from attnbench.gate.statistics import Ratio
+from attnbench.gate.statistics import RESAMPLES, Ratio
 
-RESAMPLES = 2000
 FAIL_CONFIDENCE = 0.999  # one-sided, of the bound that a failure must clear
 FEWEST_GROUPS = 2  # for any verdict but `inconclusive`
 PASS_CONFIDENCE = 0.975  # one-sided, of the bound that a pass must stay below
@@ -27,10 +26,10 @@ Stage = Sequence[Group]
 
 @dataclass(frozen=True)
 class Rule:
-    """What is looked for and how surely: `effect` 0.05 finds what is 5 % slower.
+    """The slow-down to find (`effect` 0.05: 5 %), and the thresholds of a verdict, as logarithms of ratios.
 
-    `suspected` is what the median of every stage must exceed, `point` the pooled median, `sure` its lower bound;
-    all are logarithms of ratios. A case passes where the pooled median's upper bound is below `point`.
+    Slower: the median of every stage exceeds `suspected`, the pooled median `point`, its lower bound `sure`. A case
+    passes if the upper bound of the pooled median is below `point`.
     """
 
     effect: float = 0.05
@@ -53,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict so far. `undecided` where another stage could still change it; `why` says what it rests on."""
+    """The verdict so far. `undecided` if another stage could change it; `why` says what it rests on."""
 
     kind: Speed
     median: float
@@ -69,7 +68,7 @@ class Outcome:
 
 
 def decide(stages: Sequence[Stage], rule: Rule, *, seed: int = 0) -> Outcome:
-    """The verdict on the stages so far; at least one with a round in it."""
+    """The verdict on the stages so far, of which one at least has a round."""
     groups = [group for stage in stages for group in stage if len(group)]
     if not groups:
         raise ValueError("no round to decide on")
@@ -115,10 +114,10 @@ def resampled_medians(groups: Sequence[Group], seed: int = 0, resamples: int = R
 
 
 def _what_it_takes(median: float, bound: float, rule: Rule, groups: int) -> str:
-    """How many groups of processes would bring the bound to the other side of what decides, if noise stays as it is."""
+    """How many groups of processes would move the bound past the threshold, if the noise stays the same."""
     wide, distance = abs(bound - median), abs(rule.point - median)
     if distance <= wide / 10:
-        return f"too near to what decides ({math.expm1(rule.point):.1%}) to be told apart; a quieter machine"
+        return f"too near to the threshold ({math.expm1(rule.point):.1%}) to decide; use a quieter machine"
     needed = math.ceil(groups * (wide / distance) ** 2)
     if needed <= groups:
         return "not the same in every stage; run it again on a quieter machine"

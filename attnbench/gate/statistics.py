@@ -1,4 +1,4 @@
-"""How much slower, and how sure? A robust ratio of two sets of rounds with a bootstrap interval."""
+"""A robust ratio of two sets of rounds with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Rounds = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Ratio:
-    """head over base; `low` and `high` bound it at CONFIDENCE, None where there are too few samples to say.
+    """head over base; `low` and `high` bound it at CONFIDENCE, None if there are too few samples.
 
-    `apart` where every sample of head is slower than every one of base.
+    `apart`: every sample of head is slower than every one of base.
     """
 
     point: float
@@ -38,11 +38,11 @@ def units(rounds: Rounds, of_rounds: bool) -> np.ndarray:
 
 
 def ratio_of_medians(base: Rounds, head: Rounds, *, seed: int = 0) -> Ratio | None:
-    """The median of head over the median of base; None where either has no sample or no time passed.
+    """The median of head over the median of base; None if either has no sample or no time passed.
 
     With at least FEWEST rounds on both sides the medians are of round minima and whole rounds are resampled,
     since the calls of a round are not independent; with fewer, samples are. Percentile bootstrap, unpaired:
-    the rounds of two separate runs have nothing to be paired by.
+    the rounds of two separate runs have no common index.
     """
     of_rounds = min(sum(1 for one in base if len(one)), sum(1 for one in head if len(one))) >= FEWEST
     one, two = units(base, of_rounds), units(head, of_rounds)

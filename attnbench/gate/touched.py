@@ -1,4 +1,4 @@
-"""Which backends can a change touch? Those whose files say something else in head than in base."""
+"""The backends that a change touches: those whose code differs between base and head."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from attnbench.errors import AttnbenchError, UnknownBackend, did_you_mean
 from attnbench.gate.arms import Arm
 
 FOLDER = "backends"
-BASE, HEAD = "base", "head"
+BASE_ARM, HEAD_ARM = "base", "head"
 
 
 @dataclass(frozen=True)
-class Contest:
-    """One backend in two forms; `base` or `head` None where that side has no such backend."""
+class BackendVersions:
+    """One backend in both revisions; `base` or `head` is None if that revision lacks it."""
 
     name: str
     base: Arm | None
@@ -26,40 +26,40 @@ class Contest:
 
 @dataclass(frozen=True)
 class Touched:
-    """What is to be held against each other; which are the same in both; which cannot run here, with the reason."""
+    """The backends to gate; those with the same code in both; those that cannot run here, with the reason."""
 
-    contests: tuple[Contest, ...]
+    versions: tuple[BackendVersions, ...]
     same: tuple[str, ...] = ()
     unavailable: tuple[tuple[str, str], ...] = ()
 
 
 def touched(base: Path, head: Path, names: Sequence[str] | None = None, everything: bool = False) -> Touched:
-    """The contests between two trees of a repository, each with a folder `backends/`.
+    """The backends to gate between two trees of a repository, each with a folder `backends/`.
 
-    `names` takes these whether changed or not (file.py:function is looked up in both trees), `everything` all that
-    can run here; else those whose own files, or siblings that these import, mean something else. Comments and
-    layout mean nothing. Those whose own files changed come first.
+    `names` takes these, changed or not (file.py:function is looked up in both trees); `everything` takes all that
+    can run here; else those whose own code, or the code of siblings they import, differs. Comments and layout do
+    not count. Backends whose own files changed come first.
     """
     by_path = [name for name in names or () if ".py:" in name]
     by_name = None if names is None else [name for name in names if ".py:" not in name]
-    contests = [_by_path(name, base, head) for name in by_path]
+    versions = [_by_path(name, base, head) for name in by_path]
     same: list[str] = []
     through_others: set[str] = set()
     unavailable: list[tuple[str, str]] = []
     if by_name is None or by_name:
         folders = base / FOLDER, head / FOLDER
         before, after = (backends_in(folder) for folder in folders)
-        known = {**before, **after}
+        files_of = {**before, **after}
         for name in by_name or ():
-            if name not in known:
+            if name not in files_of:
                 raise UnknownBackend(
-                    f"no backend called {name!r} in either revision{did_you_mean(name, known)}"
+                    f"no backend called {name!r} in either revision{did_you_mean(name, files_of)}"
                 )
         lacking = [
             {entry.name: entry.reason for entry in entries(folder) if not entry.available}
             for folder in folders
         ]
-        for name in sorted(known if by_name is None else by_name):
+        for name in sorted(files_of if by_name is None else by_name):
             sides = [
                 sources_of(files[name], folder) if name in files else {}
                 for files, folder in ((before, folders[0]), (after, folders[1]))
@@ -71,18 +71,18 @@ def touched(base: Path, head: Path, names: Sequence[str] | None = None, everythi
                 name in lacks or name not in files
                 for lacks, files in zip(lacking, (before, after), strict=True)
             ):
-                # Where only head cannot run here, head lost it: that is the gate's to say.
+                # If only head cannot run here, head lost it, which the gate reports.
                 unavailable.append((name, lacking[1].get(name) or lacking[0][name]))
             else:
                 arms = [
                     Arm(arm, name, folder) if name in files else None
-                    for arm, files, folder in ((BASE, before, folders[0]), (HEAD, after, folders[1]))
+                    for arm, files, folder in ((BASE_ARM, before, folders[0]), (HEAD_ARM, after, folders[1]))
                 ]
-                contests.append(Contest(name, *arms))
+                versions.append(BackendVersions(name, *arms))
                 if not set(differing) & _own(name, *folders):
                     through_others.add(name)
-    contests.sort(key=lambda contest: contest.name in through_others)
-    return Touched(tuple(contests), tuple(same), tuple(unavailable))
+    versions.sort(key=lambda one: one.name in through_others)
+    return Touched(tuple(versions), tuple(same), tuple(unavailable))
 
 
 def _own(name: str, *folders: Path) -> set[str]:
@@ -91,15 +91,15 @@ def _own(name: str, *folders: Path) -> set[str]:
     return {f"{name}.py", *inside}
 
 
-def _by_path(name: str, base: Path, head: Path) -> Contest:
+def _by_path(name: str, base: Path, head: Path) -> BackendVersions:
     if Path(name.rpartition(":")[0]).is_absolute():
         raise AttnbenchError(
-            f"{name}: give a path in the repository, from its top, so that both revisions have it"
+            f"{name} is absolute; give the path from the top of the repository, so that both revisions have it"
         )
     arms = [
         Arm(arm, f"{tree / name}") if (tree / name.rpartition(":")[0]).is_file() else None
-        for arm, tree in ((BASE, base), (HEAD, head))
+        for arm, tree in ((BASE_ARM, base), (HEAD_ARM, head))
     ]
     if arms == [None, None]:
         raise UnknownBackend(f"no file {name.rpartition(':')[0]!r} in either revision")
-    return Contest(name, *arms)
+    return BackendVersions(name, *arms)

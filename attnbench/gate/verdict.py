@@ -1,4 +1,4 @@
-"""Did it get worse? A verdict per case: correctness, coverage and memory are hard, speed has a margin."""
+"""The verdict on two result sets, per case: correctness, coverage and memory are hard, speed has a margin."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ FAILING: tuple[Kind, ...] = get_args(Failing)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Two separate runs of the same code differ by more than 5 % in every fifth case on a shared machine.
 MARGIN = 0.10
-WIDER = 3.0  # times the margin, where there are too few samples for an interval
-PROCESSES = 4  # fresh ones on each side, from which a verdict on speed of separate runs is more than advice
-MORE = "run both with more --rounds"
-ADVICE = (
-    "of separate runs this is advice, unless each has four processes that agree (attnbench run --processes 4)"
-)
+APART_MARGINS = 3.0  # times the margin, if there are too few samples for an interval
+FEWEST_PROCESSES = 4  # fresh ones per side for separate runs to fail on speed
+MORE_ROUNDS = "run both with more --rounds"
+ADVICE = "separate runs only advise unless each has four processes that agree (attnbench run --processes 4)"
 MEMORY_SHARE, MEMORY_SLACK_BYTES = 0.01, 2 << 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found on one case: `kind`, said in a sentence; `which` is the pass where it is about one.
+    """One finding on one case: its `kind`, a sentence, and `which` pass if it concerns one.
 
-    `rounds` of base and head paired, that a verdict on speed rests on; 0 where they were not paired.
+    `rounds`: the paired rounds behind a verdict on speed; 0 if rounds were not paired.
     """
 
     kind: Kind
@@ -52,10 +50,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the gate found, the worst first.
+    """The findings of the gate, the worst first.
 
-    `margin` is the slow-down that is looked for; `unlike` names what differs where the caller allowed it to; `notes`
-    say what was left out, and why.
+    `margin` is the slow-down to find; `unlike` names what differs, if the caller allowed it to; `notes` say what was
+    not gated, and why.
     """
 
     findings: tuple[Finding, ...]
@@ -98,70 +96,72 @@ def gate(
     allow_unlike: bool = False,
     backends: Iterable[str] | None = None,
 ) -> Gate:
-    """Hold head against base; NotComparable where they share no case, or were measured on unlike machines.
+    """Gate head on base; NotComparable if they share no case, or their machines differ.
 
     A wrong result fails whatever base was. A case or backend that base has and head lacks fails, and so does one
-    that base answered and head refuses. Where the ratio of medians exceeds 1 + margin and its interval leaves 1 out,
-    speed is suspect; it fails where both ran in PROCESSES fresh processes or more and each of head's was slower than
-    each of base's. It is inconclusive where the interval reaches the margin, or is not known and the ratio exceeds it.
+    that base answered and head refuses. If the ratio of medians exceeds 1 + margin and its interval excludes 1, speed
+    is suspect; it fails if both ran in FEWEST_PROCESSES fresh processes or more and each of head's was slower than
+    each of base's. It is inconclusive if the interval reaches the margin, or is unknown and the ratio exceeds it.
     """
     chosen = None if backends is None else list(backends)
     for name in chosen or ():
-        known = sorted({result.backend for result in (*base.results, *head.results)})
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise UnknownBackend(f"neither has results of {name!r}{near}; there are {', '.join(known)}")
+        names = sorted({result.backend for result in (*base.results, *head.results)})
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise UnknownBackend(f"neither has results of {name!r}{near}; there are {', '.join(names)}")
     base, head = base.of(chosen), head.of(chosen)
     pairs = pair(base, head)
     if not allow_unlike:
         require_alike(base, head, pairs)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for gone in pairs.only_base:
-        found.append(Finding("missing", gone.case_id, gone.backend, f"is gone; base has it ({gone.status})"))
+        findings.append(
+            Finding("missing", gone.case_id, gone.backend, f"is gone; base has it ({gone.status})")
+        )
     for new in pairs.only_head:
         kind: Kind = "wrong" if new.status == "wrong" else "new"
-        found.append(Finding(kind, new.case_id, new.backend, f"is new: {_said(new)}"))
+        findings.append(Finding(kind, new.case_id, new.backend, f"is new: {_status_text(new)}"))
     for one, two in pairs.both:
-        found += status_finding(one, two) or [
+        findings += status_finding(one, two) or [
             *_memory_findings(one, two),
             *_speed_findings(one, two, margin),
         ]
-    return gathered(found, margin, unlike=tuple(differences(base, head, pairs)))
+    return gathered(findings, margin, unlike=tuple(differences(base, head, pairs)))
 
 
 def gathered(
-    found: Iterable[Finding], margin: float, *, unlike: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+    findings: Iterable[Finding], margin: float, *, unlike: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> Gate:
     """The findings as a verdict, the worst kind first and the largest effect first in each."""
-    worst_first = sorted(found, key=lambda f: (KINDS.index(f.kind), -(f.ratio.point if f.ratio else 0.0)))
+    worst_first = sorted(findings, key=lambda f: (KINDS.index(f.kind), -(f.ratio.point if f.ratio else 0.0)))
     return Gate(tuple(worst_first), margin, unlike, notes)
 
 
-def _said(result: Result) -> str:
+def _status_text(result: Result) -> str:
     return f"{result.status}{f' ({result.reason})' if result.reason else ''}"
 
 
 def status_finding(base: Result, head: Result) -> list[Finding]:
-    """What the statuses alone decide; empty where both are right and can be compared."""
+    """The finding that the statuses alone decide; empty if both are ok and can be compared."""
 
-    def found(kind: Kind, message: str) -> list[Finding]:
+    def finding(kind: Kind, message: str) -> list[Finding]:
         return [Finding(kind, head.case_id, head.backend, message)]
 
     if head.status == "wrong":
-        return found("wrong", f"is wrong: {head.reason or 'no reason given'}; base is {base.status}")
+        return finding("wrong", f"is wrong: {head.reason or 'no reason given'}; base is {base.status}")
     if base.status == "ok" and head.status in BROKEN:
-        return found("broken", f"is {_said(head)}; base is ok")
+        return finding("broken", f"is {_status_text(head)}; base is ok")
     if base.status == "ok" and head.status != "ok":
-        return found("missing", f"is {_said(head)}; base is ok")
+        return finding("missing", f"is {_status_text(head)}; base is ok")
     if base.status != "ok" and head.status == "ok":
-        return found("new", f"is ok; base is {base.status}")
+        return finding("new", f"is ok; base is {base.status}")
     if head.status in BROKEN and head.status == base.status:
-        return found("inconclusive", f"was judged in neither: {_said(head)}")
+        return finding("inconclusive", f"was judged in neither: {_status_text(head)}")
     if head.status != "ok" and head.status == base.status:
-        return found("same", f"is {head.status} in both")
+        return finding("same", f"is {head.status} in both")
     if head.status in BROKEN:
-        return found("broken", f"is {_said(head)}; base is {base.status}")
-    return [] if head.status == "ok" else found("same", f"is {_said(head)}; base is {base.status}")
+        return finding("broken", f"is {_status_text(head)}; base is {base.status}")
+    return [] if head.status == "ok" else finding("same", f"is {_status_text(head)}; base is {base.status}")
 
 
 def _memory_findings(base: Result, head: Result) -> Iterator[Finding]:
@@ -171,12 +171,12 @@ def _memory_findings(base: Result, head: Result) -> Iterator[Finding]:
             continue
         if after is None:
             yield Finding("missing", head.case_id, head.backend, f"has no {name} memory; base has", name)
-        elif said := bigger(before, after):
-            yield Finding("bigger", head.case_id, head.backend, f"{name} {said}", name)
+        elif growth := bigger(before, after):
+            yield Finding("bigger", head.case_id, head.backend, f"{name} {growth}", name)
 
 
 def bigger(before: int, after: int) -> str:
-    """How memory grew, in words, where it did by more than the margin; else empty."""
+    """How memory grew, in words, if by more than the margin; else empty."""
     if after <= before * (1 + MEMORY_SHARE) + MEMORY_SLACK_BYTES:
         return ""
     times = f"{after / before:.2f}x" if before else "from nothing"
@@ -195,42 +195,44 @@ def _speed_findings(base: Result, head: Result, margin: float) -> Iterator[Findi
         if ratio is None:
             yield Finding("inconclusive", head.case_id, head.backend, f"{which}: base took no time", which)
             continue
-        kind, said = judge_speed(ratio, margin)
+        kind, text = judge_speed(ratio, margin)
         if kind == "slower" and not _apart_by_process(base, head, which):
-            kind, said = "suspect", f"{said}; {ADVICE}"
-        message = f"{which} {said}: {ratio.head_ms:.4g} ms, base {ratio.base_ms:.4g} ms"
+            kind, text = "suspect", f"{text}; {ADVICE}"
+        message = f"{which} {text}: {ratio.head_ms:.4g} ms, base {ratio.base_ms:.4g} ms"
         yield Finding(kind, head.case_id, head.backend, message, which, ratio)
 
 
 def _apart_by_process(base: Result, head: Result, which: str) -> bool:
-    """Whether every process of head was slower in the middle than every one of base, and there were enough."""
-    middles = []
+    """Whether the median of every process of head exceeds that of every one of base, with enough processes."""
+    medians = []
     for result in (base, head):
         by_process: dict[int, list[float]] = {}
-        for block, about in zip(result.samples_ms[which], result.rounds, strict=False):
-            by_process.setdefault(int(about.get("process", 0)), []).append(min(block))
-        middles.append([float(np.median(blocks)) for blocks in by_process.values()])
-    return min(len(side) for side in middles) >= PROCESSES and min(middles[1]) > max(middles[0])
+        for block, round_ in zip(result.samples_ms[which], result.rounds, strict=False):
+            by_process.setdefault(int(round_.get("process", 0)), []).append(min(block))
+        medians.append([float(np.median(blocks)) for blocks in by_process.values()])
+    return min(len(side) for side in medians) >= FEWEST_PROCESSES and min(medians[1]) > max(medians[0])
 
 
 def judge_speed(ratio: Ratio, margin: float) -> tuple[Kind, str]:
-    """The verdict on one ratio, and how it is said.
+    """The verdict on one ratio, and its text.
 
-    Too few samples for an interval still tell a large effect: every sample of head above every one of base, and
-    the ratio above 1 + WIDER * margin.
+    Too few samples for an interval still show a large effect: every sample of head above every one of base, and
+    the ratio above 1 + APART_MARGINS * margin.
     """
-    said = f"{ratio.point:.3f}x"
+    text = f"{ratio.point:.3f}x"
     if ratio.low is None or ratio.high is None:
-        if ratio.apart and ratio.point > 1 + WIDER * margin:
-            return "slower", f"{said}, every sample slower"
+        if ratio.apart and ratio.point > 1 + APART_MARGINS * margin:
+            return "slower", f"{text}, every sample slower"
         if ratio.point > 1 + margin:
-            return "inconclusive", f"{said}, too few samples for an interval; {MORE}"
-        return "same", said
-    said += f" ({ratio.low:.3f} to {ratio.high:.3f})"
+            return "inconclusive", f"{text}, too few samples for an interval; {MORE_ROUNDS}"
+        return "same", text
+    text += f" ({ratio.low:.3f} to {ratio.high:.3f})"
     if ratio.point > 1 + margin:
         return (
-            ("slower", said) if ratio.low > 1 else ("inconclusive", f"{said}, the interval holds 1; {MORE}")
+            ("slower", text)
+            if ratio.low > 1
+            else ("inconclusive", f"{text}, the interval includes 1; {MORE_ROUNDS}")
         )
     if ratio.high > 1 + margin:
-        return "inconclusive", f"{said}, the interval reaches the margin; {MORE}"
-    return ("faster", said) if ratio.point < 1 / (1 + margin) and ratio.high < 1 else ("same", said)
+        return "inconclusive", f"{text}, the interval reaches the margin; {MORE_ROUNDS}"
+    return ("faster", text) if ratio.point < 1 / (1 + margin) and ratio.high < 1 else ("same", text)

@@ -1,4 +1,4 @@
-"""Do report, compare and gate say and write what the results hold, and exit as promised?"""
+"""report, compare and gate print and write what the results hold, and exit as promised."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_inconclusive_gate_warns_and_fails_when_strict(
 @pytest.mark.parametrize(
     ("file", "said"), [("base", "is a folder"), ("base/results.jsonl/v.md", "cannot be written")]
 )
-def test_a_verdict_that_cannot_be_written_is_said_before_anything_is_judged(
+def test_a_verdict_that_cannot_be_written_is_refused_before_anything_is_judged(
     base: Path, tmp_path: Path, attnbench: Any, option: str, file: str, said: str
 ) -> None:
     done = attnbench("gate", "--base", base, "--head", base, option, tmp_path / file)
@@ -103,14 +103,14 @@ def test_a_verdict_that_cannot_be_written_is_said_before_anything_is_judged(
     assert done.stdout == ""
 
 
-def test_options_that_say_nothing_of_result_folders_are_named(base: Path, attnbench: Any) -> None:
+def test_options_that_do_not_apply_to_result_folders_are_named(base: Path, attnbench: Any) -> None:
     done = attnbench("gate", "--base", base, "--head", base, "--effect", "0.2", "--all", "--margin", "0.2")
     assert done.exit_code == 0, done.output
-    assert "left aside: --all, --effect (" in done.stderr
-    assert "left aside" not in attnbench("gate", "--base", base, "--head", base, "--margin", "0.2").stderr
+    assert "ignored: --all, --effect (" in done.stderr
+    assert "ignored" not in attnbench("gate", "--base", base, "--head", base, "--margin", "0.2").stderr
 
 
-def test_a_result_folder_as_head_of_a_revision_is_said(base: Path, attnbench: Any) -> None:
+def test_a_result_folder_as_head_of_a_revision_is_refused(base: Path, attnbench: Any) -> None:
     done = attnbench("gate", "--base", "main", "--head", base)
     assert done.exit_code == 2
     assert "--base must be a result folder too, not 'main'" in done.stderr
@@ -123,10 +123,10 @@ def test_compare_prints_the_ratio_and_the_interval(
     shown = attnbench("compare", base, head).stdout
     assert "1.500x" in shown
     assert "only in base: 1 result" in shown
-    told = json.loads(attnbench("compare", base, head, "--json").stdout)
-    assert told["changes"][0]["backend"] == "naive"
-    assert told["changes"][0]["ratio"]["point"] == pytest.approx(1.5)
-    assert [one["case"] for one in told["only_base"]] == [a_case(mask=Causal()).id]
+    compared = json.loads(attnbench("compare", base, head, "--json").stdout)
+    assert compared["changes"][0]["backend"] == "naive"
+    assert compared["changes"][0]["ratio"]["point"] == pytest.approx(1.5)
+    assert [one["case"] for one in compared["only_base"]] == [a_case(mask=Causal()).id]
 
 
 def test_report_prints_a_table_and_writes_every_file(base: Path, attnbench: Any) -> None:

@@ -1,4 +1,4 @@
-"""What do the gate's tests share? A result of one case, of which a test states only what differs."""
+"""Fixtures of the gate's tests: a result of one case, of which a test states only what differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are accepted regressions passed, with their size and date looked at, and mistakes in the file named?"""
+"""Accepted regressions pass within their size and date, and mistakes in the file are named."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_an_acceptance_ends(file: Path) -> None:
         ("up_to = 1.15", "up_to = 0.9", "up_to is head over base"),
         ('reason = "delta in float32"', 'raeson = "x"', "did you mean 'reason'"),
         ('pass = "bwd"', 'pass = "backward"', "pass is fwd or bwd"),
-        ('kind = "slower"', 'kind = "bigger"', "pass is of slower and missing only"),
-        ('kind = "slower"', 'kind = "missing"', "up_to is of slower only"),
+        ('kind = "slower"', 'kind = "bigger"', "pass applies to slower and missing only"),
+        ('kind = "slower"', 'kind = "missing"', "up_to applies to slower only"),
         ("[[accepted]]", "[accepted]", r"begins with \[\[accepted\]\]"),
         ("[[accepted]]", "[[accepted", "cannot be read as TOML"),
     ],

@@ -1,4 +1,4 @@
-"""Are arms of one backend timed alike: in fresh processes, with one pace, each from its own folder?"""
+"""Arms of one backend are timed alike: in fresh processes, at one pace, each from its own folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench.errors import AttnbenchError
-from attnbench.gate.arms import Arm, Track, share_pace
+from attnbench.gate.arms import Arm, ArmRunner, share_pace
 from attnbench.measure import FakeClock, Pace
 from attnbench.measure.clocks import CpuClock, CudaClock, ProcessClock
 from attnbench.measure.timing import slowed
@@ -42,8 +42,8 @@ def test_each_arm_is_loaded_from_its_folder_and_timed_in_every_round(tmp_path: P
         a_folder(tmp_path / "head", "assert int(os.environ['OMP_NUM_THREADS']) == 1"),
     ]
     arms = [Arm(name, "fine", folder) for name, folder in zip(("base", "head"), folders, strict=True)]
-    with Track("cpu", threads=1, rounds=4) as track:
-        ran = list(track.run(PLAN, arms, group=3, seed=1))
+    with ArmRunner("cpu", threads=1, rounds=4) as runner:
+        ran = list(runner.run(PLAN, arms, group=3, seed=1))
     assert [(r.arm, r.group, r.result.status) for r in ran] == [("base", 3, "ok"), ("head", 3, "ok")]
     one, two = (r.result for r in ran)
     assert {which: len(rounds) for which, rounds in one.samples_ms.items()} == {"fwd": 4, "bwd": 4}
@@ -55,9 +55,9 @@ def test_each_arm_is_loaded_from_its_folder_and_timed_in_every_round(tmp_path: P
 
 def test_what_one_arm_cannot_answer_is_timed_in_none(tmp_path: Path) -> None:
     wrong = a_folder(tmp_path / "head", "q = 1.1 * q")
-    with Track("cpu", threads=1, rounds=2) as track:
+    with ArmRunner("cpu", threads=1, rounds=2) as runner:
         ran = list(
-            track.run(
+            runner.run(
                 PLAN, [Arm("base", "fine", a_folder(tmp_path / "base")), Arm("head", "fine", wrong)], 0, 0
             )
         )

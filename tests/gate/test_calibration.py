@@ -1,4 +1,4 @@
-"""Does a calibration count alarms and power as they are, and say when a machine is unfit to gate?"""
+"""A calibration counts false alarms and power correctly, and says when a machine is unfit to gate."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 
 from attnbench.backend import Entry
-from attnbench.cli import calibrate as command
 from attnbench.errors import AttnbenchError
-from attnbench.gate.arms import Ran
-from attnbench.gate.calibration import NOTHING, Calibration, calibrate
+from attnbench.gate.arms import ArmResult
+from attnbench.gate.calibration import NO_CHANGE, Calibration, calibrate
 from attnbench.gate.recording import SAME, SLOWER, frame_of, record_group, recorded, write_rows
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
@@ -50,7 +49,7 @@ def rates(found: Calibration) -> dict[str, float]:
 
 def test_a_steady_machine_is_fit_and_finds_what_it_should() -> None:
     found = calibrate(recorded(a_recording(0.01)), 0.05, repeats=2)
-    assert rates(found)[NOTHING] == 0
+    assert rates(found)[NO_CHANGE] == 0
     assert rates(found)["slower 5 %"] >= 0.9
     assert rates(found)["slower 10 %"] >= 0.9
     assert found.fit
@@ -60,14 +59,14 @@ def test_a_steady_machine_is_fit_and_finds_what_it_should() -> None:
 
 def test_a_wild_machine_is_unfit() -> None:
     found = calibrate(recorded(a_recording(0.6)), 0.05, repeats=1)
-    assert rates(found)[NOTHING] <= 0.01
+    assert rates(found)[NO_CHANGE] <= 0.01
     assert not found.fit
 
 
 def test_arms_that_are_not_the_same_are_counted_as_alarms() -> None:
     """Planted: one of the arms that should be the same is slower, as a biased order would make it."""
     found = calibrate(recorded(a_recording(0.01, {SAME[1]: 0.2})), 0.05, repeats=1)
-    assert rates(found)[NOTHING] > 0.2
+    assert rates(found)[NO_CHANGE] > 0.2
     assert not found.fit
 
 
@@ -115,7 +114,7 @@ def test_the_exit_code_says_whether_the_machine_is_fit(
     from attnbench.cli.app import app
 
     rows: list[Any] = list(a_recording(noise, cases=2, groups=3).itertuples(index=False, name=None))
-    monkeypatch.setattr(command, "MOST_GROUPS", 1)
+    monkeypatch.setattr("attnbench.gate.recording.MOST_GROUPS", 1)
     monkeypatch.setattr("attnbench.gate.recording.record_group", lambda *given: rows)
     ran = CliRunner().invoke(app, ["gate", "--calibrate", "--record", str(tmp_path / "rows.parquet")])
     assert ran.exit_code == code, ran.output
@@ -124,7 +123,7 @@ def test_the_exit_code_says_whether_the_machine_is_fit(
     assert (tmp_path / "rows.parquet").is_file()
 
 
-def test_a_backend_that_cannot_be_calibrated_with_is_said_before_the_minutes(
+def test_a_backend_that_cannot_calibrate_is_named_before_the_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from typer.testing import CliRunner
@@ -153,25 +152,25 @@ def test_a_backend_that_cannot_be_calibrated_with_is_said_before_the_minutes(
 
 def test_a_group_in_which_nothing_was_timed_says_why(a_case: Any) -> None:
     class OnAGpu:
-        """A track whose slowed arms fail, as they do on a GPU."""
+        """A runner whose slowed arms fail, as they do on a GPU."""
 
         def run(self, planned: Any, arms: Any, group: int, seed: int) -> Any:
             for arm in arms:
                 status, reason = ("error", "a wait slows no kernel") if arm.slower_by else ("ok", "")
                 blank = Result(case={}, case_id=planned[0].case.id, backend=arm.backend, status=status)
-                yield Ran(arm.name, group, replace(blank, reason=reason))
+                yield ArmResult(arm.name, group, replace(blank, reason=reason))
 
-    track: Any = OnAGpu()
+    runner: Any = OnAGpu()
     with pytest.raises(AttnbenchError, match=r"`slower 3 %` on q16.* is error \(a wait slows no kernel\)"):
-        record_group(track, [Planned(a_case())], "naive", 0)
+        record_group(runner, [Planned(a_case())], "naive", 0)
 
 
 @pytest.mark.parametrize("file", STORED, ids=lambda path: path.stem)
-def test_replayed_on_what_a_shared_machine_measured_the_gate_accuses_nobody(file: Path) -> None:
+def test_replayed_on_what_a_shared_machine_measured_the_gate_raises_no_alarm(file: Path) -> None:
     found = calibrate(recorded(pd.read_parquet(file)), 0.05, repeats=1, seed=7)
     assert found.alarms.slower == 0
     assert rates(found)["slower 10 %"] >= 0.9
-    assert found.alarms.means_flagged > 0  # the same samples make the usual rule cry wolf
+    assert found.alarms.means_flagged > 0  # the usual rule raises alarms on the same samples
 
 
 def test_recordings_are_stored() -> None:

@@ -1,4 +1,4 @@
-"""Does a comparison sort by effect, and say what cannot be compared?"""
+"""A comparison sorts by effect and lists what cannot be compared."""
 
 from __future__ import annotations
 

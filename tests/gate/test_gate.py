@@ -1,4 +1,4 @@
-"""Does the gate stop what is worse, pass what is the same, and refuse what cannot be compared?"""
+"""The gate fails what is worse, passes what is the same, and refuses what cannot be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a kernel that no longer compiles a finding of the gate, and not its end? With programs that stand in for it."""
+"""A kernel that no longer compiles is a finding of the gate, not its end. Small programs stand in for compilers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from attnbench.backend.ahead_of_time import compiled_rows
 from attnbench.errors import AttnbenchError
-from attnbench.gate import Contest
+from attnbench.gate import BackendVersions
 from attnbench.gate.arms import Arm
-from attnbench.gate.compiled import findings_of_kernels
+from attnbench.gate.compiled import kernel_findings
 
 ROW = {"arch": "sm_90", "kernel": "forward", "specimen": "x", "config": "64x64", "triton": "3.8.0"} | {
     "spill_bytes": 0,
@@ -27,13 +27,13 @@ def compiles(**changes: Any) -> str:
     return f"print({json.dumps(ROW | changes)!r})\n"
 
 
-def contest(folder: Path, base: str, head: str) -> Contest:
+def versions(folder: Path, base: str, head: str) -> BackendVersions:
     for name, program in (("base", base), ("head", head)):
         (folder / name / "kernels").mkdir(parents=True)
         for package in (folder / name, folder / name / "kernels"):
             (package / "__init__.py").write_text("")
         (folder / name / "kernels/ahead_of_time.py").write_text(program)
-    return Contest("kernels", *(Arm(name, "kernels", folder / name) for name in ("base", "head")))
+    return BackendVersions("kernels", *(Arm(name, "kernels", folder / name) for name in ("base", "head")))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def contest(folder: Path, base: str, head: str) -> Contest:
 def test_what_kernels_compile_to_is_said_whatever_happens(
     tmp_path: Path, base: str, head: str, kind: str, said: str
 ) -> None:
-    found = list(findings_of_kernels([contest(tmp_path, base, head)], "sm_90", lambda line: None))
+    found = list(kernel_findings([versions(tmp_path, base, head)], "sm_90", lambda line: None))
     assert [finding.kind for finding in found] == [kind]
     assert said in found[0].message
 
 
 def test_a_specimen_that_is_none_is_named_and_no_check_of_nothing(tmp_path: Path) -> None:
-    contest(tmp_path, compiles(), compiles(specimen="y"))
+    versions(tmp_path, compiles(), compiles(specimen="y"))
     (tmp_path / "head/kernels/compiled.json").write_text(json.dumps([ROW]))
     with pytest.raises(AttnbenchError, match=r"kernels has no specimen 'z'; there are x, y"):
         compiled_rows("kernels", "sm_90", "y,z", folder=tmp_path / "head")

@@ -1,4 +1,4 @@
-"""Does a gate on revisions of a real repository name what got worse, and nothing else?"""
+"""A gate on revisions of a real repository names what got worse, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from attnbench.cli.app import app
 from attnbench.errors import AttnbenchError
-from attnbench.gate import Rule, hold_against, touched
-from attnbench.gate.arms import Track
+from attnbench.gate import Rule, gate_in_stages, touched
+from attnbench.gate.arms import ArmRunner
 from attnbench.gate.worktree import checked_out, commit_of
 from attnbench.problem import Case, Causal
 from attnbench.sweep.suite import Planned
@@ -89,9 +89,9 @@ def planned() -> list[Planned]:
 def findings(folder: Path, planned: list[Planned]) -> Any:
     with (
         checked_out(commit_of("HEAD~1", folder), folder) as base,
-        Track("cpu", threads=1, rounds=RULE.rounds) as track,
+        ArmRunner("cpu", threads=1, rounds=RULE.rounds) as runner,
     ):
-        return hold_against(track, planned, touched(base, folder).contests, RULE)
+        return gate_in_stages(runner, planned, touched(base, folder).versions, RULE)
 
 
 @pytest.mark.parametrize(
@@ -119,36 +119,36 @@ def test_what_got_worse_is_named_and_nothing_else(
 
 def test_a_worktree_is_gone_afterwards(repository: Repository) -> None:
     folder = repository(SLOW)
-    with checked_out(commit_of("HEAD~1", folder), folder) as there:
-        assert (there / "backends/first.py").read_text() == PLAIN
-    assert not there.exists()
+    with checked_out(commit_of("HEAD~1", folder), folder) as tree:
+        assert (tree / "backends/first.py").read_text() == PLAIN
+    assert not tree.exists()
     assert len(git(folder, "worktree", "list").splitlines()) == 1
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt, AttnbenchError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, AttnbenchError])
 def test_a_worktree_is_gone_after_what_went_wrong_in_it(
-    repository: Repository, problem: type[BaseException]
+    repository: Repository, error: type[BaseException]
 ) -> None:
     folder = repository(SLOW)
-    with pytest.raises(problem), checked_out(commit_of("HEAD", folder), folder) as there:
-        raise problem
-    assert not there.exists()
+    with pytest.raises(error), checked_out(commit_of("HEAD", folder), folder) as tree:
+        raise error
+    assert not tree.exists()
     assert len(git(folder, "worktree", "list").splitlines()) == 1
 
 
-def test_what_went_wrong_is_said_where_the_worktree_cannot_be_removed_either(repository: Repository) -> None:
+def test_the_first_error_is_raised_if_the_worktree_cannot_be_removed_either(repository: Repository) -> None:
     folder = repository(SLOW)
-    seen = []
+    trees = []
 
     def gated() -> None:
-        with checked_out(commit_of("HEAD", folder), folder) as there:
-            seen.append(there)
-            (there / ".git").unlink()
+        with checked_out(commit_of("HEAD", folder), folder) as tree:
+            trees.append(tree)
+            (tree / ".git").unlink()
             raise AttnbenchError("the kernel is wrong")
 
     with pytest.raises(AttnbenchError, match="the kernel is wrong"):
         gated()
-    assert not seen[0].exists()
+    assert not trees[0].exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -169,17 +169,17 @@ def test_a_gate_that_is_ended_leaves_no_worktree(repository: Repository) -> None
 
 
 @pytest.mark.parametrize("revision", ["no-such-branch", "--help", ""])
-def test_what_is_no_revision_is_said(repository: Repository, revision: str) -> None:
+def test_a_text_that_is_no_revision_is_refused(repository: Repository, revision: str) -> None:
     with pytest.raises(AttnbenchError, match="revision"):
         commit_of(revision, repository(SLOW))
 
 
-def test_no_repository_is_said(tmp_path: Path) -> None:
-    with pytest.raises(AttnbenchError, match=r"in no git repository.*give two folders"):
+def test_a_folder_without_a_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AttnbenchError, match=r"in no readable git repository.*give two folders"):
         commit_of("main", tmp_path)
 
 
-def test_a_machine_without_git_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AttnbenchError, match="git is not installed"):
         commit_of("main", tmp_path)
@@ -192,9 +192,9 @@ def test_a_change_of_comments_passes_and_writes_its_reports(
     reports = ["--summary", str(tmp_path / "s.md"), "--junit", str(tmp_path / "j.xml"), "--annotations"]
     ran = CliRunner().invoke(app, ["gate", "--base", "HEAD~1", "--json", *reports])
     assert ran.exit_code == 0, ran.output
-    said = json.loads(ran.stdout)
-    assert said["findings"] == []
-    assert said["notes"] == ["2 backends not timed: the code is the same in both (--all)"]
+    verdict = json.loads(ran.stdout)
+    assert verdict["findings"] == []
+    assert verdict["notes"] == ["backends not timed, their code is the same in both: 2 (--all times them)"]
     assert (tmp_path / "s.md").read_text()
     assert (tmp_path / "j.xml").read_text().startswith("<?xml")
 
@@ -205,4 +205,4 @@ def test_two_kinds_of_base_and_head_are_refused(
     monkeypatch.chdir(repository(SLOW))
     ran = CliRunner().invoke(app, ["gate", "--base", ".", "--head", "HEAD"])
     assert ran.exit_code == 2
-    assert "--head must be one" in ran.output
+    assert "--head must be one too" in ran.output

@@ -1,4 +1,4 @@
-"""Does the rule accuse what is slower, wait where it cannot know, and leave noise alone?"""
+"""The rule calls a real slow-down slower, noise the same, and too little evidence inconclusive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stages(
 
 
 def verdict(samples: list[list[np.ndarray]], rule: Rule = RULE) -> tuple[Outcome, int]:
-    """As the gate asks: stage by stage, until it is decided."""
+    """The verdict as the gate takes it: stage by stage, until it is decided."""
     for count in range(1, rule.stages + 1):
         outcome = decide(samples[:count], rule)
         if not outcome.undecided:
@@ -50,13 +50,13 @@ def test_what_is_slower_is_found_in_every_stage(slower: float, least: float) -> 
     assert all(count == RULE.stages for outcome, count in found if outcome.kind == "slower")
 
 
-def test_one_stage_never_accuses() -> None:
+def test_one_stage_never_fails() -> None:
     outcome = decide(stages(0.5, 0, count=1), RULE)
     assert outcome.kind == "inconclusive"
     assert outcome.undecided
 
 
-def test_one_bad_process_accuses_nobody() -> None:
+def test_one_bad_process_is_no_slow_down() -> None:
     samples = stages(0.0, 3, noise=0.01)
     samples[0][1] += math.log(1.4)
     assert verdict(samples)[0].kind == "same"

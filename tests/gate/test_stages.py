@@ -1,4 +1,4 @@
-"""Do the stages of a gate say what happened in them? With tracks that are told what to answer."""
+"""The stages of a gate report what happened in them. Scripted runners give the answers."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any
 
 import pytest
 
-from attnbench.gate import Contest, Gate, Rule, hold_against
-from attnbench.gate.arms import Arm, Ran
+from attnbench.gate import BackendVersions, Gate, Rule, gate_in_stages
+from attnbench.gate.arms import Arm, ArmResult
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 
 Says = Callable[[str, int], Result]
-CONTEST = Contest("naive", Arm("base", "naive"), Arm("head", "naive"))
+VERSIONS = BackendVersions("naive", Arm("base", "naive"), Arm("head", "naive"))
 
 
-class ScriptedTrack:
-    """Answers for each arm and group what `says` gives; the seed is the one it was asked for."""
+class ScriptedRunner:
+    """Answers what `says` gives for an arm and group, with the seed of the call."""
 
     def __init__(self, says: Says) -> None:
         self.says = says
 
-    def run(self, planned: Sequence[Planned], arms: Sequence[Arm], group: int, seed: int) -> Iterator[Ran]:
+    def run(
+        self, planned: Sequence[Planned], arms: Sequence[Arm], group: int, seed: int
+    ) -> Iterator[ArmResult]:
         for plan in planned:
             for arm in arms:
-                found = replace(self.says(arm.name, group), case_id=plan.case.id, seed=seed)
-                yield Ran(arm.name, group, found)
+                answer = replace(self.says(arm.name, group), case_id=plan.case.id, seed=seed)
+                yield ArmResult(arm.name, group, answer)
 
 
 @pytest.fixture
@@ -35,8 +37,10 @@ def gated(a_case: Any) -> Callable[..., Gate]:
     """`gated(says)`: one case in two stages of two groups of processes."""
 
     def hold(says: Says, **options: Any) -> Gate:
-        track: Any = ScriptedTrack(says)
-        return hold_against(track, [Planned(a_case())], [CONTEST], Rule(0.1, stages=2, groups=2), **options)
+        runner: Any = ScriptedRunner(says)
+        return gate_in_stages(
+            runner, [Planned(a_case())], [VERSIONS], Rule(0.1, stages=2, groups=2), **options
+        )
 
     return hold
 
@@ -57,7 +61,7 @@ def test_what_happens_in_a_later_group_of_processes_counts(
     assert said in found.findings[0].message
 
 
-def test_where_the_minutes_ended_is_said(gated: Any, result: Any) -> None:
+def test_the_note_names_where_the_minutes_ended(gated: Any, result: Any) -> None:
     found = gated(lambda arm, group: result(), minutes=-1.0)
     assert found.notes == ("the -1 minutes were over in stage 1, group 1",)
     assert [finding.kind for finding in found.findings] == ["inconclusive"]
@@ -80,7 +84,7 @@ def test_a_larger_error_on_every_seed_is_less_accurate(
     assert {finding.kind for finding in found.findings} == kinds
 
 
-def test_an_error_too_small_to_be_seen_in_the_answer_accuses_nobody(gated: Any, result: Any) -> None:
+def test_an_error_too_small_to_be_seen_in_the_answer_is_the_same(gated: Any, result: Any) -> None:
     found = gated(lambda arm, group: result(error_over_budget=0.09 if arm == "head" else 0.01))
     assert {finding.kind for finding in found.findings} == {"same"}
 

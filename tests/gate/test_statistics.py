@@ -1,4 +1,4 @@
-"""Is the ratio robust, and does its interval hold the truth as often as it says?"""
+"""The ratio is robust, and its interval covers the truth as often as it claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is exactly what a change can touch held against its base?"""
+"""A change touches exactly the backends whose code it alters."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def base(tmp_path: Path) -> Path:
 
 
 def names_of(base: Path, head: Path) -> list[str]:
-    return [contest.name for contest in touched(base, head).contests]
+    return [one.name for one in touched(base, head).versions]
 
 
 def test_the_same_code_is_not_timed(base: Path, tmp_path: Path) -> None:
     found = touched(base, tree(tmp_path / "head"))
-    assert not found.contests
+    assert not found.versions
     assert found.same == ("absent", "apart", "folder", "other", "plain")
 
 
@@ -124,25 +124,25 @@ def test_what_changed_itself_comes_first(base: Path, tmp_path: Path) -> None:
 
 def test_a_backend_that_is_gone_or_new_has_one_side(base: Path, tmp_path: Path) -> None:
     head = tree(tmp_path / "head", **{"backends/other.py": None, "backends/new.py": "backend = None\n"})
-    sides = {c.name: (c.base is not None, c.head is not None) for c in touched(base, head).contests}
+    sides = {c.name: (c.base is not None, c.head is not None) for c in touched(base, head).versions}
     assert sides == {"other": (True, False), "new": (False, True)}
 
 
-def test_what_cannot_run_here_is_said(base: Path, tmp_path: Path) -> None:
+def test_what_cannot_run_here_is_named(base: Path, tmp_path: Path) -> None:
     head = tree(tmp_path / "head", **{"backends/absent.py": FILES["backends/absent.py"] + "x = 1\n"})
     found = touched(base, head)
-    assert not found.contests
+    assert not found.versions
     assert found.unavailable == (("absent", "no_such_module_at_all is not installed"),)
 
 
 def test_each_side_is_loaded_from_its_own_tree(base: Path, tmp_path: Path) -> None:
     head = tree(tmp_path / "head")
-    (contest, by_path) = sorted(
-        touched(base, head, ["other", "mine.py:attention"]).contests, key=lambda c: c.name
+    (by_name, by_path) = sorted(
+        touched(base, head, ["other", "mine.py:attention"]).versions, key=lambda c: c.name
     )[::-1]
-    assert contest.base is not None
-    assert contest.head is not None
-    assert (contest.base.folder, contest.head.folder) == (base / "backends", head / "backends")
+    assert by_name.base is not None
+    assert by_name.head is not None
+    assert (by_name.base.folder, by_name.head.folder) == (base / "backends", head / "backends")
     assert by_path.base is not None
     assert by_path.head is not None
     assert (by_path.base.backend, by_path.head.backend) == (
@@ -153,7 +153,7 @@ def test_each_side_is_loaded_from_its_own_tree(base: Path, tmp_path: Path) -> No
 
 def test_all_takes_what_is_the_same_too(base: Path, tmp_path: Path) -> None:
     found = touched(base, tree(tmp_path / "head"), everything=True)
-    assert [c.name for c in found.contests] == ["apart", "folder", "other", "plain"]
+    assert [c.name for c in found.versions] == ["apart", "folder", "other", "plain"]
 
 
 def test_an_unknown_name_is_refused_with_what_is_near(base: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_an_unknown_name_is_refused_with_what_is_near(base: Path, tmp_path: Path
         touched(base, head, ["plian"])
     with pytest.raises(UnknownBackend, match=r"no file 'gone\.py'"):
         touched(base, head, ["gone.py:f"])
-    with pytest.raises(AttnbenchError, match="from its top"):
+    with pytest.raises(AttnbenchError, match="is absolute; give the path from the top"):
         touched(base, head, ["/gone.py:f"])
 
 
