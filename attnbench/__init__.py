@@ -1,6 +1,6 @@
 """attnbench: is this attention backend right, how fast, how big, and did a change make it worse?
 
-The public names are loaded when they are first used, so that importing attnbench costs little beyond torch.
+Public names are loaded on first use, so importing attnbench costs little beyond torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PUBLIC = {
     "attnbench.report": ("load",),
     "attnbench.session": ("backends", "run"),
 }
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 if TYPE_CHECKING:
     from attnbench.backend import Backend, Capabilities, attention
@@ -102,9 +102,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"attnbench has no {name!r}; its public names are {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Which commands are there, and how does a mistake end? One line on stderr and an exit code, never a traceback."""
+"""The commands, and how an error ends: one line on stderr and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnbench.cli import (
     gate,
     profile,
     report,
-    run,
+    run_options,
     selftest,
     show,
     tune,
@@ -27,29 +27,29 @@ from attnbench.cli.console import complain
 from attnbench.errors import AttnbenchError, BackendUnavailable, NotComparable
 
 USED_WRONGLY, UNFIT, INTERRUPTED = 2, 3, 130
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Program(TyperGroup):
-    """Turns what attnbench raises on purpose into one red line and the exit code of its kind."""
+    """Turns an error that attnbench raises on purpose into one red line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except AttnbenchError as problem:
-            complain(str(problem))
-            unfit = isinstance(problem, (NotComparable, BackendUnavailable))
-            raise typer.Exit(UNFIT if unfit else USED_WRONGLY) from problem
-        except OSError as problem:
-            # A file of the person's: no permission, a full disk (which names no file). Else the mistake is our own.
-            if problem.filename is None and problem.errno not in FULL:
+        except AttnbenchError as error:
+            complain(str(error))
+            unfit = isinstance(error, (NotComparable, BackendUnavailable))
+            raise typer.Exit(UNFIT if unfit else USED_WRONGLY) from error
+        except OSError as error:
+            # A user's file: no permission, or a full disk (which names no file). Anything else is our bug.
+            if error.filename is None and error.errno not in DISK_FULL:
                 raise
-            where = f"{problem.filename}: " if problem.filename else ""
-            complain(f"{where}{problem.strerror}; give another path, or put that right")
-            raise typer.Exit(USED_WRONGLY) from problem
-        except KeyboardInterrupt as problem:
+            where = f"{error.filename}: " if error.filename else ""
+            complain(f"{where}{error.strerror}; give another path, or fix it")
+            raise typer.Exit(USED_WRONGLY) from error
+        except KeyboardInterrupt as error:
             complain("interrupted")
-            raise typer.Exit(INTERRUPTED) from problem
+            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(
@@ -59,12 +59,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Is an attention backend right, how fast, how big, and did a change make it worse?",
-    epilog="Start with [bold]attnbench run quick[/bold], or [bold]attnbench doctor[/bold] where something is missing.",
+    epilog="Start with [bold]attnbench run quick[/bold], or [bold]attnbench doctor[/bold] if something is missing.",
 )
 for name, command in (
     ("list", list_command.list_what_there_is),
     ("check", check.check_backend),
-    ("run", run.run_suite),
+    ("run", run_options.run_suite),
     ("report", report.report_results),
     ("compare", compare.compare_results),
     ("gate", gate.gate_change),
@@ -81,7 +81,7 @@ app.add_typer(env.app, name="env")
 
 @app.callback(invoke_without_command=True)
 def _version(
-    version: bool = typer.Option(False, "--version", help="Say the version and end.", is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
         from attnbench import __version__

@@ -1,4 +1,4 @@
-"""`attnbench check`: is this backend right? Against the float64 oracle, on problems chosen from what it declares."""
+"""`attnbench check`: hold a backend to the float64 oracle, on problems chosen from what it declares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check_backend(
     backend: str = typer.Argument(..., help="A backend's name, or path/to/file.py:function."),
     level: str = typer.Option("standard", "--level", help="smoke, standard or exhaustive."),
-    device: str = typer.Option("auto", "--device", help="auto (cuda if there), cpu, cuda or cuda:N."),
+    device: str = typer.Option("auto", "--device", help="auto (cuda if present), cpu, cuda or cuda:N."),
     seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
     mask: list[str] | None = typer.Option(
         None, "--mask", help="Only these masks; repeat, or split at commas."
@@ -27,65 +27,65 @@ def check_backend(
     dtype: list[str] | None = typer.Option(None, "--dtype", help="Only these dtypes: fp32, bf16, fp16."),
     direction: list[str] | None = typer.Option(None, "--direction", help="Only these: fwd, fwd_bwd."),
     contract: str | None = typer.Option(
-        None, "--contract", help="Judge by flash, flash_splits or dense, whatever it declares."
+        None, "--contract", help="Judge by flash, flash_splits or dense, not by what the backend declares."
     ),
     only: list[str] | None = typer.Option(
-        None, "--only", help="Only these checks: oracle, protocol, or a property by its name."
+        None, "--only", help="Only these checks: oracle, protocol, or a property by name."
     ),
     case: str | None = typer.Option(
-        None, "--case", help="Only this case, as JSON (a failure prints the command)."
+        None, "--case", help="Only this case, as JSON (a failure prints the whole command)."
     ),
     distribution: str = typer.Option(
-        "randn", "--distribution", help="The inputs' distribution, with --case."
+        "randn", "--distribution", help="With --case: the distribution of the inputs."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
-    """Check that a backend computes exact attention, forward and backward, for what it claims. Exit 1 when wrong.
+    """Check that a backend computes exact attention, forward and backward, for all it claims. Exit 1 if wrong.
 
     Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
     """
-    # OpenMP reads it when torch is loaded. Nothing is timed here, and threads that wait awake for long (300,000 turns)
-    # starve each other where others use the cores too; asleep at once, they wake too late on a quiet machine.
+    # OpenMP reads it when torch is loaded. Nothing is timed here. Threads that spin long (300,000 turns) starve each
+    # other on busy cores; threads that sleep at once wake too late on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from attnbench.conformance import check
     from attnbench.device import resolve_device
 
     if case is None and distribution != "randn":
-        raise AttnbenchError("--distribution is of one case; give --case too, or leave it out")
-    where = resolve_device(device)
+        raise AttnbenchError("--distribution needs --case; add it or drop --distribution")
+    device = resolve_device(device)
     one = None if case is None else case_of(case)
-    remark(f"device {where}: checking {backend}, {f'level {level}' if one is None else one.id}")
+    remark(f"device {device}: checking {backend}, {f'level {level}' if one is None else one.id}")
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
     options |= {"only": texts(only), "contract": contract, "case": one, "distribution": distribution}
-    report = check(backend, level=level, device=where, seed=seed, **options)
+    report = check(backend, level=level, device=device, seed=seed, **options)
     if as_json:
         print_json(report.to_json())
     else:
         out().print(str(report), markup=False, soft_wrap=True)  # a command cut in two cannot be pasted
-        drawn = look_command(report.failures[0].command) if report.failures else ""
-        if drawn:
-            out().print(f"\nto see where: {drawn}", markup=False, soft_wrap=True)
+        show = show_command(report.failures[0].command) if report.failures else ""
+        if show:
+            out().print(f"\nto see where: {show}", markup=False, soft_wrap=True)
     raise typer.Exit(0 if report.ok else 1)
 
 
 def case_of(text: str) -> Case:
-    """The case that a JSON object describes; CaseError where it is none."""
+    """The case that a JSON object describes; CaseError if it describes none."""
     from attnbench.problem import Case
 
     try:
         record = json.loads(text)
-    except ValueError as problem:
+    except ValueError as error:
         raise CaseError(
-            f"the case is no JSON ({problem}); quote it whole, as the failure prints it"
-        ) from problem
+            f"the case is not JSON ({error}); quote it whole, as the failure prints it"
+        ) from error
     if not isinstance(record, dict):
         raise CaseError(f"a case is a JSON object with the fields of a case, not {text[:40]!r}")
     return Case.from_json(record)
 
 
-def look_command(check_command: str) -> str:
-    """The `attnbench show` command of what a failed check printed as its `attnbench check` command."""
+def show_command(check_command: str) -> str:
+    """The `attnbench show` command for the `attnbench check` command of a failure; empty if it has no picture."""
     words = shlex.split(check_command)
     if words[:2] != ["attnbench", "check"] or "--case" not in words or "--only" in words:
         return ""  # a picture shows values on one case, not how they came about

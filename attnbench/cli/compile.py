@@ -1,4 +1,4 @@
-"""`attnbench compile`: what do a backend's kernels become on GPUs that are not here, and did that get worse?"""
+"""`attnbench compile`: compile a backend's kernels for GPUs that this machine lacks, and compare with the table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from attnbench.cli.console import out, print_json, remark
 
-SHOWN = (
+TABLE_COLUMNS = (
     "arch",
     "kernel",
     "specimen",
@@ -24,9 +24,7 @@ def compile_kernels(
     backend: str = typer.Argument("triton", help="A backend whose kernels compile without their GPU."),
     arch: str = typer.Option("sm_80,sm_90,sm_100", "--arch", help="Architectures; AMD's too, e.g. gfx942."),
     only: str = typer.Option("", "--only", help="Specimens, e.g. bf16-d128-causal,bf16-d64-causal."),
-    check: bool = typer.Option(
-        False, "--check", help="Hold it against the committed table; exit 1 where worse."
-    ),
+    check: bool = typer.Option(False, "--check", help="Compare with the committed table; exit 1 if worse."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
     """Compile a backend's kernels ahead of time: registers, spills, shared memory and matrix instructions.
@@ -51,8 +49,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in SHOWN:
-        table.add_column(name, justify="right" if name in SHOWN[4:] else "left")
+    for name in TABLE_COLUMNS:
+        table.add_column(name, justify="right" if name in TABLE_COLUMNS[4:] else "left")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in SHOWN))
+        table.add_row(*(str(row[name]) for name in TABLE_COLUMNS))
     out().print(table)

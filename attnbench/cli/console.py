@@ -1,4 +1,4 @@
-"""Where does text go, and how are a command line's values read? Tables to stdout, remarks to stderr, both inert."""
+"""Printing and option values of every command: tables to stdout, remarks to stderr, foreign text inert."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
 
 
 def out() -> Console:
-    """Stdout; wide where it is no terminal, so that tables in files and logs are not folded at 80 columns."""
+    """Stdout; wide if it is no terminal, so that tables in files and logs are not folded at 80 columns."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -37,7 +37,7 @@ def err() -> Console:
 
 
 def complain(message: str) -> None:
-    """One red line: what, where, what to do. Foreign words in it are shown, not interpreted."""
+    """One red line: what, where, what to do. Foreign text in it is shown, not interpreted."""
     from rich.text import Text
 
     err().print(Text.assemble(("attnbench: ", "bold red"), (_inert(message), "red")))
@@ -51,25 +51,25 @@ def remark(message: str) -> None:
 
 
 def _inert(message: str) -> str:
-    # Not report.text.clean: that would import pandas to say one line.
+    # Not report.cells.clean, which would import pandas for one line.
     return "".join(char if char == "\n" or char.isprintable() else " " for char in message)[:2000]
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; what is not finite is null."""
+    """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
 def texts(values: Sequence[str] | None) -> list[str] | None:
-    """Every item of a list option: repeated, or split at commas outside brackets; None where it was not given."""
+    """Every item of a list option, repeated or split at commas outside brackets; None if it was not given."""
     from attnbench.problem import split_outside_brackets
 
     if not values:
         return None
-    found = [item for value in values for item in split_outside_brackets(value)]
-    if not found:
-        raise AttnbenchError(f"nothing in the list {', '.join(values)!r}; give at least one item")
-    return found
+    items = [item for value in values for item in split_outside_brackets(value)]
+    if not items:
+        raise AttnbenchError(f"no item in {', '.join(values)!r}; give at least one")
+    return items
 
 
 def whole_numbers(values: Sequence[str] | None, option: str) -> list[int] | None:
@@ -79,34 +79,32 @@ def whole_numbers(values: Sequence[str] | None, option: str) -> list[int] | None
 
 
 def _whole_number(item: str, option: str) -> int:
-    found = re.fullmatch(r"(\d+)([kKM]?)", item)
-    if not found or int(found.group(1)) < 1:
+    match = re.fullmatch(r"(\d+)([kKM]?)", item)
+    if not match or int(match.group(1)) < 1:
         raise AttnbenchError(f"{option} takes whole numbers of at least 1 (4096, or 4k), not {item!r}")
-    return int(found.group(1)) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found.group(2).lower()]
+    return int(match.group(1)) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match.group(2).lower()]
 
 
 def size_bytes(text: str | None, option: str) -> int | None:
     """`8GiB`, `500M`, `1073741824`: units are powers of 1024."""
     if text is None:
         return None
-    found = SIZE.fullmatch(text.strip())
-    size = float(found.group(1)) * 1024 ** " KMGT".index((found.group(2) or " ").upper()) if found else 0
+    match = SIZE.fullmatch(text.strip())
+    size = float(match.group(1)) * 1024 ** " KMGT".index((match.group(2) or " ").upper()) if match else 0
     if size < 1:
         raise AttnbenchError(f"{option} takes a size such as 8GiB or 500MiB, not {text!r}")
     return int(size)
 
 
 def require_writable(*files: Path | None) -> None:
-    """Make the folders of files that are written at the end; AttnbenchError, before anything is measured, if not."""
+    """Make the folders of files that are written at the end. AttnbenchError, before any work, if one cannot be."""
     for file in files:
         if file is None:
             continue
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise AttnbenchError(
-                f"{file} cannot be written: {problem.strerror}; give another path"
-            ) from problem
+        except OSError as error:
+            raise AttnbenchError(f"{file} cannot be written: {error.strerror}; give another path") from error
         if file.is_dir():
             raise AttnbenchError(f"{file} is a folder; give the path of a file")
         if not os.access(file if file.exists() else file.parent, os.W_OK):

@@ -1,4 +1,4 @@
-"""`attnbench env`: make, list and remove the Python environments that backends live in."""
+"""`attnbench env`: create, list and remove the Python environments of backends."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from attnbench.cli.console import out, print_json, remark
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Python environments of backends whose libraries cannot be installed beside each other.",
+    help="Python environments of backends whose libraries cannot be installed together.",
 )
 
 
 @app.command("create")
 def create_environments(
     names: list[str] = typer.Argument(..., help="jax, xformers, flash_attn, ... (attnbench env list)."),
-    cuda: bool = typer.Option(False, "--cuda", help="With the lock's part for CUDA, where it has one."),
+    cuda: bool = typer.Option(False, "--cuda", help="Install the CUDA part of the lock, if it has one."),
     python: str = typer.Option(
-        sys.executable, "--python", help="The interpreter that it is based on.", show_default=False
+        sys.executable, "--python", help="The base interpreter (default: this one).", show_default=False
     ),
 ) -> None:
-    """Make environments from the versions that work together. One that is ready is left as it is.
+    """Create environments from locked versions. A ready one is left unchanged.
 
     Example: [bold]attnbench env create jax[/bold]
     """
@@ -37,7 +37,7 @@ def create_environments(
 def list_environments(
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
-    """List the environments: their state, Python, place and size on disk.
+    """List the environments: state, Python, folder and size on disk.
 
     Example: [bold]attnbench env list[/bold]
     """
@@ -50,7 +50,7 @@ def list_environments(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("environment", "state", "python", "size", "place, or what makes it"):
+    for name in ("environment", "state", "python", "size", "folder, or how to create it"):
         table.add_column(name)
     for row in rows:
         size = f"{row['size_bytes'] / (1 << 20):.0f} MiB" if row["size_bytes"] else ""
@@ -68,7 +68,7 @@ def remove_environments(names: list[str] = typer.Argument(..., help="The environ
     from attnbench.backend import environments
 
     for name in names:
-        remark(f"removed {name}" if environments.remove(name) else f"there was no {name}")
+        remark(f"removed {name}" if environments.remove(name) else f"{name} does not exist")
 
 
 def _row(environment: Any) -> dict[str, Any]:

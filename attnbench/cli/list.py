@@ -1,4 +1,4 @@
-"""`attnbench list`: which backends are there, what can they do, and what do the others need?"""
+"""`attnbench list`: the backends with their capabilities or what they need, the suites, the masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_what_there_is(
     what: What = typer.Argument(What.BACKENDS, help="What to list.", metavar="[backends|suites|masks]"),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
-    """List the backends (bundled, and installed by others), the suites, or the masks.
+    """List the backends (bundled and third-party), the suites, or the masks.
 
     Example: [bold]attnbench list --json | jq '.[] | select(.available) | .name'[/bold]
     """
@@ -46,14 +46,14 @@ def list_what_there_is(
 
 
 def suites() -> dict[str, str]:
-    """The bundled suites and what each is for."""
+    """The bundled suites and the purpose of each."""
     from attnbench.sweep.suite import list_suites
 
     return list_suites()
 
 
 def masks() -> dict[str, str]:
-    """How each kind of mask is written, and which keys a query may attend; i, j: query, key; p: i + k_len - q_len."""
+    """The text of each kind of mask, and which keys a query may attend; i, j: query, key; p: i + k_len - q_len."""
     from attnbench.problem.grammar import LEAVES
 
     named = {leaf.takes: (leaf.__doc__ or "").splitlines()[0].replace("`", "") for leaf in LEAVES.values()}
@@ -66,18 +66,18 @@ def _names(kind: str, named: dict[str, str]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(kind, overflow="fold")
-    table.add_column("what it is")
+    table.add_column("description")
     for name, text in named.items():
         table.add_row(Text(name), Text(text))
     return table
 
 
 def _row(row: dict[Any, Any]) -> dict[str, Any]:
-    """JSON values of one backend."""
+    """One backend as JSON values."""
     can = row["capabilities"]
-    known: dict[str, Any] = {}
+    capabilities: dict[str, Any] = {}
     if can is not None:
-        known = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(can).items()}
+        capabilities = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in vars(can).items()}
     version = row["version"] if isinstance(row["version"], str) else ""
     return {
         "name": row["name"],
@@ -86,7 +86,7 @@ def _row(row: dict[Any, Any]) -> dict[str, Any]:
         "install": row["install"],
         "version": version,
         "source": str(row["source"]),
-        "capabilities": known,
+        "capabilities": capabilities,
     }
 
 
@@ -104,7 +104,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         named = Text(clean(row["name"], 60))
         if not row["available"]:
             reason = clean(row["reason"])
-            said = reason if not row["install"] else f"{reason}; to have it: {clean(row['install'])}"
+            text = reason if not row["install"] else f"{reason}; to install it: {clean(row['install'])}"
             table.add_row(
                 Text.assemble(named, style="bright_black"),
                 "",
@@ -112,7 +112,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
                 "",
                 "",
                 "",
-                Text(said, style="bright_black"),
+                Text(text, style="bright_black"),
             )
             continue
         can = row["capabilities"]

@@ -1,4 +1,4 @@
-"""`attnbench profile`: where does the time of a case go? A trace for Perfetto, and a table of operators."""
+"""`attnbench profile`: a trace of one case for Perfetto, and a table of its operators by time."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def profile_one_case(
     backend: str = typer.Option(
         ..., "--backend", "-b", help="A backend's name, or path/to/file.py:function."
     ),
-    to: Path = typer.Option(Path("profile"), "--out", "-o", help="The folder of the trace."),
+    to: Path = typer.Option(Path("profile"), "--out", "-o", help="The folder for the trace."),
     results: Path | None = typer.Option(
-        None, "--from", help="A folder of results in which to find the case by its id."
+        None, "--from", help="The result folder that holds the case of that id."
     ),
     calls: int = typer.Option(10, "--calls", min=1, help="Calls to profile."),
     top: int = typer.Option(12, "--top", min=1, help="Operators to print."),
-    device: str = typer.Option("auto", "--device", help="auto (cuda if there), cpu, cuda or cuda:N."),
+    device: str = typer.Option("auto", "--device", help="auto (cuda if present), cpu, cuda or cuda:N."),
     seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
     """Profile one case on one backend: trace.json (open it in Perfetto, chrome://tracing or TensorBoard) and a table.
 
-    Nothing is judged here; `attnbench check BACKEND --case CASE` does that.
+    It judges nothing; `attnbench check BACKEND --case CASE` does.
 
     Example: [bold]attnbench profile '{"q_len": 1024, "k_len": 1024, "q_heads": 8, "head_dim": 64, "dtype": "fp32",
     "mask": "causal", "direction": "fwd_bwd"}' --backend sdpa_flash[/bold]
@@ -44,36 +44,36 @@ def profile_one_case(
     from attnbench.measure.profile import profile_case
     from attnbench.problem import make_inputs
 
-    where = resolve_device(device)
+    device = resolve_device(device)
     one = the_case(case, results)
-    contestant = resolve(backend)
-    refusal = contestant.refuses(one, where.split(":")[0])
+    profiled = resolve(backend)
+    refusal = profiled.refuses(one, device.split(":")[0])
     if refusal is not None:
         raise AttnbenchError(f"{backend} refuses this case: {refusal.reason}")
-    remark(f"device {where}: profiling {backend} on {one.id}")
+    remark(f"device {device}: profiling {backend} on {one.id}")
     try:
-        found = profile_case(contestant, one, make_inputs(one, seed, where), calls)
-    except NotImplementedError as problem:
-        raise AttnbenchError(f"{backend} refuses this case: {problem}") from problem
+        profile = profile_case(profiled, one, make_inputs(one, seed, device), calls)
+    except NotImplementedError as error:
+        raise AttnbenchError(f"{backend} refuses this case: {error}") from error
     to.mkdir(parents=True, exist_ok=True)
     path = to / "trace.json"
-    found.trace.export_chrome_trace(str(path))
+    profile.trace.export_chrome_trace(str(path))
     if as_json:
-        print_json(_record(found, path))
+        print_json(_record(profile, path))
         return
-    print_all([_table(found, calls, top)])
-    for line in _summary(found):
+    print_all([_table(profile, calls, top)])
+    for line in _summary(profile):
         out().print(line, markup=False, soft_wrap=True)
     out().print(f"trace in {path}", markup=False, soft_wrap=True)
 
 
-def _record(found: Profile, path: Path) -> dict[str, Any]:
+def _record(profile: Profile, path: Path) -> dict[str, Any]:
     names = ("kernel", "wall_ms", "computing_ms", "copying_ms", "waiting_ms", "prepare_ms", "first_ms")
-    record = {name: getattr(found, name) for name in (*names, "outside_share", "outside_share_of_first")}
-    return record | {"operators": [vars(o) for o in found.operators], "trace": str(path)}
+    record = {name: getattr(profile, name) for name in (*names, "outside_share", "outside_share_of_first")}
+    return record | {"operators": [vars(o) for o in profile.operators], "trace": str(path)}
 
 
-def _table(found: Profile, calls: int, top: int) -> Table:
+def _table(profile: Profile, calls: int, top: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -81,11 +81,11 @@ def _table(found: Profile, calls: int, top: int) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("operator")
-    for name in ("times a call", "ms a call", "share of a call"):
+    for name in ("times per call", "ms per call", "share of a call"):
         table.add_column(name, justify="right")
     table.add_column("")
-    total = found.computing_ms + found.copying_ms + found.waiting_ms
-    for operator in found.operators[:top]:
+    total = profile.computing_ms + profile.copying_ms + profile.waiting_ms
+    for operator in profile.operators[:top]:
         own_ms = operator.own_ms / calls
         table.add_row(
             Text(clean(operator.name, 70)),
@@ -97,22 +97,22 @@ def _table(found: Profile, calls: int, top: int) -> Table:
     return table
 
 
-def _summary(found: Profile) -> list[str]:
+def _summary(profile: Profile) -> list[str]:
     from attnbench.report.cells import milliseconds, percent
 
-    walls = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in found.wall_ms.items())
-    steps = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in found.prepare_ms.items())
+    walls = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in profile.wall_ms.items())
+    steps = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in profile.prepare_ms.items())
     parts = (
-        ("computing", found.computing_ms),
-        ("copies", found.copying_ms),
-        ("Python, launches, gaps", found.waiting_ms),
+        ("computing", profile.computing_ms),
+        ("copies", profile.copying_ms),
+        ("Python, launches, gaps", profile.waiting_ms),
     )
     return [
         "",
-        f"kernel: {found.kernel}",
-        f"a warm call on the wall: {walls}",
+        f"kernel: {profile.kernel}",
+        f"a warm call by the wall clock: {walls}",
         "a profiled call: " + ", ".join(f"{name} {milliseconds(ms)}" for name, ms in parts),
-        f"prepared once a case in {milliseconds(found.first_ms)}" + (f" ({steps})" if steps else ""),
-        f"outside the kernel: {percent(found.outside_share)} of a warm call, "
-        f"{percent(found.outside_share_of_first)} of the first one with its preparation",
+        f"prepared once per case in {milliseconds(profile.first_ms)}" + (f" ({steps})" if steps else ""),
+        f"outside the kernel: {percent(profile.outside_share)} of a warm call, "
+        f"{percent(profile.outside_share_of_first)} of the first one with its preparation",
     ]

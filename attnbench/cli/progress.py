@@ -1,22 +1,24 @@
-"""How is a running sweep shown? One bar with an ETA on a terminal, only what must be known elsewhere."""
+"""The progress of a sweep: a bar with an ETA on a terminal, elsewhere only notices and failures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from attnbench.cli.console import err, remark
+from attnbench.cli.console import err, plural, remark
 from attnbench.sweep import events
 from attnbench.sweep.result import BROKEN
 
 
 class Progress:
-    """Takes a sweep's events. On a terminal: a bar on stderr; elsewhere only notices and what is wrong or failed."""
+    """Shows a sweep's events on stderr. After Ctrl-C it says how to go on with `folder`."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, folder: Path | None = None) -> None:
         from rich import progress
 
         console = err()
+        self._folder = folder
         self.counts: Counter[str] = Counter()
         self.rows_done = self.rows = self.already_done = 0
         self._bar = progress.Progress(
@@ -38,8 +40,11 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         self._bar.stop()
+        if error is KeyboardInterrupt and self._folder is not None:
+            kept = plural(self.already_done + self.rows_done, "result")
+            remark(f"\n{kept} in {self._folder}; go on with --out {self._folder} --resume")
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -47,7 +52,7 @@ class Progress:
                 self.rows, self.already_done = event.rows, event.already_done
                 self._bar.update(self._task, total=event.rows)
                 if event.already_done:
-                    remark(f"{event.already_done} results are there already; {event.rows} rows are missing")
+                    remark(f"{event.already_done} results exist; {event.rows} are missing")
             case events.CaseStarted():
                 self._bar.update(self._task, doing=_inert(event.case_id))
             case events.Judged():
@@ -58,8 +63,8 @@ class Progress:
                 self.counts[event.result.status] += 1
                 self._bar.update(self._task, completed=event.rows_done)
                 if event.result.status in BROKEN:
-                    found = event.result
-                    self._say(f"{found.status}: {found.backend} {found.case_id}: {found.reason}")
+                    result = event.result
+                    self._say(f"{result.status}: {result.backend} {result.case_id}: {result.reason}")
             case events.Notice():
                 self._say(event.text)
 

@@ -1,7 +1,10 @@
-"""`attnbench report`: read result folders: a table here, files beside it, or one page to look at and to share."""
+"""`attnbench report`: print result folders as tables, and write files, charts or one page to share."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,34 +15,30 @@ from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
     from attnbench.gate import ResultSet
-import json
-import subprocess
-import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from attnbench.sweep.result import Result
+
+DRAW_TIMEOUT_S = 120.0
 
 
 def report_results(
     folders: list[Path] = typer.Argument(
         ...,
-        help="What `attnbench run --out` wrote: a folder, or a results.jsonl. With --html several: the others are "
-        "compared to the first.",
+        help="What `attnbench run --out` wrote: a folder, or a results.jsonl. With --html several; the others are "
+        "compared with the first.",
         metavar="DIR...",
     ),
-    to: Path | None = typer.Option(None, "--out", help="Where the files go [DIR/report].", metavar="FOLDER"),
+    to: Path | None = typer.Option(
+        None, "--out", help="The folder for the files (default: DIR/report).", metavar="FOLDER"
+    ),
     html: Path | None = typer.Option(
         None,
         "--html",
-        help="Write one self-contained page, and no other files without --out.",
+        help="Write one self-contained page; no other files unless --out is given.",
         metavar="FILE",
     ),
     charts: bool = typer.Option(True, "--charts/--no-charts", help="Draw the PNG charts."),
-    cases: bool = typer.Option(
-        True, "--cases/--summary", help="Print every case, or only one line per backend."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON and write no files."),
+    cases: bool = typer.Option(True, "--cases/--summary", help="Print every case, or one line per backend."),
+    as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON; write no files."),
 ) -> None:
     """Print the results as a table and write Markdown, CSV, Parquet and charts; or a page, with --html.
 
@@ -48,7 +47,7 @@ def report_results(
     """
     if html is None and len(folders) > 1:
         raise AttnbenchError(
-            "several result sets are compared on a page: add --html FILE (or see `attnbench compare`)"
+            "several result sets need --html FILE, a page that compares them (or use `attnbench compare`)"
         )
     from attnbench.gate.pairing import read_set
 
@@ -74,7 +73,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _write_files(one: ResultSet, target: Path, *, charts: bool, cases: bool) -> Path | None:
-    """Print the tables and write the files; the picture of the worst failure, where it was drawn."""
+    """Print the tables and write the files; the picture of the worst failure if one was drawn."""
     from attnbench.report.files import write_report
     from attnbench.report.frame import frame
     from attnbench.report.page import furthest_off
@@ -98,7 +97,7 @@ def _write_files(one: ResultSet, target: Path, *, charts: bool, cases: bool) -> 
 
 
 def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pictures: bool) -> None:
-    """Write the page; `drawn` are pictures that are there already, by the place of their set."""
+    """Write the page; `drawn` are pictures that exist already, by the index of their set."""
     from tempfile import TemporaryDirectory
 
     from attnbench.report.page import furthest_off, write_page
@@ -115,9 +114,7 @@ def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pi
 
 
 def as_records(table: object) -> list[dict[str, object]]:
-    """The frame as JSON values, one object a row; missing figures are null, raw samples left out."""
-    import json
-
+    """The frame as JSON values, one object per row; missing figures are null, raw samples are not included."""
     import pandas as pd
 
     assert isinstance(table, pd.DataFrame)
@@ -131,13 +128,10 @@ def as_records(table: object) -> list[dict[str, object]]:
     return records
 
 
-LIMIT_S = 120.0
-
-
 def draw_worst(result: Result, folder: Path) -> Path | None:
-    """Draw the errors of a result into `folder`; None where its backend cannot be run here any more.
+    """Draw the errors of a result into `folder`; None if its backend no longer runs here.
 
-    A wrong backend may crash: it is run in a process of its own, for LIMIT_S at most.
+    A wrong backend may crash: it runs in a process of its own, for DRAW_TIMEOUT_S at most.
     """
     words = ["show", json.dumps(result.case), "--backend", result.backend, "--out", str(folder)]
     words += ["--seed", str(result.seed), "--distribution", result.distribution]
@@ -147,14 +141,14 @@ def draw_worst(result: Result, folder: Path) -> Path | None:
     picture = folder / "errors.png"
     picture.unlink(missing_ok=True)
     try:
-        subprocess.run(program, capture_output=True, timeout=LIMIT_S, check=False)
+        subprocess.run(program, capture_output=True, timeout=DRAW_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return None
     return picture if picture.exists() else None
 
 
 def embed(report: Path, result: Result, picture: Path) -> None:
-    """Put the picture at the end of a Markdown report."""
+    """Append the picture to a Markdown report."""
     from attnbench.report.cells import clean
 
     case, backend, reason = (

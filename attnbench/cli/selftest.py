@@ -1,4 +1,4 @@
-"""`attnbench selftest`: does the judge catch liars, and leave right backends alone?"""
+"""`attnbench selftest`: the judge's kill rate on planted bugs and its false-alarm rate on right backends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ def judge_the_judge(
     full: bool = typer.Option(
         False, "--full", help="All mutants, dtypes and seeds: up to 20 minutes on 2 cores."
     ),
-    jobs: int = typer.Option(
-        0, "--jobs", min=0, help="How many parts run side by side; 0: as many as cores."
-    ),
+    jobs: int = typer.Option(0, "--jobs", min=0, help="How many parts run in parallel; 0: one per core."),
     json_out: Path | None = typer.Option(None, "--json", help="Write the whole result to this file."),
     write: Path | None = typer.Option(None, "--write", help="Write the result as Markdown to this file."),
 ) -> None:
-    """Run planted bugs and right implementations past the judge: kill rate and false alarms, with intervals.
+    """Judge planted bugs and right implementations: kill rate and false-alarm rate, with intervals.
 
-    Exit 1 when more mutants are missed, or more right answers accused, than promised.
+    Exit 1 if more mutants are missed, or more right answers called wrong, than promised.
 
     Example: [bold]attnbench selftest[/bold]
     """

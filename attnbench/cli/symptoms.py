@@ -1,4 +1,4 @@
-"""What is installed, what is missing, what should the person do? Looked at, one symptom at a time; prints nothing."""
+"""The symptoms of this machine, examined one by one: what is installed, what is missing, what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUSY_SHARE = 0.5  # of the cores: other jobs at this load disturb timings
 
 @dataclass(frozen=True)
 class Symptom:
-    """One thing looked at: `state` fine, note (nothing to do), warning (something is lost) or bad (cannot work)."""
+    """One finding of `doctor`: `state` is fine, note (nothing to do), warning (a cost) or bad (cannot work)."""
 
     name: str
     state: Literal["fine", "note", "warning", "bad"]
@@ -47,8 +47,8 @@ def examine() -> Iterator[Symptom]:
 def _torch() -> Iterator[Symptom]:
     try:
         import torch
-    except ImportError as problem:
-        yield Symptom("torch", "bad", f"cannot be imported: {problem}", "pip install torch")
+    except ImportError as error:
+        yield Symptom("torch", "bad", f"cannot be imported: {error}", "pip install torch")
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     yield Symptom("torch", "fine", f"{torch.__version__}, {built}")
@@ -86,18 +86,20 @@ def _gpu() -> Iterator[Symptom]:
         yield Symptom(
             "gpu",
             "warning",
-            f"driver and CUDA build are here, but no device is seen: {why}",
+            f"the driver and a CUDA build are installed, but torch sees no device: {why}",
             "try nvidia-smi",
         )
 
 
 def _compiler() -> Symptom:
-    wanted = os.environ.get("CXX", "g++")
-    found = shutil.which(wanted)
-    if found:
-        return Symptom("c++ compiler", "fine", found)
+    compiler = os.environ.get("CXX", "g++")
+    path = shutil.which(compiler)
+    if path:
+        return Symptom("c++ compiler", "fine", path)
     do = "apt-get install g++ (or set CXX to a compiler)"
-    return Symptom("c++ compiler", "warning", f"no {wanted}: FlexAttention cannot be compiled on the CPU", do)
+    return Symptom(
+        "c++ compiler", "warning", f"no {compiler}: FlexAttention cannot be compiled on the CPU", do
+    )
 
 
 def _triton() -> Symptom:
@@ -117,7 +119,7 @@ def _temporary() -> Symptom:
     free = shutil.disk_usage(folder).free
     if free >= LEAST_TEMPORARY_BYTES:
         return Symptom("temporary files", "fine", f"{folder}, {free / GIB:.1f} GiB free")
-    do = "set TMPDIR to a folder with more room: compiled kernels and references go there"
+    do = "set TMPDIR to a folder with more space, for compiled kernels and references"
     return Symptom("temporary files", "warning", f"{folder} has {free / GIB:.2f} GiB free", do)
 
 
@@ -125,12 +127,10 @@ def _memory() -> Symptom:
     from attnbench.sweep.limits import available_memory_bytes, default_memory_limit_bytes
 
     available, limit = available_memory_bytes(), default_memory_limit_bytes()
-    said = f"{available / GIB:.1f} GiB available; a worker may take {limit / GIB:.1f} GiB"
+    text = f"{available / GIB:.1f} GiB available; a worker may take {limit / GIB:.1f} GiB"
     if available >= LEAST_MEMORY_BYTES:
-        return Symptom("memory", "fine", said)
-    return Symptom(
-        "memory", "warning", said, "end other programs, or leave long cases out: they would be oom"
-    )
+        return Symptom("memory", "fine", text)
+    return Symptom("memory", "warning", text, "end other programs, or skip long cases: they would be oom")
 
 
 def _threads() -> Symptom:
@@ -138,21 +138,21 @@ def _threads() -> Symptom:
 
     cores, logical = len(physical_cpus()), len(allowed_cpus())
     set_to = os.environ.get("OMP_NUM_THREADS")
-    said = f"{cores} cores may be used ({logical} of {os.cpu_count()} logical CPUs)"
+    text = f"{cores} cores may be used ({logical} of {os.cpu_count()} logical CPUs)"
     if set_to is not None and set_to != str(cores):
-        said += f", OMP_NUM_THREADS is {set_to}"
-        return Symptom("threads", "note", said, "unset OMP_NUM_THREADS to measure with all cores")
-    return Symptom("threads", "fine", said)
+        text += f", OMP_NUM_THREADS is {set_to}"
+        return Symptom("threads", "note", text, "unset OMP_NUM_THREADS to measure with all cores")
+    return Symptom("threads", "fine", text)
 
 
 def _load() -> Symptom:
     import psutil
 
     busy, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
-    said = f"{busy:.1f} jobs running on {cores} CPUs in the last minute"
+    text = f"{busy:.1f} jobs running on {cores} CPUs in the last minute"
     if busy <= BUSY_SHARE * cores:
-        return Symptom("load", "fine", said)
-    return Symptom("load", "warning", f"{said}: timings will spread", "end other jobs before you measure")
+        return Symptom("load", "fine", text)
+    return Symptom("load", "warning", f"{text}: timings will spread", "end other jobs before you measure")
 
 
 def _governor() -> Symptom:
@@ -163,7 +163,7 @@ def _governor() -> Symptom:
         return Symptom("cpu clock", "note", "its governor cannot be read (usual in containers)")
     if governor == "performance":
         return Symptom("cpu clock", "fine", f"governor {governor}")
-    do = "cpupower frequency-set -g performance, if short timings spread"
+    do = "if short timings spread: cpupower frequency-set -g performance"
     return Symptom("cpu clock", "note", f"governor {governor}: clocks follow the load", do)
 
 

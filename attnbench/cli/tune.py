@@ -1,4 +1,4 @@
-"""`attnbench tune`: which configuration of a backend's kernels is fastest on this GPU?"""
+"""`attnbench tune`: find the fastest configuration of a backend's kernels on this GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from attnbench.errors import AttnbenchError
 
 def tune_kernels(
     backend: str = typer.Argument("triton", help="A backend whose kernels can be tuned."),
-    to: Path | None = typer.Option(None, "--out", "-o", help="A folder that gets configurations.json too."),
+    to: Path | None = typer.Option(
+        None, "--out", "-o", help="Also write configurations.json to this folder."
+    ),
 ) -> None:
-    """Measure configurations on this GPU and keep the fastest right ones; needs a GPU and some minutes.
+    """Measure configurations on this GPU and keep the fastest right ones. Takes minutes and needs a GPU.
 
     Example: [bold]attnbench tune triton[/bold]
     """

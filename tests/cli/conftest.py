@@ -1,4 +1,4 @@
-"""What do the command line's tests share? A runner, and result folders made without running anything."""
+"""Fixtures of the command line's tests: a runner, and result folders made without running anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does `attnbench check` say right, say wrong with a command that shows it again, and exit accordingly?"""
+"""`attnbench check` exits 0 on a right backend, and 1 on a wrong one with a command that repeats the failure."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_a_picture_is_offered_of_wrong_values_and_not_of_how_they_came_about(
 
 def test_json_has_the_failure_with_its_case_and_place(mine: str, attnbench: Any) -> None:
     done = attnbench("check", mine, "--case", case("causal"), "--json")
-    told = json.loads(done.stdout)
-    assert told["ok"] is False
-    assert told["failures"][0]["case"]["mask"] == "causal"
-    assert len(told["failures"][0]["worst"]) == 4
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    assert report["failures"][0]["case"]["mask"] == "causal"
+    assert len(report["failures"][0]["worst"]) == 4
 
 
 def test_what_refuses_everything_is_not_called_right(mine: str, attnbench: Any) -> None:
@@ -98,7 +98,7 @@ def test_a_backend_that_is_not_installed_exits_3(attnbench: Any) -> None:
     assert missing[0] in done.stderr
 
 
-def test_a_page_of_the_self_test_that_cannot_be_written_is_said_before_anything_runs(
+def test_a_page_of_the_self_test_that_cannot_be_written_is_refused_before_anything_runs(
     tmp_path: Path, attnbench: Any
 ) -> None:
     done = attnbench("selftest", "--write", tmp_path)

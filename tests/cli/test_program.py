@@ -1,4 +1,4 @@
-"""Does every command explain itself, and does every mistake end in one line and its exit code?"""
+"""Every command explains itself, and every error ends in one line and its exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from attnbench.cli.app import Program
+from attnbench.cli.app import Program, app
 from attnbench.errors import AttnbenchError, BackendUnavailable, NotComparable, StoreError, SuiteError
 
 COMMANDS = ("list", "check", "run", "report", "compare", "gate", "doctor")
@@ -33,6 +33,16 @@ def test_the_help_of_a_command_has_an_example_that_names_it(command: str, attnbe
     assert done.exit_code == 0
     assert "Example:" in done.stdout
     assert f"attnbench {command}" in done.stdout.split("Example:")[1]
+
+
+def test_no_help_text_has_square_brackets_which_would_be_read_as_markup() -> None:
+    commands: Any = typer.main.get_command(app)
+    helps = {
+        f"{name} {option.name}": getattr(option, "help", None) or ""
+        for name, command in commands.commands.items()
+        for option in command.params
+    }
+    assert [where for where, text in helps.items() if "[" in text] == []
 
 
 @pytest.mark.parametrize("command", FOR_MACHINES)
@@ -59,14 +69,14 @@ def test_the_help_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "matplotlib", "scipy", "pyarrow", "triton"}
 
 
-def test_the_version_is_said(attnbench: Any) -> None:
+def test_the_version_is_printed(attnbench: Any) -> None:
     from attnbench import __version__
 
     assert attnbench("--version").stdout == f"attnbench {__version__}\n"
 
 
 @pytest.mark.parametrize(
-    ("problem", "code"),
+    ("error", "code"),
     [
         (AttnbenchError("no such thing; try another"), 2),
         (SuiteError("no suite"), 2),
@@ -77,34 +87,34 @@ def test_the_version_is_said(attnbench: Any) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_a_problem_is_one_line_and_its_exit_code(problem: BaseException, code: int) -> None:
-    app = typer.Typer(cls=Program)
+def test_an_error_is_one_line_and_its_exit_code(error: BaseException, code: int) -> None:
+    program = typer.Typer(cls=Program)
 
-    @app.command()
+    @program.command()
     def one() -> None:
-        raise problem
+        raise error
 
-    @app.command()
+    @program.command()
     def two() -> None: ...
 
-    done = CliRunner().invoke(app, ["one"])
+    done = CliRunner().invoke(program, ["one"])
     assert done.exit_code == code
     assert done.stderr.startswith("attnbench: ")
     assert done.stderr.count("\n") == 1
-    assert str(problem) in done.stderr
+    assert str(error) in done.stderr
 
 
 def test_a_file_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
-    app = typer.Typer(cls=Program)
+    program = typer.Typer(cls=Program)
 
-    @app.command()
+    @program.command()
     def one() -> None:
         (tmp_path / "no" / "folder.md").write_text("")
 
-    @app.command()
+    @program.command()
     def two() -> None: ...
 
-    done = CliRunner().invoke(app, ["one"])
+    done = CliRunner().invoke(program, ["one"])
     assert done.exit_code == 2
     assert "no/folder.md" in done.stderr
     assert "No such file or directory" in done.stderr
@@ -112,35 +122,35 @@ def test_a_file_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_said_without_a_traceback() -> None:
-    app = typer.Typer(cls=Program)
+def test_a_full_disk_is_reported_without_a_traceback() -> None:
+    program = typer.Typer(cls=Program)
 
-    @app.command()
+    @program.command()
     def one() -> None:
         Path("/dev/full").write_text("a page")
 
-    @app.command()
+    @program.command()
     def two() -> None: ...
 
-    done = CliRunner().invoke(app, ["one"])
+    done = CliRunner().invoke(program, ["one"])
     assert done.exit_code == 2
-    assert done.stderr == "attnbench: No space left on device; give another path, or put that right\n"
+    assert done.stderr == "attnbench: No space left on device; give another path, or fix it\n"
 
 
-def test_a_mistake_of_our_own_is_not_hidden() -> None:
-    app = typer.Typer(cls=Program)
+def test_a_bug_of_our_own_is_not_hidden() -> None:
+    program = typer.Typer(cls=Program)
 
-    @app.command()
+    @program.command()
     def one() -> None:
         raise ZeroDivisionError
 
-    @app.command()
+    @program.command()
     def two() -> None: ...
 
-    assert isinstance(CliRunner().invoke(app, ["one"]).exception, ZeroDivisionError)
+    assert isinstance(CliRunner().invoke(program, ["one"]).exception, ZeroDivisionError)
 
 
-def test_hostile_words_in_a_problem_are_inert(attnbench: Any) -> None:
+def test_hostile_text_in_an_error_is_inert(attnbench: Any) -> None:
     done = attnbench("report", "/no/\x1b]0;title\x07[bold]folder[/bold]")
     assert done.exit_code == 2
     assert "\x1b" not in done.stderr
@@ -235,7 +245,7 @@ def test_an_architecture_that_is_none_is_named(arch: str, command: tuple[str, ..
     assert f"no architecture {arch.split(',')[-1]!r}" in done.stderr
 
 
-def test_a_distribution_without_a_case_is_not_left_aside_in_silence(attnbench: Any) -> None:
+def test_a_distribution_without_a_case_is_refused(attnbench: Any) -> None:
     done = attnbench("check", "naive", "--distribution", "large")
     assert done.exit_code == 2
-    assert "give --case too" in done.stderr
+    assert "--distribution needs --case" in done.stderr

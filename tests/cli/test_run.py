@@ -1,4 +1,4 @@
-"""Does `attnbench run` do the whole job: sweep, keep, show, resume, stop?"""
+"""`attnbench run` sweeps, stores, prints, resumes and stops."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_finished_sweep_is_not_run_again_and_strict_fails_on_what_is_wrong(swe
     arguments = ["--backend", "naive,mine.py:twice,needs.py:much", "--out", "out", "--resume", "--strict"]
     done = attnbench_run(folder, *arguments)
     assert done.returncode == 1, done.stderr
-    assert "6 results are there already" in done.stderr
+    assert "6 results exist" in done.stderr
     assert (folder / "out" / "results.jsonl").read_bytes() == before
 
 
@@ -129,7 +129,7 @@ def test_sizes_are_read_in_powers_of_1024(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1G", "0", "8 apples"])
-def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+def test_a_text_that_is_no_size_is_refused_with_its_option(text: str) -> None:
     with pytest.raises(AttnbenchError, match="--memory-limit"):
         size_bytes(text, "--memory-limit")
 

@@ -1,4 +1,4 @@
-"""Does an interrupted self-test end, and its processes with it?"""
+"""An interrupted self-test ends, and its processes with it."""
 
 from __future__ import annotations
 

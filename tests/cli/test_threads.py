@@ -1,4 +1,4 @@
-"""Do torch's threads soon sleep while they wait, where nothing is timed? As OpenMP itself tells it."""
+"""torch's waiting threads sleep soon when nothing is timed, as OpenMP itself reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a report show where its worst failure is wrong?"""
+"""A report shows where its worst failure is wrong."""
 
 from __future__ import annotations
 
