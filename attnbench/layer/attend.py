@@ -1,4 +1,4 @@
-"""How is one backend called again and again? What depends on the case alone is prepared once and kept."""
+"""Call one backend many times: what depends on the case alone is prepared once and kept."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ AttentionFunction = Callable[..., Tensor]
 class Attend:
     """One backend under many calls, differentiable: `attend(q, k, v, mask=..., scale=...) -> [B, H, Q, Dv]`.
 
-    The backend is found once. A case (shapes, dtype, device, mask, scale, whether gradients are wanted) is
-    checked and prepared at its first call; later calls of the CASES_KEPT latest cases go straight to the kernel
-    where the backend can be called on other tensors (`Prepared.on`), and lower the mask again where it cannot.
-    Raises AttnbenchError with the backend's reason where it refuses a case.
+    The backend is resolved once. A case (shapes, dtype, device, mask, scale, whether gradients are wanted) is
+    checked and prepared at its first call. Later calls of the CASES_KEPT latest cases go straight to the kernel if
+    the backend can run on other tensors (`Prepared.on`); else they lower the mask again. Raises AttnbenchError with
+    the backend's reason if it refuses a case.
     """
 
     def __init__(self, name: str) -> None:
         self.backend = resolve(name)
         self.name = name
-        self.prepared = 0  # how often a case was prepared
+        self.prepared = 0  # number of preparations
         self._kept: OrderedDict[Hashable, tuple[Case, Prepared | None]] = OrderedDict()
 
     def __call__(
@@ -50,17 +50,17 @@ class Attend:
         """Attention of q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv]; `keep` multiplies the weights."""
         wants = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, mask, scale, wants)
-        known = None if scores else self._kept.get(key)
-        if known is None:
+        kept = None if scores else self._kept.get(key)
+        if kept is None:
             case = case_of(q, k, v, mask=mask, scores=scores, scale=scale)
             refusal = self.backend.refuses(case, q.device.type)
             if refusal is not None:
                 raise AttnbenchError(f"{self.name} refuses this case: {refusal.reason}")
         else:
-            case = known[0]
+            case = kept[0]
             self._kept.move_to_end(key)
-        if keep is None and known is not None and known[1] is not None:
-            again = known[1].on(q, k, v)
+        if keep is None and kept is not None and kept[1] is not None:
+            again = kept[1].on(q, k, v)
             if again is not None:
                 return called(again, case, q, k, v)
         inputs = Inputs(case, q, k, v, None, case.scores)
@@ -77,9 +77,9 @@ class Attend:
             raise AttnbenchError(f"{self.name} refuses this case: {reason}") from reason
 
     def _remember(self, key: Hashable, case: Case, prepared: Prepared) -> None:
-        # Kept on tensors without elements: what is kept holds the lowered mask, not the caller's activations.
-        none = torch.empty(0)
-        self._kept[key] = (case, prepared.on(none, none, none))
+        # On empty tensors, so that the lowered mask is kept but not the caller's activations.
+        empty = torch.empty(0)
+        self._kept[key] = (case, prepared.on(empty, empty, empty))
         if len(self._kept) > CASES_KEPT:
             self._kept.popitem(last=False)
 
@@ -113,21 +113,20 @@ class AttendFunction:
 
 @lru_cache(maxsize=32)
 def attend_with(backend: str | AttentionFunction) -> Attend | AttendFunction:
-    """The one Attend of a backend in this process, so that all layers of a model share what is prepared."""
+    """The one Attend of a backend in this process, so that all layers of a model share prepared cases."""
     return Attend(backend) if isinstance(backend, str) else AttendFunction(backend)
 
 
 def forget() -> None:
-    """Let go of every prepared case, as when a model is deleted."""
+    """Drop every prepared case, as when a model is deleted."""
     attend_with.cache_clear()
 
 
-def reason_of(problem: AttnbenchError) -> str:
+def refusal_reason(error: AttnbenchError) -> str:
     """The backend's own words in a refusal."""
-    text = str(problem)
-    return text.split(" refuses this case: ", 1)[-1]
+    return str(error).split(" refuses this case: ", 1)[-1]
 
 
-def known_name(backend: Any) -> str:
-    """The backend's name for messages, whether it was given as a name or as a function."""
+def backend_name(backend: Any) -> str:
+    """The name of a backend that is a name or a function."""
     return backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)

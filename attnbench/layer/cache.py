@@ -1,4 +1,4 @@
-"""Where do the keys and values of earlier tokens wait? A buffer that doubles, one for each layer."""
+"""A KV cache: the keys and values of earlier tokens in a buffer that doubles, one per layer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from attnbench.errors import LayerError
 class KVCache:
     """The keys and values that one layer has projected so far: [B, Hkv, length, D] each.
 
-    For generation: it is written in place, so it refuses tensors that want gradients. `capacity` is the length
-    for which room is made at first; the buffer doubles where that is not enough.
+    For generation: it is written in place, so it refuses tensors that want gradients. `capacity` is the
+    initial length of the buffer, which doubles when it is full.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -24,7 +24,7 @@ class KVCache:
         self._v: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k, v [B, Hkv, new, D] after those that are there; gives all of them, views of the buffer."""
+        """Append k, v [B, Hkv, new, D]; returns all keys and values so far, as views of the buffer."""
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise LayerError(
                 "a KV cache is written in place and carries no gradients; call the layer under torch.no_grad()"
@@ -32,7 +32,7 @@ class KVCache:
         if self._k is not None and (self._k.shape[:2] != k.shape[:2] or self._k.dtype != k.dtype):
             raise LayerError(
                 f"the cache holds {self._k.dtype} keys of batch {self._k.shape[0]} and {self._k.shape[1]} heads, "
-                f"but {k.dtype} keys of batch {k.shape[0]} and {k.shape[1]} heads were given; "
+                f"but {k.dtype} keys of batch {k.shape[0]} and {k.shape[1]} heads were passed; "
                 "take a new KVCache for a new batch"
             )
         end = self.length + k.shape[2]

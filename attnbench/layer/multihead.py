@@ -1,4 +1,4 @@
-"""What is the layer around attention? torch's MultiheadAttention, parameter for parameter, on any backend."""
+"""torch's MultiheadAttention, parameter for parameter, on any backend."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnbench.errors import LayerError
-from attnbench.layer.attend import AttentionFunction, attend_with, known_name
+from attnbench.layer.attend import AttentionFunction, attend_with, backend_name
 from attnbench.layer.cache import KVCache
 from attnbench.layer.mask_argument import as_mask
 from attnbench.layer.weights import attention_weights
 from attnbench.problem import Full, Mask
 
-TORCH_WORDS = {
-    "key_padding_mask": "give mask=~key_padding_mask (here True means may attend)",
-    "attn_mask": "give mask=~attn_mask[None, None] (here True means may attend), or a mask of the algebra",
-    "is_causal": "give mask=ab.Causal('top_left'), which is torch's, or ab.Causal()",
+TORCH_ARGUMENTS = {
+    "key_padding_mask": "pass mask=~key_padding_mask (here True means may attend)",
+    "attn_mask": "pass mask=~attn_mask[None, None] (here True means may attend), or a mask of the algebra",
+    "is_causal": "pass mask=ab.Causal('top_left'), which is torch's, or ab.Causal()",
 }
 
 
@@ -31,12 +31,12 @@ class MultiheadAttention(nn.Module):
     `num_heads` the projections have torch's separate names: q_proj_weight [E, E], k_proj_weight and
     v_proj_weight [kv_heads * head_dim, E], with one in_proj_bias over q, k and v.
 
-    Unlike torch's: batch first unless told otherwise; masks are of the algebra, or bool tensors where True
-    means *may attend*; a query without any key gets 0 from attention (torch's gives NaN).
+    Unlike torch's: batch first by default; masks are of the algebra, or bool tensors in which True means
+    *may attend*; a query without any key gets 0 from attention (torch's gives NaN).
 
     backend     a name, `path/to/file.py:function`, or a function fn(q, k, v, *, mask, scores, scale)
     dropout     on the attention weights, in training mode only, drawn from torch's generator. Backends that
-                cannot drop weights refuse the call. It takes [B, H, Q, K] of memory whatever the backend.
+                cannot drop weights refuse the call. It takes [B, H, Q, K] of memory on any backend.
     """
 
     in_proj_bias: Tensor | None
@@ -60,7 +60,7 @@ class MultiheadAttention(nn.Module):
         self.embed_dim, self.num_heads, self.kv_heads = embed_dim, num_heads, kv_heads
         self.head_dim = embed_dim // num_heads
         self.dropout, self.batch_first = float(dropout), batch_first
-        attend_with(backend)  # an unknown or unavailable backend is said here, not in the first step
+        attend_with(backend)  # an unknown or unavailable backend fails here, not in the first step
         self.backend = backend
         new: dict[str, Any] = {"device": device, "dtype": dtype}
         kv_dim = kv_heads * self.head_dim
@@ -87,7 +87,7 @@ class MultiheadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         grouped = f", kv_heads={self.kv_heads}" if self.kv_heads != self.num_heads else ""
-        return f"{self.embed_dim}, {self.num_heads}{grouped}, backend={known_name(self.backend)!r}"
+        return f"{self.embed_dim}, {self.num_heads}{grouped}, backend={backend_name(self.backend)!r}"
 
     def forward(
         self,
@@ -99,34 +99,34 @@ class MultiheadAttention(nn.Module):
         need_weights: bool = False,
         average_attn_weights: bool = True,
         cache: KVCache | None = None,
-        **torch_words: Any,
+        **torch_arguments: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(output, weights or None), as torch gives them.
+        """(output, weights or None), as torch returns them.
 
         query [B, Q, E], key and value [B, K, E] ([Q, B, E] and [K, B, E] with batch_first=False). `mask`: see
         `mask_argument.as_mask`; with a cache its keys count from the first one cached. `need_weights` computes the
-        weights beside the backend (plainly, in [B, H, Q, K] of memory): [B, Q, K] averaged over heads, or
-        [B, H, Q, K]; the output stays the backend's. `cache` takes this call's keys and values in and attends
-        to all that it holds. Raises LayerError, and AttnbenchError where the backend refuses.
+        weights apart from the backend (plainly, in [B, H, Q, K] of memory): [B, Q, K] averaged over heads, or
+        [B, H, Q, K]; the output stays the backend's. `cache` appends this call's keys and values, and attention is
+        over all it holds. Raises LayerError, and AttnbenchError if the backend refuses.
         """
-        if torch_words:
-            word = next(iter(torch_words))
-            hint = TORCH_WORDS.get(word, "it takes mask, need_weights, average_attn_weights, cache")
-            raise LayerError(f"forward has no {word}: {hint}")
+        if torch_arguments:
+            name = next(iter(torch_arguments))
+            hint = TORCH_ARGUMENTS.get(name, "it takes mask, need_weights, average_attn_weights, cache")
+            raise LayerError(f"forward has no {name}: {hint}")
         self._check_inputs(query, key, value)
         q, k, v = self._project(query, key, value)  # [B, H, Q, D], [B, Hkv, K, D] twice
         if cache is not None:
             k, v = cache.append(k, v)
-        asked = as_mask(mask, q.shape[0], self.num_heads, q.shape[2], k.shape[2])
+        read_mask = as_mask(mask, q.shape[0], self.num_heads, q.shape[2], k.shape[2])
         keep = self._keep(q, k) if self.training and self.dropout else None
-        out = attend_with(self.backend)(q, k, v, mask=asked, keep=keep)  # [B, H, Q, D]
+        out = attend_with(self.backend)(q, k, v, mask=read_mask, keep=keep)  # [B, H, Q, D]
         merged = out.transpose(1, 2).flatten(2)  # [B, Q, E]
-        given = self.out_proj(merged if self.batch_first else merged.transpose(0, 1))
+        projected = self.out_proj(merged if self.batch_first else merged.transpose(0, 1))
         if not need_weights:
-            return given, None
-        weights = attention_weights(q, k, asked)
+            return projected, None
+        weights = attention_weights(q, k, read_mask)
         weights = weights if keep is None else weights * keep
-        return given, weights.mean(dim=1) if average_attn_weights else weights
+        return projected, weights.mean(dim=1) if average_attn_weights else weights
 
     def _projections(self) -> tuple[Tensor, ...]:
         if self.kv_heads == self.num_heads:
@@ -156,7 +156,7 @@ class MultiheadAttention(nn.Module):
         return split.transpose(1, 2) if self.batch_first else split.permute(1, 2, 0, 3)
 
     def _keep(self, q: Tensor, k: Tensor) -> Tensor:
-        """What multiplies each weight: 0 with probability `dropout`, else 1 / (1 - dropout): [B, H, Q, K]."""
+        """The factor of each weight: 0 with probability `dropout`, else 1 / (1 - dropout): [B, H, Q, K]."""
         shape = (*q.shape[:3], k.shape[2])
         keep = torch.empty(shape, device=q.device, dtype=q.dtype).bernoulli_(1 - self.dropout)
         return keep.div_(1 - self.dropout)
@@ -168,12 +168,12 @@ class MultiheadAttention(nn.Module):
         for name, x in (("query", query), ("key", key), ("value", value)):
             if x.ndim != 3:
                 raise LayerError(
-                    f"{name} is {order}, not of shape {list(x.shape)}; give a batch of 1 for one text"
+                    f"{name} is {order}, not of shape {list(x.shape)}; pass a batch of 1 for one text"
                 )
             if x.shape[2] != self.embed_dim:
                 raise LayerError(
                     f"{name} has {x.shape[2]} features, but embed_dim is {self.embed_dim}; the layer projects "
-                    "query, key and value from the same width: project it before the layer"
+                    "query, key and value from the same width: project it beforehand"
                 )
             if x.shape[batch] != query.shape[batch]:
                 raise LayerError(
@@ -195,7 +195,7 @@ class MultiheadAttention(nn.Module):
             raise LayerError(f"query, key and value need at least one token and one batch row ({order})")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # torch pads its own state with these where add_bias_kv is on: those have no place here.
+        # torch's state has these with add_bias_kv=True; this layer has no such parameters.
         for name in ("bias_k", "bias_v"):
             if prefix + name in state_dict:
                 raise LayerError(

@@ -1,175 +1,26 @@
-"""How do other people's models run on a backend? Their calls of scaled_dot_product_attention are led to it."""
+"""`use_backend` runs the attention of unchanged models on a backend, by exchanging torch's function."""
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from attnbench.errors import AttnbenchError, LayerError
-from attnbench.layer.attend import (
-    Attend,
-    AttendFunction,
-    AttentionFunction,
-    attend_with,
-    known_name,
-    reason_of,
-)
-from attnbench.layer.sdpa_mask import MaskReader
-from attnbench.problem import Causal, Full, Mask, Score
+from attnbench.errors import LayerError
+from attnbench.layer import transformers_interface
+from attnbench.layer.attend import AttentionFunction, attend_with, backend_name
+from attnbench.layer.router import ACTIVE, TORCH_SDPA, Routed, Router
 
-TORCHS = F.scaled_dot_product_attention
 OTHERWISE = ("refuse", "torch")
 
 
-@dataclass
-class Routed:
-    """What became of the calls: `count` rerouted, of which kinds, and how many torch computed, for which reasons."""
-
-    backend: str
-    count: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    left_to_torch: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        lines = [f"{self.count} calls rerouted to {self.backend}"]
-        lines += [f"  {count} x {kind}" for kind, count in self.kinds.most_common()]
-        left = sum(self.left_to_torch.values())
-        lines += [f"{left} calls left to torch"] if left else []
-        lines += [f"  {count} x {reason}" for reason, count in self.left_to_torch.most_common()]
-        return "\n".join(lines)
-
-
-class Router:
-    """Takes calls of scaled_dot_product_attention, in torch's words, to one backend."""
-
-    def __init__(self, attend: Attend | AttendFunction, otherwise: str) -> None:
-        self.attend, self.otherwise = attend, otherwise
-        self.routed = Routed(attend.name)
-        self.read = MaskReader()
-        self._inside = threading.local()
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the backend itself is calling: its own use of torch's function is torch's."""
-        return getattr(self._inside, "now", False)
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        """torch.nn.functional.scaled_dot_product_attention on the backend."""
-        words: dict[str, Any] = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
-        words |= {"scale": scale, "enable_gqa": enable_gqa}
-        if self.is_inside:
-            return TORCHS(query, key, value, **words)
-        try:
-            return self._on_backend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        except AttnbenchError as problem:
-            reason = reason_of(problem)
-            if self.otherwise == "refuse":
-                shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
-                raise AttnbenchError(
-                    f"{self.attend.name} refuses a call of scaled_dot_product_attention on {shapes}: {reason}; "
-                    "use_backend(..., otherwise='torch') leaves such calls to torch and counts them"
-                ) from problem
-            self.routed.left_to_torch[reason] += 1
-        with self._as_inside():
-            return TORCHS(query, key, value, **words)
-
-    @contextmanager
-    def _as_inside(self) -> Iterator[None]:
-        self._inside.now = True
-        try:
-            yield
-        finally:
-            self._inside.now = False
-
-    def _on_backend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        dropout_p: float,
-        is_causal: bool,
-        scale: float | None,
-        enable_gqa: bool,
-    ) -> Tensor:
-        if attn_mask is not None and is_causal:
-            raise LayerError("torch takes a mask or is_causal, not both")
-        q, k, v = (_four_dimensions(x) for x in (query, key, value))
-        if q.shape[1] != k.shape[1] and not enable_gqa:
-            raise LayerError(f"{q.shape[1]} query heads, {k.shape[1]} key heads, and enable_gqa is off")
-        mask: Mask = Causal("top_left") if is_causal else Full()
-        scores: tuple[Score, ...] = ()
-        if attn_mask is not None:
-            mask, scores = self.read(attn_mask, q, k)
-        out = self.call(q, k, v, mask=mask, scores=scores, scale=scale, keep=self.keep(q, k, dropout_p))
-        return out.reshape(*query.shape[:-1], value.shape[-1])
-
-    def keep(self, q: Tensor, k: Tensor, dropout: float) -> Tensor | None:
-        """What dropout multiplies the weights with, [B, H, Q, K]; None without dropout."""
-        if dropout <= 0:
-            return None
-        drawn = torch.empty(*q.shape[:3], k.shape[2], dtype=q.dtype, device=q.device)
-        return drawn.bernoulli_(1 - dropout).div_(1 - dropout)
-
-    def call(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        mask: Mask,
-        scores: Sequence[Score],
-        scale: float | None,
-        keep: Tensor | None,
-    ) -> Tensor:
-        """The backend's answer, counted where it gave one."""
-        with self._as_inside():
-            out = self.attend(q, k, v, mask=mask, scores=tuple(scores), scale=scale, keep=keep)
-        self.routed.count += 1
-        self.routed.kinds[_kind(q, k, mask, scores, keep)] += 1
-        return out
-
-
-def _kind(q: Tensor, k: Tensor, mask: Mask, scores: Sequence[Score], keep: Tensor | None) -> str:
-    words = [
-        f"q {q.shape[2]}, k {k.shape[2]}",
-        f"heads {q.shape[1]}:{k.shape[1]}",
-        " & ".join(sorted(mask.kinds)),
-    ]
-    words += sorted(score.kind for score in scores) + (["dropout"] if keep is not None else [])
-    return ", ".join(words)
-
-
-def _four_dimensions(x: Tensor) -> Tensor:
-    if x.ndim == 4:
-        return x
-    if x.ndim == 3:
-        return x.unsqueeze(1)  # [B, S, D] is one head
-    raise LayerError(f"takes tensors of 3 or 4 dimensions, not {x.ndim}")
-
-
 class _DirectCalls(TorchFunctionMode):
-    """Sees calls through references to torch's function that were taken before it was exchanged."""
+    """Routes calls through references to torch's function that were taken before the exchange."""
 
     def __init__(self, router: Router) -> None:
         super().__init__()
@@ -178,37 +29,31 @@ class _DirectCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is TORCHS and not self.router.is_inside:
+        if func is TORCH_SDPA and not self.router.is_inside:
             return self.router(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-ACTIVE: list[Router] = []
-
-
 @contextmanager
 def use_backend(backend: str | AttentionFunction, *, otherwise: str = "refuse") -> Iterator[Routed]:
-    """Lead every call of torch.nn.functional.scaled_dot_product_attention to a backend, and count them.
+    """Reroute every call of torch.nn.functional.scaled_dot_product_attention to a backend, and count them.
 
-    Calls inside torch.nn modules (whose native fast path is off meanwhile: it has no such call) and through
-    references taken earlier are led too; code compiled earlier by torch.compile is not, nor attention that
-    is written without this function (torch.nn.MultiheadAttention with need_weights=True). A call that the
-    backend refuses raises AttnbenchError with the reason; with `otherwise="torch"` torch computes it, and
-    `left_to_torch` counts it by reason. Where transformers is imported, models with
-    `attn_implementation="attnbench"` run on the backend too, softcap and sinks included.
+    Calls inside torch.nn modules (whose native fast path, which has no such call, is off meanwhile) and through
+    references taken earlier are rerouted too. Code compiled earlier by torch.compile is not, nor attention written
+    without this function (torch.nn.MultiheadAttention with need_weights=True). A call that the backend refuses
+    raises AttnbenchError with the reason; with `otherwise="torch"` torch computes it, and `left_to_torch` counts
+    it by reason. If transformers is imported, models with `attn_implementation="attnbench"` run on the backend
+    too, softcap and sinks included.
 
-    The exchange is for the whole process; other threads' calls are led as well. Contexts nest; the inner
-    one counts.
+    The exchange holds for the whole process, other threads included. Contexts nest; the inner one counts.
     """
     if otherwise not in OTHERWISE:
         raise LayerError(f"otherwise is {' or '.join(map(repr, OTHERWISE))}, not {otherwise!r}")
     if any(router.is_inside for router in ACTIVE):
-        raise LayerError(f"use_backend({known_name(backend)!r}) inside a backend's own computation")
+        raise LayerError(f"use_backend({backend_name(backend)!r}) inside a backend's own computation")
     router = Router(attend_with(backend), otherwise)
     if "transformers" in sys.modules:
-        from attnbench.layer.transformers_interface import register
-
-        register()
+        transformers_interface.register()
     before, fast_path = F.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     F.scaled_dot_product_attention = router  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What does an attn_mask of scaled_dot_product_attention mean? A mask of the algebra, and a bias where it adds one."""
+"""The attn_mask of scaled_dot_product_attention as a mask of the algebra, and as a bias if it adds one."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from torch import Tensor
 from attnbench.errors import LayerError
 from attnbench.problem import Bias, Causal, Explicit, Extent, Full, Mask, Padding, Score
 
-READ_LATELY = 4  # a model gives one mask to all its layers; a decoder with cross attention two
+MASKS_KEPT = 4  # a model passes one mask to all its layers; a decoder with cross attention two
 
 
 class MaskReader:
     """Reads mask tensors into the algebra, each once while it is alive and unchanged.
 
-    Reading copies the mask to the host. Patterns are recognised (full, causal either way, padding, and both),
-    and each recognition is verified on every element; anything else becomes `Explicit`.
+    Reading copies the mask to the host. Full, causal (either alignment), padding and causal with padding are
+    recognised, and verified on every element; anything else becomes `Explicit`.
     """
 
     def __init__(self) -> None:
-        self._known: list[tuple[weakref.ref[Tensor], int, Extent, Mask]] = []
+        self._kept: list[tuple[weakref.ref[Tensor], int, Extent, Mask]] = []
 
-    def __call__(self, given: Tensor, q: Tensor, k: Tensor) -> tuple[Mask, tuple[Score, ...]]:
+    def __call__(self, attn_mask: Tensor, q: Tensor, k: Tensor) -> tuple[Mask, tuple[Score, ...]]:
         """(mask, score changes) of a bool mask (True may attend) or a float mask (added to the scores)."""
         extent = Extent(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        given4 = _four_dimensions(given, extent)
-        if given.dtype == torch.bool:
-            return self._of_flags(given, given4, extent), ()
-        if not given.dtype.is_floating_point:
-            raise LayerError(f"a mask is bool or floating, not {given.dtype}")
-        cut = given4.detach() <= torch.finfo(given.dtype).min
-        if given.requires_grad or not bool(((given4 == 0) | cut).all()):
-            minus_infinity = given4.detach() == -torch.inf
-            bias = Bias(given4.masked_fill(minus_infinity, 0.0).to(q.dtype))
+        mask4 = _four_dimensions(attn_mask, extent)
+        if attn_mask.dtype == torch.bool:
+            return self._of_flags(attn_mask, mask4, extent), ()
+        if not attn_mask.dtype.is_floating_point:
+            raise LayerError(f"a mask is bool or floating, not {attn_mask.dtype}")
+        cut = mask4.detach() <= torch.finfo(attn_mask.dtype).min
+        if attn_mask.requires_grad or not bool(((mask4 == 0) | cut).all()):
+            minus_infinity = mask4.detach() == -torch.inf
+            bias = Bias(mask4.masked_fill(minus_infinity, 0.0).to(q.dtype))
             return recognised(~minus_infinity, extent), (bias,)
         empty = cut.all(dim=-1)
-        if bool(empty.any()) and not bool((given4[empty] == -torch.inf).all()):
+        if bool(empty.any()) and not bool((mask4[empty] == -torch.inf).all()):
             raise LayerError(
                 "the float mask has rows in which every key is at the dtype's smallest number: torch averages "
-                "over all keys there, which is no mask; give a bool mask, or -inf"
+                "over all keys there, which is no mask; pass a bool mask, or -inf"
             )
-        return self._of_flags(given, ~cut, extent), ()
+        return self._of_flags(attn_mask, ~cut, extent), ()
 
-    def _of_flags(self, given: Tensor, allowed: Tensor, extent: Extent) -> Mask:
-        for tensor, version, of, mask in self._known:
-            if tensor() is given and version == given._version and of == extent:
+    def _of_flags(self, attn_mask: Tensor, allowed: Tensor, extent: Extent) -> Mask:
+        for tensor, version, of, mask in self._kept:
+            if tensor() is attn_mask and version == attn_mask._version and of == extent:
                 return mask
         mask = recognised(allowed, extent)
-        alive = [one for one in self._known if one[0]() is not None]
-        self._known = [*alive, (weakref.ref(given), given._version, extent, mask)][-READ_LATELY:]
+        alive = [one for one in self._kept if one[0]() is not None]
+        self._kept = [*alive, (weakref.ref(attn_mask), attn_mask._version, extent, mask)][-MASKS_KEPT:]
         return mask
 
 
-def _four_dimensions(given: Tensor, extent: Extent) -> Tensor:
-    shape = (1,) * (4 - given.ndim) + tuple(given.shape)
-    if given.ndim == 3 and extent.heads == 1:
-        shape = (given.shape[0], 1, *given.shape[1:])  # [B, Q, K] beside [B, S, D] tensors
+def _four_dimensions(attn_mask: Tensor, extent: Extent) -> Tensor:
+    shape = (1,) * (4 - attn_mask.ndim) + tuple(attn_mask.shape)
+    if attn_mask.ndim == 3 and extent.heads == 1:
+        shape = (attn_mask.shape[0], 1, *attn_mask.shape[1:])  # [B, Q, K] beside [B, S, D] tensors
     full = (extent.batch, extent.heads, extent.q_len, extent.k_len)
-    if given.ndim > 4 or any(have not in (1, want) for have, want in zip(shape, full, strict=True)):
-        raise LayerError(f"a mask of shape {list(given.shape)} does not broadcast to {list(full)}")
-    return given.reshape(shape)
+    if attn_mask.ndim > 4 or any(have not in (1, want) for have, want in zip(shape, full, strict=True)):
+        raise LayerError(f"a mask of shape {list(attn_mask.shape)} does not broadcast to {list(full)}")
+    return attn_mask.reshape(shape)
 
 
 def recognised(allowed: Tensor, extent: Extent) -> Mask:
@@ -76,14 +76,14 @@ def recognised(allowed: Tensor, extent: Extent) -> Mask:
         flags = flags[:1]
     if flags.shape[1] == 1:
         for mask in _candidates(flags[:, 0], extent):
-            found = mask.materialize(extent.batch, 1, extent.q_len, extent.k_len)
-            if bool((found == flags).all()):
+            dense = mask.materialize(extent.batch, 1, extent.q_len, extent.k_len)
+            if bool((dense == flags).all()):
                 return mask
     return Explicit(flags)
 
 
 def _candidates(flags: Tensor, extent: Extent) -> list[Mask]:
-    """Masks that [B|1, Q, K] flags may be, the likeliest first."""
+    """The masks that [B|1, Q, K] flags may be, the likeliest first."""
     causal: list[Mask] = [Causal()]
     if extent.shift:
         causal.append(Causal("top_left"))

@@ -1,4 +1,4 @@
-"""How do models of the library transformers run on a backend? `attn_implementation="attnbench"` under use_backend."""
+"""Models of transformers run on a backend with `attn_implementation="attnbench"` under `use_backend`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from attnbench.errors import LayerError
+from attnbench.layer.router import ACTIVE
 from attnbench.problem import Causal, Full, Mask, Score, Sink, Softcap
 
-NAME = "attnbench"
+IMPLEMENTATION = "attnbench"
 
 
 def register() -> None:
-    """Make the name known to transformers, with the masks that its sdpa implementation gets."""
+    """Register the implementation with transformers, with the masks of its sdpa implementation."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
 def attention_forward(
@@ -37,11 +38,9 @@ def attention_forward(
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """One attention of a transformers model: q [B, H, Q, D], k, v [B, Hkv, K, D]; gives [B, Q, H, D]."""
-    from attnbench.layer.reroute import ACTIVE
-
     if not ACTIVE:
         raise LayerError(
-            "a model with attn_implementation='attnbench' runs under `with ab.use_backend(NAME):`, and none is active"
+            "attn_implementation='attnbench' needs `with ab.use_backend(NAME):` around the call, and none is active"
         )
     router = ACTIVE[-1]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -50,7 +49,7 @@ def attention_forward(
     if attention_mask is not None:
         mask, scores = router.read(attention_mask, query, key)
     if position_bias is not None:
-        raise LayerError("position_bias of transformers is not taken; use its sdpa implementation")
+        raise LayerError("position_bias of transformers is not supported; use its sdpa implementation")
     if softcap is not None:
         scores = (*scores, Softcap(softcap))
     if s_aux is not None:

@@ -1,4 +1,4 @@
-"""Who attends whom, and how much? The attention weights themselves, written down plainly."""
+"""The attention weights themselves, computed plainly."""
 
 from __future__ import annotations
 

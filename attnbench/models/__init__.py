@@ -1,1 +1,1 @@
-"""The model suites: a small Transformer, trained and sampled, on text, code and digits that ship with Python."""
+"""The model suites: a small Transformer, trained and decoded, on text, code and digits that ship with Python."""

@@ -1,7 +1,7 @@
-"""Does decoding with a KV cache give the logits of full attention? Prefill, then token by token, on every backend.
+"""The suite `generation`: decoding with a KV cache must give the logits of full attention, on every backend.
 
-The yardstick is the same decoder in float64 over the whole text at once, with the spread that float32's roundings
-give it; a position whose logits leave that spread is where a backend, or its mask, or the cache, is wrong.
+The reference is the same decoder in float64 over the whole text at once, with the spread that float32's roundings
+give it. At a position whose logits exceed that spread, the backend, its mask or the cache is wrong.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.errors import AttnbenchError, BackendUnavailable
+from attnbench.errors import AttnbenchError
 from attnbench.judge.verdict import MAX_Z
-from attnbench.layer.attend import attend_with, forget, reason_of
+from attnbench.layer.attend import attend_with, backend_name, forget
 from attnbench.measure.fingerprint import fingerprint
+from attnbench.models import texts
 from attnbench.models.record import ModelRun, TooSlow, finite
 from attnbench.models.rounding import Spread, exact_attention, spread
+from attnbench.models.suite import SURVIVED, chosen_tasks, default_backends, failed
+from attnbench.models.transformer import Decoder, Shape
 from attnbench.problem import Causal, Mask, Padding, SlidingWindow
 
-from . import texts
-from .training import FAULTS, chosen_tasks, default_backends
-from .transformer import Decoder, Shape
-
-NAME = "generation"
-DTYPES = ("fp32",)
+SUITE = "generation"
+DECODED_DTYPES = ("fp32",)
 CAUSAL = Causal()
-LIMIT_S = 10.0  # what a backend may spend on decoding one text
+DECODE_LIMIT_S = 10.0  # per backend and text
 PROMPT, STEPS, ROWS = 24, {"cpu": 24, "cuda": 128}, 3
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way of decoding: the heads, the mask, and how many of a row's prompt tokens are padding on the left."""
+    """One way of decoding: the heads, the mask, and the number of left padding tokens of each row."""
 
     name: str
     kv_heads: int | None = None
@@ -46,20 +45,20 @@ class Form:
     pads: tuple[int, ...] = ()
 
     def model(self, backend: Any, seed: int) -> Decoder:
-        """The decoder from a seed: random weights attend as widely as they ever will."""
+        """The untrained decoder from a seed, whose attention is spread widest."""
         torch.manual_seed(seed)
         return Decoder(Shape(texts.VOCABULARY, kv_heads=self.kv_heads), backend, self.mask)
 
     def padding(self, length: int) -> Mask | None:
-        """The keys that are real when `length` tokens are there."""
+        """The mask of real keys among `length` tokens."""
         return Padding([length - pad for pad in self.pads], "left") if self.pads else None
 
     def real(self, logits: Tensor) -> Tensor:
-        """Logits [B, S, V] with those of padding tokens, which mean nothing, at zero."""
+        """Logits [B, S, V] with those of padding tokens, which are meaningless, set to zero."""
         if not self.pads:
             return logits
-        places = torch.arange(logits.shape[1], device=logits.device)
-        kept = places[None] >= torch.tensor(self.pads, device=logits.device)[:, None]
+        positions = torch.arange(logits.shape[1], device=logits.device)
+        kept = positions[None] >= torch.tensor(self.pads, device=logits.device)[:, None]
         return torch.where(kept[..., None], logits, 0.0)
 
 
@@ -78,26 +77,26 @@ def decode(
     prompt: int,
     limit_s: float = math.inf,
 ) -> tuple[Tensor, list[float]]:
-    """Logits [B, S, V] from a prefill of `prompt` tokens and one call a token after it, and milliseconds a call."""
-    caches, found, spent_ms = model.new_caches(), [], []
+    """Logits [B, S, V] from a prefill of `prompt` tokens and one call per further token, and milliseconds per call."""
+    caches, logits, spent_ms = model.new_caches(), [], []
     with torch.no_grad():
         for start, end in [(0, prompt), *((n, n + 1) for n in range(prompt, tokens.shape[1]))]:
             start_ns = time.perf_counter_ns()
-            found.append(model(tokens[:, start:end], caches=caches, padding=padding(end)))
+            logits.append(model(tokens[:, start:end], caches=caches, padding=padding(end)))
             if tokens.is_cuda:
                 torch.cuda.synchronize(tokens.device)
             spent_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
             if sum(spent_ms) > 1e3 * limit_s:
                 raise TooSlow(
-                    f"{end} of {tokens.shape[1]} tokens in {sum(spent_ms) / 1e3:.0f} s; {limit_s:.0f} s were given; "
+                    f"{end} of {tokens.shape[1]} tokens in {sum(spent_ms) / 1e3:.0f} s; the limit is {limit_s:.0f} s; "
                     "does it compile every length anew?"
                 )
-    return torch.cat(found, dim=1), spent_ms
+    return torch.cat(logits, dim=1), spent_ms
 
 
-def by_position(budget: Spread, given: Tensor) -> list[float]:
-    """How far the logits [B, S, V] of each position are off, in units of what is allowed."""
-    z = (given.double() - budget.value).abs() / budget.sigma.clamp_min(torch.finfo(torch.float64).tiny)
+def by_position(budget: Spread, logits: Tensor) -> list[float]:
+    """The error of the logits [B, S, V] at each position, in units of what is allowed."""
+    z = (logits.double() - budget.value).abs() / budget.sigma.clamp_min(torch.finfo(torch.float64).tiny)
     over = z.nan_to_num(nan=math.inf).amax(dim=(0, 2)) / MAX_Z["dense"]
     return [float(x) for x in over]
 
@@ -110,16 +109,16 @@ def run(
     steps: int | None = None,
     tasks: Iterable[str] | None = None,
     done: Iterable[ModelRun] = (),
-    dtypes: Iterable[str] = DTYPES,
-    limit_s: float = LIMIT_S,
+    dtypes: Iterable[str] = DECODED_DTYPES,
+    limit_s: float = DECODE_LIMIT_S,
 ) -> Iterator[ModelRun]:
-    """Every form on every backend, each as soon as it is done; those in `done` are not run again."""
-    if tuple(dtypes) != DTYPES:
-        raise AttnbenchError(f"{NAME} decodes in fp32 only; leave --dtype out")
+    """Every form on every backend, each as soon as it is done; those in `done` are neither run nor yielded again."""
+    if tuple(dtypes) != DECODED_DTYPES:
+        raise AttnbenchError(f"{SUITE} decodes in fp32 only; drop --dtype")
     steps = STEPS[device.split(":")[0]] if steps is None else steps
-    chosen = chosen_tasks(NAME, [form.name for form in FORMS], tasks)
+    chosen = chosen_tasks(SUITE, [form.name for form in FORMS], tasks)
     forms = [form for form in FORMS if form.name in chosen]
-    known = {run.key for run in done}
+    done_keys = {run.key for run in done}
     names = default_backends(device) if backends is None else backends
     machine = fingerprint(device)["machine"]
     for form in forms:
@@ -129,20 +128,19 @@ def run(
         tokens = texts.encoded(rows, length)[0].to(device)
         budget: Spread | None = None
         for backend in names:
-            name = backend if isinstance(backend, str) else backend.__name__
             started = datetime.now(UTC).isoformat(timespec="seconds")
             record = ModelRun(
-                suite=NAME,
+                suite=SUITE,
                 task=form.name,
                 role="backend",
-                backend=name,
+                backend=backend_name(backend),
                 seed=seed,
                 steps=steps,
                 device=device,
                 machine=machine,
                 started_at=started,
             )
-            if record.key in known:
+            if record.key in done_keys:
                 continue
             budget = _budget(form, seed, tokens) if budget is None else budget
             yield _on_backend(form, backend, record, tokens, budget, limit_s)
@@ -150,7 +148,7 @@ def run(
 
 
 def _budget(form: Form, seed: int, tokens: Tensor) -> Spread:
-    """The logits of the whole text at once in float64, and what float32's roundings do to them."""
+    """The logits of the whole text at once in float64, and the effect of float32's roundings on them."""
     double = form.model(exact_attention, seed).to(device=tokens.device, dtype=torch.float64)
 
     def program() -> dict[str, Tensor]:
@@ -169,15 +167,8 @@ def _on_backend(
         decoded, spent_ms = decode(model, tokens, form.padding, PROMPT, limit_s)
         with torch.no_grad():
             whole = model(tokens, padding=form.padding(tokens.shape[1]))
-    except TooSlow as problem:
-        return replace(record, status="timeout", reason=str(problem))
-    except BackendUnavailable as problem:
-        return replace(record, status="unavailable", reason=str(problem))
-    except AttnbenchError as problem:
-        return replace(record, status="refused", reason=reason_of(problem))
-    except FAULTS as problem:
-        said = f"{type(problem).__name__}: {problem}".split("\n")[0][:300]
-        return replace(record, status="error", reason=said)
+    except (TooSlow, AttnbenchError, *SURVIVED) as error:
+        return failed(record, error)
     of_decoding = by_position(budget, form.real(decoded))
     of_whole = by_position(budget, form.real(whole))
     largest = max(of_decoding)

@@ -1,4 +1,4 @@
-"""What came out of one model on one backend? One flat record beside the exact run and what rounding does to it."""
+"""The flat record of one model run on one backend, and the file that keeps such records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnbench.errors import StoreError
 
 STATUSES = ("ok", "wrong", "refused", "unavailable", "timeout", "error")
 ROLES = ("exact", "rounding", "seed", "backend")
-FILE = "models.jsonl"
+RUNS_FILE = "models.jsonl"
 Record = dict[str, Any]
 
 
@@ -22,13 +22,13 @@ class ModelRun:
     """One run of a model suite: JSON values only.
 
     role            "exact" (float64), "rounding" (float64 with the noise of roundings), "seed" (float64 from
-                    another seed: how far apart runs lie that are all right), "backend"
+                    another seed: the distance between right runs), "backend"
     dtype           of attention; the rest of the model is float32 (float64 in the first three roles)
     curves          per step or position, by name: loss, grad_norm; over_budget of a judged curve
-    figures         what was reached: held_out_loss, accuracy, f1, roc_auc, and costs such as step_ms
-    over_budget     how far a backend's curves leave what rounding allows: right up to 1
+    figures         results: held_out_loss, accuracy, f1, roc_auc, and costs such as step_ms
+    over_budget     the error of a backend's curves over what rounding allows: right up to 1
     deviation       the worst step: {"curve", "step", "off", "allowed", "of_seed_spread"}
-    counts          spikes, non_finite, rerouted calls and their like
+    counts          spikes, non_finite and rerouted calls
     """
 
     suite: str
@@ -57,7 +57,7 @@ class ModelRun:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes a run the answer to one question: resumed suites skip keys that are there."""
+        """What identifies a run: resumed suites skip keys that are done."""
         return self.suite, self.task, self.role, self.backend, self.dtype, self.seed, self.steps, self.device
 
     def to_json(self) -> dict[str, Any]:
@@ -66,35 +66,35 @@ class ModelRun:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> ModelRun:
-        """Read a record; fields of later versions are left aside."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in record.items() if name in known})
+        """Read a record; fields of later versions are ignored."""
+        names = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in names})
 
 
 class TooSlow(Exception):
-    """A backend took longer than it was given; the message says how far it came."""
+    """A backend exceeded its time limit; the message says how far it came."""
 
 
 def finite(values: list[float]) -> list[float | None]:
-    """The curve as JSON has it: what is not finite is null."""
+    """The curve for JSON: None (null) for values that are not finite."""
     return [value if math.isfinite(value) else None for value in values]
 
 
 def append_record(folder: Path, record: Record) -> None:
-    """Write one record at the end of the folder's models.jsonl, and see it on the disk."""
+    """Append one record to the folder's models.jsonl and flush it to the disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("a", encoding="utf-8") as file:
+    with (folder / RUNS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of a folder, none where there is no file; a last line that was cut off by a kill is dropped.
+    """The records of a folder, none if it has no file; a last line that a kill cut off is dropped.
 
-    It is dropped on the disk too, so that what is appended begins a line of its own.
+    It is dropped on the disk too, so that the next record begins a line of its own.
     """
-    path = folder / FILE
+    path = folder / RUNS_FILE
     if not path.exists():
         return []
     text = path.read_bytes()
@@ -102,12 +102,12 @@ def read_records(folder: Path) -> list[Record]:
     if len(whole) < len(text):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    found = []
+    records = []
     for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as problem:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
             raise StoreError(
-                f"{path}, line {number} is no record: {problem}; mend or remove the line"
-            ) from problem
-    return found
+                f"{path}, line {number} is not a record: {error}; repair or remove the line"
+            ) from error
+    return records

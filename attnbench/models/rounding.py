@@ -1,9 +1,9 @@
-"""What would rounding alone do to a layer or a model? The same float64 program with noise of a dtype's roundings.
+"""The effect of rounding alone on a layer or a model: its float64 program with noise of a dtype's roundings.
 
-The judge computes the noise of one attention from its formulae; a model is a program. Here the program is run in
-float64 and every arithmetic operation's inputs, output and gradients are moved by up to one rounding of the
-dtype, each element on its own. A sum over inputs so moved carries the random walk of its partial sums. Results of
-several such runs, beside the float64 run without noise, are what a right implementation may differ by.
+The judge computes the noise of one attention from its formulae; a model is a program. Here the program runs in
+float64, and the inputs, output and gradients of every arithmetic operation are moved by up to one rounding of the
+dtype, each element independently. A sum over inputs so moved carries the random walk of its partial sums. The
+spread of several such runs about the float64 run without noise is what a right implementation may differ by.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ARITHMETIC = frozenset(
         "mean sum rsqrt sqrt scaled_dot_product_attention",
     }
 )
-NAMES = frozenset(name for group in ARITHMETIC for name in group.split())
+OPERATIONS = frozenset(name for group in ARITHMETIC for name in group.split())
 
 
 class _Moved(torch.autograd.Function):
-    """x (1 + size U), and the same for the gradient on its way back."""
+    """x (1 + size U) with U uniform in -1 to 1, and the same for its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: float, noise: RoundingNoise) -> Tensor:
@@ -51,8 +51,8 @@ class _Moved(torch.autograd.Function):
 class RoundingNoise(TorchFunctionMode):
     """`with RoundingNoise(seed, "fp32"):` float64 arithmetic carries the noise of the dtype's roundings.
 
-    Sums run in float32 whatever the dtype. `attention` is the dtype of `exact_attention` where it is another one:
-    q, k, v, and the gradient that comes back, are then rounded to it as well.
+    Sums run in float32 whatever the dtype. `attention` is the dtype of `exact_attention` if it differs: q, k, v and
+    the output's gradient are then rounded to it as well.
     """
 
     active: RoundingNoise | None = None
@@ -70,18 +70,18 @@ class RoundingNoise(TorchFunctionMode):
         RoundingNoise.active = self
         return super().__enter__()
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         RoundingNoise.active = None
-        super().__exit__(*problem)
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in NAMES:
+        if getattr(func, "__name__", "") not in OPERATIONS:
             return func(*args, **kwargs)
-        given = [self._move(x, SUMS) for x in args]
-        return self._move(func(*given, **kwargs), self.unit)
+        moved_args = [self._move(x, SUMS) for x in args]
+        return self._move(func(*moved_args, **kwargs), self.unit)
 
     def _move(self, x: Any, size: float) -> Any:
         if isinstance(x, (list, tuple)):
@@ -104,10 +104,10 @@ class RoundingNoise(TorchFunctionMode):
 
 
 class _Exact(torch.autograd.Function):
-    """Attention and the gradients of FlashAttention (arXiv 2205.14135, appendix B), with noise where one is active.
+    """Attention and the gradients of FlashAttention (arXiv 2205.14135, appendix B), with noise if a mode is active.
 
-    Written out, because autograd's softmax gives dS = 0 without any rounding where P is 1, and kernels, which
-    compute delta = rowsum(dO * O) apart from dP, do not.
+    Written out, because autograd's softmax gives dS = 0 exactly where P is 1; kernels, which compute
+    delta = rowsum(dO * O) apart from dP, do not.
     """
 
     @staticmethod
@@ -148,7 +148,7 @@ class _Exact(torch.autograd.Function):
                 dp = dp + SUMS * torch.einsum("bhqd,bhkd->bhqk", dout**2, v**2).sqrt() * noise.uniform(dp)
                 delta = noise.moved(delta, unit)
                 delta = delta + SUMS * (dout * out).norm(dim=-1, keepdim=True) * noise.uniform(delta)
-                p = _again(p, torch.einsum("bhqd,bhkd->bhqk", q, k) * ctx.scale, noise)
+                p = _recomputed(p, torch.einsum("bhqd,bhkd->bhqk", q, k) * ctx.scale, noise)
                 dout, q, k = (noise.moved(x, SUMS) for x in (dout, q, k))
             ds = p * (dp - delta)
             if noise is not None:
@@ -161,10 +161,10 @@ class _Exact(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _again(p: Tensor, scores: Tensor, noise: RoundingNoise) -> Tensor:
-    """P as a backward makes it again, exp(S - LSE): S and the LSE are float32, and the LSE's error is a whole row's.
+def _recomputed(p: Tensor, scores: Tensor, noise: RoundingNoise) -> Tensor:
+    """P as a backward recomputes it, exp(S - LSE), in float32: the error of the LSE is common to a row.
 
-    Where gradients cancel over a row (a key bias has none at all), it is what is left.
+    If gradients cancel over a row (that of a key bias is 0), this error is what remains.
     """
     lse = torch.where(p > 0, scores - p.log(), -torch.inf).amax(dim=-1, keepdim=True)
     lse = torch.where(lse.isfinite(), lse, 0.0)
@@ -175,7 +175,7 @@ def _again(p: Tensor, scores: Tensor, noise: RoundingNoise) -> Tensor:
 def exact_attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = Full(), scores: Sequence[Score] = (), scale: float
 ) -> Tensor:
-    """Attention written down plainly, in the dtype of its tensors (float64 for references): [B, H, Q, Dv]."""
+    """Attention computed plainly, in the dtype of its tensors (float64 for references): [B, H, Q, Dv]."""
     if scores:
         raise NotImplementedError("takes no score changes")
     group = q.shape[1] // k.shape[1]
@@ -190,21 +190,21 @@ class Spread:
     value: Tensor
     sigma: Tensor
 
-    def over_budget(self, given: Tensor, contract: str = "dense") -> float:
-        """How far `given` is off, in units of what is allowed: right up to 1."""
-        if given.shape != self.value.shape or not bool(given.isfinite().all()):
+    def over_budget(self, tensor: Tensor, contract: str = "dense") -> float:
+        """The error of the tensor in units of what is allowed: right up to 1."""
+        if tensor.shape != self.value.shape or not bool(tensor.isfinite().all()):
             return float("inf")
-        z = (given.detach().double() - self.value).abs() / self.sigma.clamp_min(
+        z = (tensor.detach().double() - self.value).abs() / self.sigma.clamp_min(
             torch.finfo(torch.float64).tiny
         )
         return max(float(z.max()) / MAX_Z[contract], float(z.square().mean().sqrt()) / RMS_Z)
 
 
 def spread(program: Callable[[], dict[str, Tensor]], dtype: str, runs: int = RUNS) -> dict[str, Spread]:
-    """What the float64 program gives by name, exactly and under rounding noise.
+    """The spread of each tensor that the float64 program returns by name.
 
-    As in the judge, half of each element's variance is the mean over its last dimension, since a few runs know
-    one element's variance badly; every value also takes one rounding of its own.
+    As in the judge, half of each element's variance is the mean over its last dimension, since a few runs estimate
+    the variance of one element badly; every value also takes one rounding of its own.
     """
     exact = {name: x.detach() for name, x in program().items()}
     moments = {name: torch.zeros_like(x) for name, x in exact.items()}
@@ -213,10 +213,10 @@ def spread(program: Callable[[], dict[str, Tensor]], dtype: str, runs: int = RUN
             noisy = program()
         for name, x in noisy.items():
             moments[name] += (x.detach() - exact[name]).square() / runs
-    found = {}
+    spreads = {}
     for name, x in exact.items():
         moment = moments[name]
         if x.ndim:
             moment = (moment + moment.mean(dim=-1, keepdim=True)) / 2
-        found[name] = Spread(x, moment.sqrt() + UNIT[dtype] / 2 * x.abs())
-    return found
+        spreads[name] = Spread(x, moment.sqrt() + UNIT[dtype] / 2 * x.abs())
+    return spreads

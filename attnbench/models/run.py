@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError
-from attnbench.models.record import append_record, read_records
+from attnbench.models.record import ModelRun, append_record, read_records
 
 MODEL_SUITES = ("training", "generation")
 
@@ -27,34 +26,46 @@ def run_models(
     tasks: Sequence[str] | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> list[dict[str, Any]]:
-    """Run a model suite; the records of its runs, those that were in `out` before included.
+    """Run a model suite; the records of its runs, those that `out` had before included.
 
-    With `out`, each is on the disk as soon as it is known (`resume` runs only what is missing there). `tell` is
-    given each new record. Raises AttnbenchError.
+    With `out`, each is on the disk as soon as it is known (`resume` runs only what is missing there). `tell` gets
+    each new record. Raises AttnbenchError.
     """
     import torch
 
-    found = importlib.import_module(f"attnbench.models.{suite}")
-    where = resolve_device(device)
+    from attnbench.models import generation, training
+
+    suites: dict[str, tuple[Callable[..., Iterator[ModelRun]], tuple[str, ...]]] = {
+        "training": (training.run, training.TRAINED_DTYPES),
+        "generation": (generation.run, generation.DECODED_DTYPES),
+    }
+    run_suite, suite_dtypes = suites[suite]
+    device = resolve_device(device)
     if resume and out is None:
-        raise AttnbenchError("to resume needs the folder (out) whose missing runs are to be done")
+        raise AttnbenchError("resume needs out, the folder whose missing runs are to be done")
     before = [] if out is None else read_records(out)
     if before and not resume:
         raise AttnbenchError(
-            f"{out} has {len(before)} runs already; resume (--resume), or give another folder"
+            f"{out} has {len(before)} runs already; resume (--resume), or take another folder"
         )
-    unknown = sorted(set(dtypes or ()) - set(found.DTYPES))
+    unknown = sorted(set(dtypes or ()) - set(suite_dtypes))
     if unknown:
-        raise AttnbenchError(f"{suite} takes dtype {' or '.join(found.DTYPES)}, not {unknown[0]}")
+        raise AttnbenchError(f"{suite} takes dtype {' or '.join(suite_dtypes)}, not {unknown[0]}")
     records = list(before)
     threads = torch.get_num_threads()
     # The model is small: more threads wait for each other longer than they compute.
     torch.set_num_threads(1)
     try:
-        options: dict[str, Any] = {"device": where, "seed": seed, "steps": steps, "tasks": tasks}
-        options |= {"done": [found.ModelRun.from_json(record) for record in before]}
-        chosen = None if backends is None else list(backends)
-        for run in found.run(chosen, dtypes=tuple(dtypes or found.DTYPES), **options):
+        runs = run_suite(
+            None if backends is None else list(backends),
+            device=device,
+            dtypes=tuple(dtypes or suite_dtypes),
+            seed=seed,
+            steps=steps,
+            tasks=tasks,
+            done=[ModelRun.from_json(record) for record in before],
+        )
+        for run in runs:
             records.append(run.to_json())
             if out is not None:
                 append_record(out, records[-1])

@@ -1,4 +1,4 @@
-"""What is the small Transformer trained on? Four tasks, each a model, its batches in order, its loss, its figures."""
+"""The four training tasks: the model of each, its batches in order, its loss and its figures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnbench.models import texts
+from attnbench.models.transformer import Classifier, Decoder, EncoderDecoder, Shape
 from attnbench.problem import Full, Padding
 
-from . import texts
-from .transformer import Classifier, Decoder, EncoderDecoder, Shape
-
 Batch = tuple[Tensor, ...]
-HELD_OUT = 64
-LAST = 1 << 20  # the step whose batch is held out: no training is that long
+HELD_OUT_ROWS = 64
+HELD_OUT_STEP = 1 << 20  # its batch is held out: no training is that long
 
 
 class Task(ABC):
-    """One thing to learn. Everything is drawn from (task, seed, step), whatever the backend."""
+    """One task. Everything is drawn from (task, seed, step), whatever the backend."""
 
     name: ClassVar[str]
     batch_rows: ClassVar[int] = 8
@@ -33,7 +32,7 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, rows: int, generator: torch.Generator, held_out: bool) -> Batch:
-        """A batch from the training part of the data, or from the other."""
+        """A batch from the training data, or from the held-out data."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -45,22 +44,24 @@ class Task(ABC):
         return self.draw(self.batch_rows, generator, held_out=False)
 
     def figures(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """What the trained model reaches on data that it has not seen."""
-        batch = self.draw(HELD_OUT, torch.Generator().manual_seed(1_000_003 * seed + LAST), held_out=True)
+        """The figures of the trained model on held-out data."""
+        batch = self.draw(
+            HELD_OUT_ROWS, torch.Generator().manual_seed(1_000_003 * seed + HELD_OUT_STEP), held_out=True
+        )
         with torch.no_grad():
             return {"held_out_loss": float(self.loss(model, batch))} | self.scores(model, batch)
 
     def scores(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        """Accuracy and its like, by name."""
+        """Figures such as accuracy, by name."""
         return {}
 
     def missing(self) -> str:
-        """Why this task cannot be run here, or an empty text."""
+        """Why this task cannot run here, or an empty text."""
         return ""
 
 
 def _picked(count: int, rows: int, generator: torch.Generator, held_out: bool) -> list[int]:
-    """Indices of `rows` of `count` things; every tenth is held out."""
+    """Indices of `rows` of `count` items; every tenth is held out."""
     chosen = torch.randint(0, count // 10, (rows,), generator=generator) * 10
     if not held_out:
         chosen = chosen + 1 + torch.randint(0, 9, (rows,), generator=generator)
@@ -172,18 +173,18 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def classification_figures(logits: Tensor, kinds: Tensor) -> dict[str, float]:
-    """Accuracy, and where scikit-learn is installed the mean F1 and the mean area under the ROC."""
-    found = {"accuracy": float((logits.argmax(dim=-1) == kinds).double().mean())}
+    """Accuracy, and with scikit-learn the mean F1 and the mean area under the ROC."""
+    figures = {"accuracy": float((logits.argmax(dim=-1) == kinds).double().mean())}
     if importlib.util.find_spec("sklearn") is None:
-        return found
+        return figures
     from sklearn.metrics import f1_score, roc_auc_score
 
     p = torch.softmax(logits.double(), dim=-1).cpu().numpy()
     truth = kinds.cpu().numpy()
-    found["f1"] = float(f1_score(truth, p.argmax(axis=1), average="macro", zero_division=0.0))
+    figures["f1"] = float(f1_score(truth, p.argmax(axis=1), average="macro", zero_division=0.0))
     if len(set(truth.tolist())) == p.shape[1]:
-        found["roc_auc"] = float(roc_auc_score(truth, p, multi_class="ovr"))
-    return found
+        figures["roc_auc"] = float(roc_auc_score(truth, p, multi_class="ovr"))
+    return figures
 
 
 TASKS: tuple[Task, ...] = (Language(), Translation(), Classification(), Images())

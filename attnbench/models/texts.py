@@ -1,4 +1,4 @@
-"""What real data comes with Python? The texts of pydoc, the sources of the standard library, scikit-learn's digits."""
+"""Real data that ships with Python: pydoc's texts, the standard library's sources, scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def prose() -> str:
 
 @cache
 def sources() -> tuple[str, ...]:
-    """The sources of some modules of the standard library, as ASCII; those that are not there are left out."""
-    found = []
+    """The sources of some modules of the standard library, as ASCII; missing ones are skipped."""
+    sources = []
     for name in MODULES:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            found.append(_ascii(Path(spec.origin).read_text(encoding="utf-8", errors="replace")))
-    return tuple(found)
+            sources.append(_ascii(Path(spec.origin).read_text(encoding="utf-8", errors="replace")))
+    return tuple(sources)
 
 
 def _ascii(text: str) -> str:
@@ -57,7 +57,7 @@ def summaries() -> tuple[tuple[str, str], ...]:
 
 @cache
 def lines() -> tuple[tuple[str, int], ...]:
-    """(line, kind): 0 prose, 1 code, 2 a comment without its sign; as many of each as there are comments."""
+    """(line, kind): 0 prose, 1 code, 2 a comment without its sign; as many of each kind as of the rarest."""
     kinds: dict[int, list[str]] = {0: prose().split("\n"), 1: [], 2: []}
     for line in "\n".join(sources()).split("\n"):
         text = line.strip()
@@ -83,10 +83,10 @@ def encoded(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Handwritten digits as 16 patches of 2 x 2, [1797, 16, 4] in 0 to 1, and what they are; needs scikit-learn."""
+    """Handwritten digits as 16 patches of 2 x 2, [1797, 16, 4] in 0 to 1, and their values; needs scikit-learn."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = torch.from_numpy(found.images / 16.0)  # [N, 8, 8]
+    loaded = load_digits()
+    images = torch.from_numpy(loaded.images / 16.0)  # [N, 8, 8]
     patches = images.unflatten(2, (4, 2)).unflatten(1, (4, 2)).permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-    return patches, torch.from_numpy(found.target).long()
+    return patches, torch.from_numpy(loaded.target).long()

@@ -1,10 +1,10 @@
-"""Does a model train on this backend as it should? The same model, data and seed, beside float64 and its roundings.
+"""The suite `training`: the same model, data and seed on every backend, against float64 and its roundings.
 
-Runs of one seed differ by rounding alone, so a right backend's curve stays where rounding can take it: the
-float64 run is repeated with random roundings of the dtype (`attnbench.models.rounding`), and the spread of those
-curves, times what the judge allows, is the budget. A backend whose loss or gradient norm leaves it is wrong. The
-spread over seeds of initialisation is far wider (a scale that is off by 2 % stays inside); it is the yardstick
-of how much an error matters, not of whether there is one.
+Runs of one seed differ by rounding alone, so a right backend's curve stays within what rounding can do: the float64
+run is repeated with random roundings of the dtype (`attnbench.models.rounding`), and the spread of those curves,
+times what the judge allows, is the budget. A backend whose loss or gradient norm exceeds it is wrong. The spread
+over seeds of initialisation is far wider (a scale that is off by 2 % stays inside); it measures how much an error
+matters, not whether there is one.
 """
 
 from __future__ import annotations
@@ -22,31 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.backend.registry import entries, resolve
-from attnbench.errors import AttnbenchError, BackendUnavailable, did_you_mean
-from attnbench.judge.verdict import MAX_Z
-from attnbench.layer.attend import attend_with, forget, reason_of
+from attnbench.errors import AttnbenchError
+from attnbench.layer.attend import attend_with, backend_name, forget
 from attnbench.measure.fingerprint import fingerprint
 from attnbench.models.record import ModelRun, TooSlow, finite
-from attnbench.models.rounding import UNIT, RoundingNoise, exact_attention
+from attnbench.models.rounding import RoundingNoise, exact_attention
+from attnbench.models.suite import SURVIVED, chosen_tasks, default_backends, failed
+from attnbench.models.tasks import TASKS, Task
+from attnbench.models.training_budget import Allowed
 from attnbench.problem import Mask, Score, torch_dtype
 
-from .tasks import TASKS, Task
-
-NAME = "training"
+SUITE = "training"
 STEPS = {"cpu": 30, "cuda": 200}
-DTYPES = ("fp32", "bf16")
+TRAINED_DTYPES = ("fp32", "bf16")
 ROUNDING_RUNS, SEED_RUNS = 4, 3
 LEARNING_RATE = 3e-3
-LIMIT_S = 60.0  # what a backend may spend on one run
-JUDGED = ("loss", "grad_norm")
-# What an implementation may raise that this process survives; a crash of the process is a sweep's to survive.
-FAULTS = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+RUN_LIMIT_S = 60.0  # per backend and run
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training run: loss and gradient norm of each step, and what the model reached."""
+    """One training run: loss and gradient norm of each step, and the figures of the trained model."""
 
     loss: list[float]
     grad_norm: list[float]
@@ -92,7 +88,7 @@ def train(
         spent_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
         if sum(spent_ms) > 1e3 * limit_s:
             raise TooSlow(
-                f"{step + 1} of {steps} steps in {sum(spent_ms) / 1e3:.0f} s; {limit_s:.0f} s were given"
+                f"{step + 1} of {steps} steps in {sum(spent_ms) / 1e3:.0f} s; the limit is {limit_s:.0f} s"
             )
     with noise or nullcontext():
         figures = task.figures(_OnDevice(model, device), seed)
@@ -100,25 +96,25 @@ def train(
 
 
 class _OnDevice(torch.nn.Module):
-    """A model that is given tensors of the CPU: held-out batches are drawn there."""
+    """A model that takes tensors of the CPU, on which held-out batches are drawn."""
 
     def __init__(self, model: torch.nn.Module, device: str) -> None:
         super().__init__()
         self.model, self.device = model, device
 
-    def forward(self, *given: Any) -> Tensor:
-        return self.model(*(x.to(self.device) if isinstance(x, Tensor) else x for x in given)).cpu()
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.model(*(x.to(self.device) if isinstance(x, Tensor) else x for x in inputs)).cpu()
 
 
 def _round(parameters: Iterable[Tensor]) -> None:
-    """Parameters live in float32 in every run that is compared."""
+    """Round parameters to float32, as they are in every run that is compared."""
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(parameter.float())
 
 
 def in_dtype(backend: Any, dtype: str) -> Any:
-    """The backend for attention in another dtype than the model's: q, k, v are cast to it, the output back."""
+    """The backend in another dtype than the model's: q, k, v are cast to it, the output back."""
     if dtype == "fp32":
         return backend
 
@@ -128,146 +124,34 @@ def in_dtype(backend: Any, dtype: str) -> Any:
         low = torch_dtype(dtype)
         return attend_with(backend)(q.to(low), k.to(low), v.to(low), mask=mask, scale=scale).to(q.dtype)
 
-    cast.__name__ = backend if isinstance(backend, str) else backend.__name__
+    cast.__name__ = backend_name(backend)
     return cast
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """The exact curves, how far rounding takes each step (so far or now), and the spread over seeds."""
-
-    exact: dict[str, list[float]]
-    sigma: dict[str, list[float]]
-    seed_spread: dict[str, list[float]]
-
-    @classmethod
-    def of(cls, runs: Iterable[ModelRun], dtype: str) -> Allowed:
-        """From the records of one task: its exact run, its rounding runs of this dtype, its seeds."""
-        runs = list(runs)
-        exact = {n: _floats(c) for r in runs if r.role == "exact" for n, c in r.curves.items()}
-        rounded = [r.curves for r in runs if r.role == "rounding" and r.dtype == dtype]
-        seeds = [r.curves for r in runs if r.role in ("exact", "seed")]
-        sigma = {}
-        for name, curve in exact.items():
-            widest, found = 0.0, []
-            for step, value in enumerate(curve):
-                squares = [(_number(c[name][step]) - value) ** 2 for c in rounded]
-                # Errors of earlier steps stay in the parameters, so what rounding can do never shrinks.
-                widest = max(widest, math.sqrt(statistics.fmean(squares)))
-                found.append(widest + UNIT["fp32"] * abs(value))
-            sigma[name] = found
-        spread = {
-            n: [statistics.pstdev([_number(c[n][s]) for c in seeds]) for s in range(len(exact[n]))]
-            for n in exact
-        }
-        return cls(exact, sigma, spread)
-
-    def judged(self, run: ModelRun) -> ModelRun:
-        """The run with its verdict, and by how much it is off at its worst step."""
-        worst: dict[str, Any] = {}
-        largest = 0.0
-        curves = dict(run.curves)
-        limit = MAX_Z["dense"]
-        for name in JUDGED:
-            over = []
-            for step, given in enumerate(curves[name]):
-                allowed = limit * self.sigma[name][step]
-                off = math.inf if given is None else abs(given - self.exact[name][step])
-                over.append(off / allowed)
-                if over[-1] > largest:
-                    largest = over[-1]
-                    spread = self.seed_spread[name][step]
-                    worst = {"curve": name, "step": step, "off": off, "allowed": allowed}
-                    worst["of_seed_spread"] = off / spread if spread else None
-            curves[f"{name}_over_budget"] = finite(over)
-        first = next((s for s, x in enumerate(curves["loss_over_budget"]) if x is None or x > 1), None)
-        worst = {n: v if not isinstance(v, float) or math.isfinite(v) else None for n, v in worst.items()}
-        spikes = sum(
-            given is not None and given > exact + spread
-            for given, exact, spread in zip(
-                curves["loss"], self.exact["loss"], self.seed_spread["loss"], strict=True
-            )
-        )
-        reason = ""
-        if run.counts.get("non_finite"):
-            reason = f"{run.counts['non_finite']} steps are not finite where float64's are"
-        elif largest > 1:
-            reason = (
-                f"{worst['curve']} is off by {worst['off']:.2g} at step {worst['step']}, "
-                f"{largest:.3g} times what rounding allows"
-                + ("" if first is None else f"; the loss leaves it from step {first}")
-            )
-        return replace(
-            run,
-            curves=curves,
-            status="wrong" if reason else "ok",
-            reason=reason,
-            over_budget=largest if math.isfinite(largest) else None,
-            deviation=worst,
-            counts=run.counts | {"spikes": spikes},
-        )
-
-
-def _number(x: float | None) -> float:
-    return math.inf if x is None else x
-
-
-def _floats(curve: list[float | None]) -> list[float]:
-    return [_number(x) for x in curve]
-
-
-def chosen_tasks(suite: str, known: list[str], wanted: Iterable[str] | None) -> list[str]:
-    """The wanted of the known tasks, all where None; AttnbenchError where one is unknown, or none is wanted."""
-    if wanted is None:
-        return known
-    chosen = list(wanted)
-    if not chosen:
-        raise AttnbenchError(f"no task of {suite} was asked for; it has {', '.join(known)}")
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        near = did_you_mean(unknown[0], known)
-        raise AttnbenchError(f"{suite} has no task {unknown[0]!r}{near}; it has {', '.join(known)}")
-    return chosen
-
-
-def default_backends(device: str) -> list[str]:
-    """Every backend whose time means something on this device; an interpreter takes minutes for a step."""
-    found = []
-    for entry in entries():
-        if not entry.available:
-            continue
-        try:
-            can = resolve(entry.name).capabilities
-        except BackendUnavailable:
-            continue
-        if can.timed and device.split(":")[0] in can.devices:
-            found.append(entry.name)
-    return found
 
 
 def run(
     backends: list[Any] | None,
     *,
     device: str = "cpu",
-    dtypes: Iterable[str] = DTYPES,
+    dtypes: Iterable[str] = TRAINED_DTYPES,
     seed: int = 0,
     steps: int | None = None,
     tasks: Iterable[str] | None = None,
     done: Iterable[ModelRun] = (),
-    limit_s: float = LIMIT_S,
+    limit_s: float = RUN_LIMIT_S,
 ) -> Iterator[ModelRun]:
-    """Every run of the suite, each as soon as it is done; those in `done` are taken as they are and not given again."""
+    """Every run of the suite, each as soon as it is done; those in `done` are neither run nor yielded again."""
     kind = device.split(":")[0]
     steps = STEPS[kind] if steps is None else steps
-    chosen = chosen_tasks(NAME, [task.name for task in TASKS], tasks)
-    wanted = [task for task in TASKS if task.name in chosen]
-    known = {run.key: run for run in done}
+    chosen = chosen_tasks(SUITE, [task.name for task in TASKS], tasks)
+    done_by_key = {run.key: run for run in done}
     names = default_backends(device) if backends is None else backends
-    suite = _Suite(device, seed, steps, tuple(dtypes), known, limit_s)
-    for task in wanted:
+    suite = _Suite(device, seed, steps, tuple(dtypes), done_by_key, limit_s)
+    for task in TASKS:
+        if task.name not in chosen:
+            continue
         reason = task.missing()
         if reason:
-            yield from suite.not_there(task, reason)
+            yield from suite.unavailable(task, reason)
             continue
         yield from suite.task(task, names)
         forget()
@@ -280,16 +164,16 @@ class _Suite:
         seed: int,
         steps: int,
         dtypes: tuple[str, ...],
-        known: dict[Any, ModelRun],
+        done: dict[Any, ModelRun],
         limit_s: float,
     ) -> None:
         self.limit_s = limit_s
-        self.device, self.seed, self.steps, self.dtypes, self.known = device, seed, steps, dtypes, known
+        self.device, self.seed, self.steps, self.dtypes, self.done = device, seed, steps, dtypes, done
         self.machine = fingerprint(device)["machine"]
 
     def _record(self, task: Task, role: str, **values: Any) -> ModelRun:
         return ModelRun(
-            suite=NAME,
+            suite=SUITE,
             task=task.name,
             role=role,
             steps=self.steps,
@@ -299,20 +183,20 @@ class _Suite:
             **({"seed": self.seed} | values),
         )
 
-    def not_there(self, task: Task, reason: str) -> Iterator[ModelRun]:
+    def unavailable(self, task: Task, reason: str) -> Iterator[ModelRun]:
         record = self._record(task, "exact", status="unavailable", reason=reason)
-        if record.key not in self.known:
+        if record.key not in self.done:
             yield record
 
     def _once(self, record: ModelRun, curve: Callable[[], Curve]) -> tuple[ModelRun, bool]:
-        """The record filled in, or the one that is there already; whether it is new."""
-        known = self.known.get(record.key)
-        return (known, False) if known is not None else (_filled(record, curve()), True)
+        """The finished record, from `done` if it is there; and whether it is new."""
+        earlier = self.done.get(record.key)
+        return (earlier, False) if earlier is not None else (_filled(record, curve()), True)
 
     def task(self, task: Task, backends: list[Any]) -> Iterator[ModelRun]:
         """The float64 runs of one task, then every backend in every dtype."""
         double: dict[str, Any] = {"steps": self.steps, "device": self.device, "dtype": torch.float64}
-        about: list[ModelRun] = []
+        references: list[ModelRun] = []
         plans: list[tuple[ModelRun, Callable[[], Curve]]] = []
         for n in range(SEED_RUNS):
             seed = self.seed + n
@@ -328,34 +212,26 @@ class _Suite:
 
                 plans.append((record, noisy))
         for record, curve in plans:
-            found, is_new = self._once(record, curve)
-            about.append(found)
+            reference, is_new = self._once(record, curve)
+            references.append(reference)
             if is_new:
-                yield found
+                yield reference
         for dtype in self.dtypes:
-            allowed = Allowed.of(about, dtype)
+            allowed = Allowed.of(references, dtype)
             for backend in backends:
-                name = backend if isinstance(backend, str) else backend.__name__
-                record = self._record(task, "backend", backend=name, dtype=dtype)
-                if record.key not in self.known:
+                record = self._record(task, "backend", backend=backend_name(backend), dtype=dtype)
+                if record.key not in self.done:
                     yield self._on_backend(task, backend, record, allowed)
 
     def _on_backend(self, task: Task, backend: Any, record: ModelRun, allowed: Allowed) -> ModelRun:
         try:
             attend_with(backend)
-            form = in_dtype(backend, record.dtype)
+            cast_backend = in_dtype(backend, record.dtype)
             curve = train(
-                task, form, seed=self.seed, steps=self.steps, device=self.device, limit_s=self.limit_s
+                task, cast_backend, seed=self.seed, steps=self.steps, device=self.device, limit_s=self.limit_s
             )
-        except TooSlow as problem:
-            return replace(record, status="timeout", reason=str(problem))
-        except BackendUnavailable as problem:
-            return replace(record, status="unavailable", reason=str(problem))
-        except AttnbenchError as problem:
-            return replace(record, status="refused", reason=reason_of(problem))
-        except FAULTS as problem:
-            said = f"{type(problem).__name__}: {problem}".split("\n")[0][:300]
-            return replace(record, status="error", reason=said)
+        except (TooSlow, AttnbenchError, *SURVIVED) as error:
+            return failed(record, error)
         return allowed.judged(_filled(record, curve))
 
 

@@ -1,4 +1,4 @@
-"""What is the smallest model that has everything? Embeddings, positions, encoder, decoder, cross attention."""
+"""A small Transformer with every part: embeddings, positions, encoder, decoder, cross-attention."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width].to(dtype)
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention where there is a memory, and two linear layers, each with a residual.
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention if there is a memory, and two linear layers, each with a residual.
 
-    The norm stands before each part (pre_norm) or after each sum, as in the paper.
+    The norm comes before each part (pre_norm) or after each sum, as in the paper.
     """
 
     def __init__(self, shape: Shape, backend: Any, cross: bool) -> None:
@@ -61,7 +61,7 @@ class Block(nn.Module):
         memory_mask: Mask = Full(),
         cache: KVCache | None = None,
     ) -> Tensor:
-        """x [B, S, E] and the memory [B, M, E] of an encoder; gives [B, S, E]."""
+        """x [B, S, E] and the memory [B, M, E] of an encoder: [B, S, E]."""
 
         def to_self(y: Tensor) -> Tensor:
             return self.attend_self(y, y, y, mask=mask, cache=cache)[0]
@@ -81,14 +81,14 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks over embedded tokens (or given vectors) with positions added: an encoder or a decoder."""
+    """Blocks over embedded tokens (or vectors) with positions added: an encoder or a decoder."""
 
     def __init__(self, shape: Shape, backend: Any, cross: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.embed = nn.Embedding(shape.vocabulary, shape.width)
         nn.init.normal_(self.embed.weight, std=shape.width**-0.5)
-        self.blocks = nn.ModuleList(Block(shape, backend, cross) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(shape, backend, cross) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width) if shape.pre_norm else nn.Identity()
 
     def forward(
@@ -102,8 +102,8 @@ class Stack(nn.Module):
         """Tokens [B, S] (or vectors [B, S, width]) to [B, S, width]; with caches, S are the newest tokens."""
         x = self.embed(tokens) * math.sqrt(self.shape.width) if tokens.ndim == 2 else tokens
         first = caches[0].length if caches else 0
-        places = torch.arange(first, first + x.shape[1], device=x.device)
-        x = x + sinusoids(places, self.shape.width, x.dtype)
+        positions = torch.arange(first, first + x.shape[1], device=x.device)
+        x = x + sinusoids(positions, self.shape.width, x.dtype)
         for n, block in enumerate(self.blocks):
             x = block(x, mask, memory, memory_mask, caches[n] if caches else None)
         return self.norm(x)
@@ -124,12 +124,12 @@ class Decoder(nn.Module):
         return F.linear(self.stack(tokens, mask, caches=caches), self.stack.embed.weight)
 
     def new_caches(self, capacity: int = 0) -> list[KVCache]:
-        """An empty cache for each block."""
+        """An empty cache per block."""
         return [KVCache(capacity) for _ in self.stack.blocks]
 
 
 class Classifier(nn.Module):
-    """An encoder whose mean over the real tokens is classified; `patch` numbers a token instead of a vocabulary."""
+    """An encoder whose mean over the real tokens is classified; with `patch`, a token is that many numbers."""
 
     def __init__(self, shape: Shape, classes: int, backend: Any = "naive", patch: int = 0) -> None:
         super().__init__()

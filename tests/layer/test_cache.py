@@ -1,4 +1,4 @@
-"""Does generation with a KV cache give what full attention gives at each position?"""
+"""Generation with a KV cache gives what full attention gives at each position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is dropout on the weights what it says? The kept share, the scaling, the gradient, the seed, the refusals."""
+"""Dropout on the weights: the kept share, the scaling, the gradient, the seed, the refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every bad argument get a message that says what, where and what to do?"""
+"""Every bad argument gets a message that says what, where and what to do."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_inputs_that_do_not_fit_are_refused(query: Any, key: Any, value: Any, sa
         (torch.zeros(2, 5), "bool, True where a query may attend, not torch.float32.*mask == 0"),
         (torch.ones(2, 5, dtype=torch.uint8), r"not torch.uint8.*mask\.bool\(\)"),
         (torch.ones(2, 4, dtype=torch.bool), r"padding mask \[batch, k_len\] = \[2, 5\], not \[2, 4\]"),
-        (torch.ones(5, 5, dtype=torch.bool), r"give mask\[None, None\]"),
+        (torch.ones(5, 5, dtype=torch.bool), r"pass mask\[None, None\]"),
         (torch.ones(6, 5, 5, dtype=torch.bool), r"unflatten\(0, \(batch, heads\)\), and True means"),
         (torch.ones(2, 2, 5, 5, dtype=torch.bool), "heads is 3"),
     ],
@@ -69,7 +69,7 @@ def test_masks_of_the_wrong_shape_dtype_or_meaning_are_refused(mask: Any, said: 
 
 @pytest.mark.parametrize("word", ["key_padding_mask", "attn_mask", "is_causal"])
 def test_torchs_words_for_masks_are_refused_with_ours(word: str) -> None:
-    with pytest.raises(LayerError, match=f"forward has no {word}: give mask="):
+    with pytest.raises(LayerError, match=f"forward has no {word}: pass mask="):
         MultiheadAttention(24, 3)(X, X, X, **{word: True})
 
 

@@ -1,4 +1,4 @@
-"""Is the layer torch's, parameter for parameter and number for number, where they share an option?"""
+"""The layer equals torch's, parameter for parameter and number for number, in every option they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do other people's models run on a backend, all their calls counted, none quietly left out?"""
+"""Unchanged models run on a backend: every call is counted, none is silently skipped."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_inner_of_two_backends_counts() -> None:
         ({"dropout_p": 0.5}, "sdpa_flash has no dropout"),
         ({"attn_mask": torch.ones(4, 5).bool()}, "does not broadcast"),
         ({"attn_mask": torch.zeros(4, 4).int()}, "bool or floating"),
-        ({"attn_mask": torch.full((4, 4), torch.finfo(torch.float32).min)}, "give a bool mask, or -inf"),
+        ({"attn_mask": torch.full((4, 4), torch.finfo(torch.float32).min)}, "pass a bool mask, or -inf"),
         ({"attn_mask": torch.ones(4, 4).bool(), "is_causal": True}, "a mask or is_causal, not both"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Does the suite `generation` find a cache or a mask that is wrong while decoding?"""
+"""The suite `generation` finds a cache or a mask that is wrong while decoding."""
 
 from __future__ import annotations
 

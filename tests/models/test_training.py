@@ -1,4 +1,4 @@
-"""Does the suite `training` find a backend that is slightly wrong, and leave the right ones alone?"""
+"""The suite `training` finds a slightly wrong backend and passes the right ones."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_an_unknown_task_is_refused_with_what_there_is() -> None:
         AttnbenchError, match=r"no task .chess.; it has language, translation, classification, images"
     ):
         list(training.run(["naive"], tasks=["chess"]))
-    with pytest.raises(AttnbenchError, match="no task of training was asked for; it has language"):
+    with pytest.raises(AttnbenchError, match="no task of training is named; it has language"):
         list(training.run(["naive"], tasks=[]))
 
 
