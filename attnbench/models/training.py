@@ -41,7 +41,7 @@ RUN_LIMIT_S = 60.0  # per backend and run
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """One training run: loss and gradient norm of each step, and the figures of the trained model."""
 
     loss: list[float]
@@ -60,7 +60,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     noise: RoundingNoise | None = None,
     limit_s: float = math.inf,
-) -> Curve:
+) -> TrainingCurve:
     """Train a task's model from a seed. With noise (and float64) every operation and the parameters are rounded.
 
     A step whose loss or gradient is not finite is counted and changes nothing. Raises TooSlow after `limit_s`.
@@ -92,7 +92,7 @@ def train(
             )
     with noise or nullcontext():
         figures = task.figures(_OnDevice(model, device), seed)
-    return Curve(losses, norms, figures | {"step_ms": statistics.median(spent_ms)}, non_finite)
+    return TrainingCurve(losses, norms, figures | {"step_ms": statistics.median(spent_ms)}, non_finite)
 
 
 class _OnDevice(torch.nn.Module):
@@ -188,7 +188,7 @@ class _Suite:
         if record.key not in self.done:
             yield record
 
-    def _once(self, record: ModelRun, curve: Callable[[], Curve]) -> tuple[ModelRun, bool]:
+    def _once(self, record: ModelRun, curve: Callable[[], TrainingCurve]) -> tuple[ModelRun, bool]:
         """The finished record, from `done` if it is there; and whether it is new."""
         earlier = self.done.get(record.key)
         return (earlier, False) if earlier is not None else (_filled(record, curve()), True)
@@ -197,7 +197,7 @@ class _Suite:
         """The float64 runs of one task, then every backend in every dtype."""
         double: dict[str, Any] = {"steps": self.steps, "device": self.device, "dtype": torch.float64}
         references: list[ModelRun] = []
-        plans: list[tuple[ModelRun, Callable[[], Curve]]] = []
+        plans: list[tuple[ModelRun, Callable[[], TrainingCurve]]] = []
         for n in range(SEED_RUNS):
             seed = self.seed + n
             record = self._record(task, "seed" if n else "exact", seed=seed)
@@ -206,7 +206,7 @@ class _Suite:
             for n in range(ROUNDING_RUNS):
                 record = self._record(task, "rounding", dtype=dtype, backend=f"roundings {n}")
 
-                def noisy(n: int = n, dtype: str = dtype) -> Curve:
+                def noisy(n: int = n, dtype: str = dtype) -> TrainingCurve:
                     noise = RoundingNoise(n, "fp32", self.device, attention=dtype)
                     return train(task, exact_attention, seed=self.seed, noise=noise, **double)
 
@@ -235,7 +235,7 @@ class _Suite:
         return allowed.judged(_filled(record, curve))
 
 
-def _filled(record: ModelRun, curve: Curve) -> ModelRun:
+def _filled(record: ModelRun, curve: TrainingCurve) -> ModelRun:
     figures = {name: value for name, value in curve.figures.items() if math.isfinite(value)}
     curves = {"loss": finite(curve.loss), "grad_norm": finite(curve.grad_norm)}
     return replace(record, curves=curves, figures=figures, counts={"non_finite": curve.non_finite})

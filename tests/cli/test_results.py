@@ -92,14 +92,14 @@ def test_an_inconclusive_gate_warns_and_fails_when_strict(
 
 @pytest.mark.parametrize("option", ["--summary", "--junit"])
 @pytest.mark.parametrize(
-    ("file", "said"), [("base", "is a folder"), ("base/results.jsonl/v.md", "cannot be written")]
+    ("file", "message"), [("base", "is a folder"), ("base/results.jsonl/v.md", "cannot be written")]
 )
 def test_a_verdict_that_cannot_be_written_is_refused_before_anything_is_judged(
-    base: Path, tmp_path: Path, attnbench: Any, option: str, file: str, said: str
+    base: Path, tmp_path: Path, attnbench: Any, option: str, file: str, message: str
 ) -> None:
     done = attnbench("gate", "--base", base, "--head", base, option, tmp_path / file)
     assert done.exit_code == 2, done.output
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 

@@ -144,9 +144,9 @@ def test_progress_says_what_is_wrong_or_failed_even_without_a_terminal(
         progress(events.Finished(a_result(a_case(), status="crashed", reason="signal 11"), 1, 3))
         progress(events.Finished(a_result(a_case()), 2, 3))
         progress(events.SweepFinished(3, 1.0))
-    said = capsys.readouterr().err
-    assert "wrong: naive" in said
-    assert "crashed: naive" in said
-    assert "signal 11" in said
-    assert "\x1b" not in said
+    stderr = capsys.readouterr().err
+    assert "wrong: naive" in stderr
+    assert "crashed: naive" in stderr
+    assert "signal 11" in stderr
+    assert "\x1b" not in stderr
     assert progress.counts == {"crashed": 1, "ok": 1}

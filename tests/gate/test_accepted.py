@@ -40,10 +40,10 @@ def judged(file: Path, finding: Finding, today: date = TODAY) -> Gate:
 
 
 def test_an_accepted_regression_passes_and_is_told_with_its_reason(file: Path) -> None:
-    found = judged(file, slower())
-    assert found.exit_code(strict=True) == 0
-    assert found.findings[0].kind == "accepted"
-    assert "until 2027-01-31 (delta in float32)" in found.findings[0].message
+    verdict = judged(file, slower())
+    assert verdict.exit_code(strict=True) == 0
+    assert verdict.findings[0].kind == "accepted"
+    assert "until 2027-01-31 (delta in float32)" in verdict.findings[0].message
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_what_is_not_covered_fails(file: Path, finding: Finding) -> None:
 
 
 def test_an_acceptance_ends(file: Path) -> None:
-    found = judged(file, slower(), date(2027, 2, 1))
-    assert found.exit_code() == 1
-    assert "its acceptance ended on 2027-01-31" in found.findings[0].message
+    verdict = judged(file, slower(), date(2027, 2, 1))
+    assert verdict.exit_code() == 1
+    assert "its acceptance ended on 2027-01-31" in verdict.findings[0].message
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "message"),
     [
         ('kind = "slower"', 'kind = "wrong"', "kind is one of"),
         ("expires = 2027-01-31", "", "expires is missing"),
@@ -83,7 +83,7 @@ def test_an_acceptance_ends(file: Path) -> None:
         ("[[accepted]]", "[[accepted", "cannot be read as TOML"),
     ],
 )
-def test_a_mistake_in_the_file_is_named(file: Path, before: str, after: str, said: str) -> None:
+def test_a_mistake_in_the_file_is_named(file: Path, before: str, after: str, message: str) -> None:
     file.write_text(ENTRY.replace(before, after))
-    with pytest.raises(AttnbenchError, match=said):
+    with pytest.raises(AttnbenchError, match=message):
         read_accepted(file)

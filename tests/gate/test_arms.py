@@ -100,9 +100,9 @@ def test_a_kernel_on_a_gpu_is_not_slowed_by_a_wait_of_the_host() -> None:
 
 
 def test_sleeping_is_no_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's clocks are told what to say: 3 ms of work and 20 ms of sleep passed, of which work counts."""
-    said = {"process_time_ns": iter([0, 3_000_000]), "perf_counter_ns": iter([0, 23_000_000])}
-    for name, values in said.items():
+    """The system's clocks are scripted: 3 ms of work and 20 ms of sleep passed, of which work counts."""
+    clocks = {"process_time_ns": iter([0, 3_000_000]), "perf_counter_ns": iter([0, 23_000_000])}
+    for name, values in clocks.items():
         monkeypatch.setattr(time, name, lambda values=values: next(values))
     assert ProcessClock().time(lambda: None, 1).samples_ms == [3.0]
     assert CpuClock().time(lambda: None, 1).samples_ms == [23.0]
@@ -124,8 +124,8 @@ def test_a_sweep_starts_its_workers_as_often_as_asked(tmp_path: Path) -> None:
     log = tmp_path / "pids"
     folder = a_folder(tmp_path / "backends", f"open({str(log)!r}, 'a').write(f'{{os.getpid()}} ')")
     options: dict[str, Any] = {"device": "cpu", "rounds": 2, "block_ms": 1.0}
-    (found,) = run_sweep(PLAN, ["fine"], folder=folder, processes=3, **options)
-    assert found.status == "ok", found.reason
-    assert [one.get("process", 0) for one in found.rounds] == [0, 0, 1, 1, 2, 2]
-    assert len(found.samples_ms["bwd"]) == 6
+    (result,) = run_sweep(PLAN, ["fine"], folder=folder, processes=3, **options)
+    assert result.status == "ok", result.reason
+    assert [one.get("process", 0) for one in result.rounds] == [0, 0, 1, 1, 2, 2]
+    assert len(result.samples_ms["bwd"]) == 6
     assert len(set(log.read_text().split())) == 3

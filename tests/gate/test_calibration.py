@@ -43,37 +43,37 @@ def a_recording(
     return frame_of(rows)
 
 
-def rates(found: Calibration) -> dict[str, float]:
-    return {rate.change: rate.slower / rate.verdicts for rate in found.rates}
+def rates(calibration: Calibration) -> dict[str, float]:
+    return {rate.change: rate.slower / rate.verdicts for rate in calibration.rates}
 
 
 def test_a_steady_machine_is_fit_and_finds_what_it_should() -> None:
-    found = calibrate(recorded(a_recording(0.01)), 0.05, repeats=2)
-    assert rates(found)[NO_CHANGE] == 0
-    assert rates(found)["slower 5 %"] >= 0.9
-    assert rates(found)["slower 10 %"] >= 0.9
-    assert found.fit
-    assert found.smallest_effect is not None
-    assert found.smallest_effect <= 0.05
+    calibration = calibrate(recorded(a_recording(0.01)), 0.05, repeats=2)
+    assert rates(calibration)[NO_CHANGE] == 0
+    assert rates(calibration)["slower 5 %"] >= 0.9
+    assert rates(calibration)["slower 10 %"] >= 0.9
+    assert calibration.fit
+    assert calibration.smallest_effect is not None
+    assert calibration.smallest_effect <= 0.05
 
 
 def test_a_wild_machine_is_unfit() -> None:
-    found = calibrate(recorded(a_recording(0.6)), 0.05, repeats=1)
-    assert rates(found)[NO_CHANGE] <= 0.01
-    assert not found.fit
+    calibration = calibrate(recorded(a_recording(0.6)), 0.05, repeats=1)
+    assert rates(calibration)[NO_CHANGE] <= 0.01
+    assert not calibration.fit
 
 
 def test_arms_that_are_not_the_same_are_counted_as_alarms() -> None:
     """Planted: one of the arms that should be the same is slower, as a biased order would make it."""
-    found = calibrate(recorded(a_recording(0.01, {SAME[1]: 0.2})), 0.05, repeats=1)
-    assert rates(found)[NO_CHANGE] > 0.2
-    assert not found.fit
+    calibration = calibrate(recorded(a_recording(0.01, {SAME[1]: 0.2})), 0.05, repeats=1)
+    assert rates(calibration)[NO_CHANGE] > 0.2
+    assert not calibration.fit
 
 
 def test_a_slow_down_that_was_not_put_in_is_not_found() -> None:
-    found = calibrate(recorded(a_recording(0.01, dict.fromkeys(SLOWER, 0.0))), 0.05, repeats=1)
-    assert found.smallest_effect is None
-    assert not found.fit
+    calibration = calibrate(recorded(a_recording(0.01, dict.fromkeys(SLOWER, 0.0))), 0.05, repeats=1)
+    assert calibration.smallest_effect is None
+    assert not calibration.fit
 
 
 def test_means_of_separate_runs_are_compared_on_the_same_samples() -> None:
@@ -115,7 +115,7 @@ def test_the_exit_code_says_whether_the_machine_is_fit(
 
     rows: list[Any] = list(a_recording(noise, cases=2, groups=3).itertuples(index=False, name=None))
     monkeypatch.setattr("attnbench.gate.recording.MOST_GROUPS", 1)
-    monkeypatch.setattr("attnbench.gate.recording.record_group", lambda *given: rows)
+    monkeypatch.setattr("attnbench.gate.recording.record_group", lambda *_: rows)
     ran = CliRunner().invoke(app, ["gate", "--calibrate", "--record", str(tmp_path / "rows.parquet")])
     assert ran.exit_code == code, ran.output
     assert "called slower" in ran.output
@@ -130,7 +130,7 @@ def test_a_backend_that_cannot_calibrate_is_named_before_the_minutes(
 
     from attnbench.cli.app import app
 
-    def never(*given: Any) -> Any:
+    def never(*_: Any) -> Any:
         raise AssertionError("a group was recorded")
 
     monkeypatch.setattr("attnbench.gate.recording.record_group", never)
@@ -141,13 +141,13 @@ def test_a_backend_that_cannot_calibrate_is_named_before_the_minutes(
             Entry("absent", "here", False, "no such library", "pip install it"),
         ],
     )
-    for backend, code, said in (
+    for backend, code, message in (
         ("naiv", 2, "did you mean 'naive'"),
         ("absent", 3, "absent: no such library; to have it: pip install it"),
     ):
         ran = CliRunner().invoke(app, ["gate", "--calibrate", "--backend", backend])
         assert ran.exit_code == code, ran.output
-        assert said in ran.output
+        assert message in ran.output
 
 
 def test_a_group_in_which_nothing_was_timed_says_why(a_case: Any) -> None:
@@ -167,10 +167,10 @@ def test_a_group_in_which_nothing_was_timed_says_why(a_case: Any) -> None:
 
 @pytest.mark.parametrize("file", STORED, ids=lambda path: path.stem)
 def test_replayed_on_what_a_shared_machine_measured_the_gate_raises_no_alarm(file: Path) -> None:
-    found = calibrate(recorded(pd.read_parquet(file)), 0.05, repeats=1, seed=7)
-    assert found.alarms.slower == 0
-    assert rates(found)["slower 10 %"] >= 0.9
-    assert found.alarms.means_flagged > 0  # the usual rule raises alarms on the same samples
+    calibration = calibrate(recorded(pd.read_parquet(file)), 0.05, repeats=1, seed=7)
+    assert calibration.alarms.slower == 0
+    assert rates(calibration)["slower 10 %"] >= 0.9
+    assert calibration.alarms.means_flagged > 0  # the usual rule raises alarms on the same samples
 
 
 def test_recordings_are_stored() -> None:

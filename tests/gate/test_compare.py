@@ -18,10 +18,10 @@ def test_the_largest_effect_comes_first_whichever_its_direction(
         result("slower", samples_ms={"fwd": rounds(1.5)}),
         result("faster", samples_ms={"fwd": rounds(0.25)}),
     )
-    found = compare(base, head)
-    assert [change.case for change in found.changes] == ["faster", "slower", "same"]
-    assert [change.sure for change in found.changes] == [True, True, False]
-    assert found.changes[0].ratio.point == pytest.approx(0.25)
+    comparison = compare(base, head)
+    assert [change.case for change in comparison.changes] == ["faster", "slower", "same"]
+    assert [change.sure for change in comparison.changes] == [True, True, False]
+    assert comparison.changes[0].ratio.point == pytest.approx(0.25)
 
 
 def test_means_are_geometric_and_by_backend_and_pass(result: Any, result_set: Any, rounds: Any) -> None:
@@ -50,14 +50,14 @@ def test_means_are_by_mask_too(result: Any, result_set: Any, rounds: Any) -> Non
 def test_changed_statuses_and_lone_cases_are_said(result: Any, result_set: Any) -> None:
     base = result_set(result("a"), result("gone"))
     head = result_set(result("a", status="wrong", reason="off"), result("new"))
-    found = compare(base, head)
-    assert [(s.base, s.head, s.reason) for s in found.statuses] == [("ok", "wrong", "off")]
-    assert [r.case_id for r in found.pairs.only_base] == ["gone"]
-    assert [r.case_id for r in found.pairs.only_head] == ["new"]
-    assert found.changes == ()
+    comparison = compare(base, head)
+    assert [(s.base, s.head, s.reason) for s in comparison.statuses] == [("ok", "wrong", "off")]
+    assert [r.case_id for r in comparison.pairs.only_base] == ["gone"]
+    assert [r.case_id for r in comparison.pairs.only_head] == ["new"]
+    assert comparison.changes == ()
 
 
 def test_unlike_machines_may_be_compared_and_it_is_said(result: Any, result_set: Any) -> None:
-    found = compare(result_set(result()), result_set(result(environment="there")))
-    assert found.unlike == ("threads: 2 and 64",)
-    assert len(found.changes) == 1
+    comparison = compare(result_set(result()), result_set(result(environment="there")))
+    assert comparison.unlike == ("threads: 2 and 64",)
+    assert len(comparison.changes) == 1

@@ -13,17 +13,17 @@ from attnbench.gate import gate
 MIB = 1 << 20
 
 
-def kinds(found: Any) -> list[str]:
-    return [finding.kind for finding in found.findings]
+def kinds(verdict: Any) -> list[str]:
+    return [finding.kind for finding in verdict.findings]
 
 
 def test_an_identical_copy_passes(result: Any, result_set: Any) -> None:
     both = result_set(
         result(), result("q128-causal-fwd"), result(backend="flex", status="refused", reason="no")
     )
-    found = gate(both, both, margin=0.05)
-    assert set(kinds(found)) == {"same"}
-    assert found.exit_code(strict=True) == 0
+    verdict = gate(both, both, margin=0.05)
+    assert set(kinds(verdict)) == {"same"}
+    assert verdict.exit_code(strict=True) == 0
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_an_identical_copy_passes(result: Any, result_set: Any) -> None:
 def test_a_planted_fault_fails_and_is_named(result: Any, result_set: Any, changes: Any, kind: str) -> None:
     other = result("q128-causal-fwd", "flex")
     base = result_set(result(), other)
-    found = gate(base, result_set(replace(result(), **changes), other))
-    assert [(f.kind, f.case, f.backend) for f in found.failures] == [(kind, "q64-full-fwd", "naive")]
-    assert found.exit_code() == 1
+    verdict = gate(base, result_set(replace(result(), **changes), other))
+    assert [(f.kind, f.case, f.backend) for f in verdict.failures] == [(kind, "q64-full-fwd", "naive")]
+    assert verdict.exit_code() == 1
 
 
 def test_a_case_that_is_gone_fails(result: Any, result_set: Any) -> None:
-    found = gate(result_set(result(), result(backend="flex")), result_set(result()))
-    assert [(f.kind, f.backend) for f in found.failures] == [("missing", "flex")]
+    verdict = gate(result_set(result(), result(backend="flex")), result_set(result()))
+    assert [(f.kind, f.backend) for f in verdict.failures] == [("missing", "flex")]
 
 
 def test_a_new_case_passes_unless_it_is_wrong(result: Any, result_set: Any) -> None:
@@ -76,16 +76,16 @@ def test_a_backend_that_neither_has_is_named(result: Any, result_set: Any) -> No
 
 def test_what_is_broken_in_both_was_not_judged(result: Any, result_set: Any) -> None:
     both = result_set(result(status="error", reason="no such symbol"))
-    found = gate(both, both)
-    assert kinds(found) == ["inconclusive"]
-    assert "judged in neither: error (no such symbol)" in found.findings[0].message
-    assert found.exit_code() == 0
-    assert found.exit_code(strict=True) == 1
+    verdict = gate(both, both)
+    assert kinds(verdict) == ["inconclusive"]
+    assert "judged in neither: error (no such symbol)" in verdict.findings[0].message
+    assert verdict.exit_code() == 0
+    assert verdict.exit_code(strict=True) == 1
 
 
 def test_what_was_broken_before_and_is_right_now_passes(result: Any, result_set: Any) -> None:
-    found = gate(result_set(result(status="crashed")), result_set(result()))
-    assert found.exit_code(strict=True) == 0
+    verdict = gate(result_set(result(status="crashed")), result_set(result()))
+    assert verdict.exit_code(strict=True) == 0
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,17 @@ def test_speed_is_judged_by_the_ratio(
 
 def test_one_process_a_side_can_only_advise(result: Any, result_set: Any, rounds: Any) -> None:
     base, head = result(rounds=[]), result(rounds=[], samples_ms={"fwd": rounds(1.5, seed=8)})
-    found = gate(result_set(base), result_set(head), margin=0.1)
-    assert kinds(found) == ["suspect"]
-    assert found.exit_code() == 0
+    verdict = gate(result_set(base), result_set(head), margin=0.1)
+    assert kinds(verdict) == ["suspect"]
+    assert verdict.exit_code() == 0
 
 
 def test_processes_that_do_not_agree_can_only_advise(result: Any, result_set: Any, rounds: Any) -> None:
     slow = rounds(1.5, seed=8)
-    found = gate(result_set(result()), result_set(result(samples_ms={"fwd": [*rounds(1.0)[:2], *slow[2:]]})))
-    assert kinds(found) == ["suspect"]
+    verdict = gate(
+        result_set(result()), result_set(result(samples_ms={"fwd": [*rounds(1.0)[:2], *slow[2:]]}))
+    )
+    assert kinds(verdict) == ["suspect"]
 
 
 def test_a_slow_backward_is_found_where_the_forward_is_the_same(
@@ -116,8 +118,8 @@ def test_a_slow_backward_is_found_where_the_forward_is_the_same(
 ) -> None:
     base = result(samples_ms={"fwd": rounds(1.0), "bwd": rounds(2.0)})
     head = result(samples_ms={"fwd": rounds(1.0), "bwd": rounds(2.6)})
-    found = gate(result_set(base), result_set(head))
-    assert [(f.kind, f.which) for f in found.failures] == [("slower", "bwd")]
+    verdict = gate(result_set(base), result_set(head))
+    assert [(f.kind, f.which) for f in verdict.failures] == [("slower", "bwd")]
 
 
 def test_a_noisy_difference_is_a_warning_and_fails_only_when_strict(
@@ -125,9 +127,9 @@ def test_a_noisy_difference_is_a_warning_and_fails_only_when_strict(
 ) -> None:
     base = result(samples_ms={"fwd": rounds(1.0, spread=0.8, seed=1)})
     head = result(samples_ms={"fwd": rounds(1.15, spread=0.8, seed=1)})
-    found = gate(result_set(base), result_set(head))
-    assert kinds(found) == ["inconclusive"]
-    assert (found.exit_code(), found.exit_code(strict=True)) == (0, 1)
+    verdict = gate(result_set(base), result_set(head))
+    assert kinds(verdict) == ["inconclusive"]
+    assert (verdict.exit_code(), verdict.exit_code(strict=True)) == (0, 1)
 
 
 def test_few_samples_make_a_large_slow_down_suspect_only(result: Any, result_set: Any) -> None:
@@ -160,9 +162,9 @@ def test_unlike_machines_are_not_comparable_unless_asked(result: Any, result_set
     base, head = result_set(result()), result_set(result(environment="there"))
     with pytest.raises(NotComparable, match=r"threads: 2 and 64.*--allow-unlike"):
         gate(base, head)
-    found = gate(base, head, allow_unlike=True)
-    assert found.exit_code() == 0
-    assert found.unlike == ("threads: 2 and 64",)
+    verdict = gate(base, head, allow_unlike=True)
+    assert verdict.exit_code() == 0
+    assert verdict.unlike == ("threads: 2 and 64",)
 
 
 def test_results_without_a_fingerprint_are_not_comparable(result: Any, result_set: Any) -> None:

@@ -37,7 +37,7 @@ def versions(folder: Path, base: str, head: str) -> BackendVersions:
 
 
 @pytest.mark.parametrize(
-    ("base", "head", "kind", "said"),
+    ("base", "head", "kind", "message"),
     [
         (compiles(), FAILS, "broken", "no such instruction; base's could"),
         (compiles(), "", "broken", "compiled nothing for sm_90; base's could"),
@@ -49,11 +49,11 @@ def versions(folder: Path, base: str, head: str) -> BackendVersions:
     ids=["broken", "nothing", "in neither", "now", "as before", "worse"],
 )
 def test_what_kernels_compile_to_is_said_whatever_happens(
-    tmp_path: Path, base: str, head: str, kind: str, said: str
+    tmp_path: Path, base: str, head: str, kind: str, message: str
 ) -> None:
-    found = list(kernel_findings([versions(tmp_path, base, head)], "sm_90", lambda line: None))
-    assert [finding.kind for finding in found] == [kind]
-    assert said in found[0].message
+    findings = list(kernel_findings([versions(tmp_path, base, head)], "sm_90", lambda line: None))
+    assert [finding.kind for finding in findings] == [kind]
+    assert message in findings[0].message
 
 
 def test_a_specimen_that_is_none_is_named_and_no_check_of_nothing(tmp_path: Path) -> None:

@@ -109,12 +109,12 @@ def findings(folder: Path, planned: list[Planned]) -> Any:
 def test_what_got_worse_is_named_and_nothing_else(
     repository: Repository, planned: list[Planned], head: str | None, kinds: set[tuple[str, str]]
 ) -> None:
-    found = findings(repository(head), planned)
-    assert {(f.kind, f.case.split("-")[0]) for f in found.failures} == kinds, [
-        f.message for f in found.findings
+    verdict = findings(repository(head), planned)
+    assert {(f.kind, f.case.split("-")[0]) for f in verdict.failures} == kinds, [
+        f.message for f in verdict.findings
     ]
-    assert {f.backend for f in found.findings} == {"first"}
-    assert found.exit_code() == 1
+    assert {f.backend for f in verdict.findings} == {"first"}
+    assert verdict.exit_code() == 1
 
 
 def test_a_worktree_is_gone_afterwards(repository: Repository) -> None:
@@ -157,10 +157,10 @@ def test_a_gate_that_is_ended_leaves_no_worktree(repository: Repository) -> None
     command = [sys.executable, "-c", "from attnbench.cli import main; main()", "gate", "--base", "HEAD~1"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as gate:
         assert gate.stderr is not None
-        said = [gate.stderr.readline()]
-        while said[-1] and "stage 1" not in said[-1]:
-            said.append(gate.stderr.readline())
-        assert len(git(folder, "worktree", "list").splitlines()) == 2, said
+        lines = [gate.stderr.readline()]
+        while lines[-1] and "stage 1" not in lines[-1]:
+            lines.append(gate.stderr.readline())
+        assert len(git(folder, "worktree", "list").splitlines()) == 2, lines
         gate.terminate()
         last = gate.communicate(timeout=500)[1]
     assert gate.returncode == 130

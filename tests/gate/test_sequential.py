@@ -45,9 +45,9 @@ def test_most_of_noise_passes_in_the_first_stage() -> None:
 
 @pytest.mark.parametrize(("slower", "least"), [(0.06, 0.9), (0.10, 0.99)])
 def test_what_is_slower_is_found_in_every_stage(slower: float, least: float) -> None:
-    found = [verdict(stages(slower, seed, noise=0.02)) for seed in range(100)]
-    assert np.mean([outcome.kind == "slower" for outcome, _ in found]) >= least
-    assert all(count == RULE.stages for outcome, count in found if outcome.kind == "slower")
+    outcomes = [verdict(stages(slower, seed, noise=0.02)) for seed in range(100)]
+    assert np.mean([outcome.kind == "slower" for outcome, _ in outcomes]) >= least
+    assert all(count == RULE.stages for outcome, count in outcomes if outcome.kind == "slower")
 
 
 def test_one_stage_never_fails() -> None:

@@ -46,7 +46,7 @@ def gated(a_case: Any) -> Callable[..., Gate]:
 
 
 @pytest.mark.parametrize(
-    ("arm", "status", "kind", "said"),
+    ("arm", "status", "kind", "message"),
     [
         ("head", "timeout", "broken", "is timeout; base is ok"),
         ("head", "wrong", "wrong", "base is ok"),
@@ -54,18 +54,18 @@ def gated(a_case: Any) -> Callable[..., Gate]:
     ],
 )
 def test_what_happens_in_a_later_group_of_processes_counts(
-    gated: Any, result: Any, arm: str, status: str, kind: str, said: str
+    gated: Any, result: Any, arm: str, status: str, kind: str, message: str
 ) -> None:
-    found = gated(lambda a, group: result(status=status) if (a, group) == (arm, 1) else result())
-    assert [finding.kind for finding in found.findings] == [kind]
-    assert said in found.findings[0].message
+    verdict = gated(lambda a, group: result(status=status) if (a, group) == (arm, 1) else result())
+    assert [finding.kind for finding in verdict.findings] == [kind]
+    assert message in verdict.findings[0].message
 
 
 def test_the_note_names_where_the_minutes_ended(gated: Any, result: Any) -> None:
-    found = gated(lambda arm, group: result(), minutes=-1.0)
-    assert found.notes == ("the -1 minutes were over in stage 1, group 1",)
-    assert [finding.kind for finding in found.findings] == ["inconclusive"]
-    assert "no time was left" in found.findings[0].message
+    verdict = gated(lambda arm, group: result(), minutes=-1.0)
+    assert verdict.notes == ("the -1 minutes were over in stage 1, group 1",)
+    assert [finding.kind for finding in verdict.findings] == ["inconclusive"]
+    assert "no time was left" in verdict.findings[0].message
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_the_note_names_where_the_minutes_ended(gated: Any, result: Any) -> None
 def test_a_larger_error_on_every_seed_is_less_accurate(
     gated: Any, result: Any, errors: dict[int, float], kinds: set[str]
 ) -> None:
-    found = gated(lambda arm, group: result(error_over_budget=errors[group] if arm == "head" else 0.2))
-    assert {finding.kind for finding in found.findings} == kinds
+    verdict = gated(lambda arm, group: result(error_over_budget=errors[group] if arm == "head" else 0.2))
+    assert {finding.kind for finding in verdict.findings} == kinds
 
 
 def test_an_error_too_small_to_be_seen_in_the_answer_is_the_same(gated: Any, result: Any) -> None:
-    found = gated(lambda arm, group: result(error_over_budget=0.09 if arm == "head" else 0.01))
-    assert {finding.kind for finding in found.findings} == {"same"}
+    verdict = gated(lambda arm, group: result(error_over_budget=0.09 if arm == "head" else 0.01))
+    assert {finding.kind for finding in verdict.findings} == {"same"}
 
 
 def test_memory_has_to_grow_in_every_group(gated: Any, result: Any) -> None:

@@ -42,14 +42,14 @@ def names_of(base: Path, head: Path) -> list[str]:
 
 
 def test_the_same_code_is_not_timed(base: Path, tmp_path: Path) -> None:
-    found = touched(base, tree(tmp_path / "head"))
-    assert not found.versions
-    assert found.same == ("absent", "apart", "folder", "other", "plain")
+    changed = touched(base, tree(tmp_path / "head"))
+    assert not changed.versions
+    assert changed.same == ("absent", "apart", "folder", "other", "plain")
 
 
 def test_comments_and_layout_are_no_change(base: Path, tmp_path: Path) -> None:
-    said = "# What it is for.\n\n\ndef g(*a):\n    return (a[0])  # the first\n"
-    assert not names_of(base, tree(tmp_path / "head", **{"backends/_deeper.py": said}))
+    commented = "# What it is for.\n\n\ndef g(*a):\n    return (a[0])  # the first\n"
+    assert not names_of(base, tree(tmp_path / "head", **{"backends/_deeper.py": commented}))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_backend_that_is_gone_or_new_has_one_side(base: Path, tmp_path: Path) 
 
 def test_what_cannot_run_here_is_named(base: Path, tmp_path: Path) -> None:
     head = tree(tmp_path / "head", **{"backends/absent.py": FILES["backends/absent.py"] + "x = 1\n"})
-    found = touched(base, head)
-    assert not found.versions
-    assert found.unavailable == (("absent", "no_such_module_at_all is not installed"),)
+    changed = touched(base, head)
+    assert not changed.versions
+    assert changed.unavailable == (("absent", "no_such_module_at_all is not installed"),)
 
 
 def test_each_side_is_loaded_from_its_own_tree(base: Path, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_each_side_is_loaded_from_its_own_tree(base: Path, tmp_path: Path) -> No
 
 
 def test_all_takes_what_is_the_same_too(base: Path, tmp_path: Path) -> None:
-    found = touched(base, tree(tmp_path / "head"), everything=True)
-    assert [c.name for c in found.versions] == ["apart", "folder", "other", "plain"]
+    changed = touched(base, tree(tmp_path / "head"), everything=True)
+    assert [c.name for c in changed.versions] == ["apart", "folder", "other", "plain"]
 
 
 def test_an_unknown_name_is_refused_with_what_is_near(base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ X = torch.randn(2, 5, 24)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"embed_dim": 25}, "no multiple of num_heads 3.*take embed_dim 24 or 27"),
         ({"num_heads": 0}, "num_heads is a whole number of at least 1, not 0"),
@@ -24,8 +24,8 @@ X = torch.randn(2, 5, 24)
         ({"dropout": 1.0}, "at least 0 and below 1"),
     ],
 )
-def test_a_layer_that_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(LayerError, match=said):
+def test_a_layer_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(LayerError, match=message):
         MultiheadAttention(**({"embed_dim": 24, "num_heads": 3} | arguments))
 
 
@@ -35,7 +35,7 @@ def test_an_unknown_backend_is_refused_when_the_layer_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "key", "value", "said"),
+    ("query", "key", "value", "message"),
     [
         (X[0], X, X, r"query is \[batch, length, embed_dim\], not of shape \[5, 24\]"),
         (X, torch.randn(2, 5, 16), X, "key has 16 features, but embed_dim is 24.*project it"),
@@ -45,13 +45,13 @@ def test_an_unknown_backend_is_refused_when_the_layer_is_made() -> None:
         (X[:, :0], X, X, "at least one token"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(query: Any, key: Any, value: Any, said: str) -> None:
-    with pytest.raises(LayerError, match=said):
+def test_inputs_that_do_not_fit_are_refused(query: Any, key: Any, value: Any, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
         MultiheadAttention(24, 3)(query, key, value)
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "message"),
     [
         ("causal", "mask of the algebra .* or a bool tensor, not a str"),
         (torch.zeros(2, 5), "bool, True where a query may attend, not torch.float32.*mask == 0"),
@@ -62,8 +62,8 @@ def test_inputs_that_do_not_fit_are_refused(query: Any, key: Any, value: Any, sa
         (torch.ones(2, 2, 5, 5, dtype=torch.bool), "heads is 3"),
     ],
 )
-def test_masks_of_the_wrong_shape_dtype_or_meaning_are_refused(mask: Any, said: str) -> None:
-    with pytest.raises(LayerError, match=said):
+def test_masks_of_the_wrong_shape_dtype_or_meaning_are_refused(mask: Any, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
         MultiheadAttention(24, 3)(X, X, X, mask=mask)
 
 

@@ -91,14 +91,14 @@ def test_output_and_gradients_agree_with_torch_within_the_noise_of_rounding(
     tensors = [torch.randn(shape, generator=generator) for _ in range(1 if same else 3)]
     if not batch_first:
         tensors = [x.transpose(0, 1) for x in tensors]
-    asked, kind = MASKS[mask]
+    our_mask, kind = MASKS[mask]
     words: dict[str, Tensor] = {}
     if kind == "causal":
         words["attn_mask"] = torch.ones(7, 7).triu(1).bool()  # torch: True is forbidden
     elif kind == "padding":
         words["key_padding_mask"] = torch.arange(7)[None] >= torch.tensor([[7], [4]])
-    budget = exact(ours, tensors, asked, same)
-    mine = gradients(lambda *xs: ours(*(xs * 3 if same else xs), mask=asked)[0], tensors, ours)
+    budget = exact(ours, tensors, our_mask, same)
+    mine = gradients(lambda *xs: ours(*(xs * 3 if same else xs), mask=our_mask)[0], tensors, ours)
     torchs = gradients(lambda *xs: theirs(*(xs * 3 if same else xs), **words)[0], tensors, theirs)
     over = worst(budget, mine)
     assert max(over.values()) <= 1, over

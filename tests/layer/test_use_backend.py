@@ -90,7 +90,7 @@ def test_the_inner_of_two_backends_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ({"dropout_p": 0.5}, "sdpa_flash has no dropout"),
         ({"attn_mask": torch.ones(4, 5).bool()}, "does not broadcast"),
@@ -99,25 +99,27 @@ def test_the_inner_of_two_backends_counts() -> None:
         ({"attn_mask": torch.ones(4, 4).bool(), "is_causal": True}, "a mask or is_causal, not both"),
     ],
 )
-def test_what_the_backend_does_not_take_is_refused_loudly(words: dict[str, Any], said: str) -> None:
+def test_what_the_backend_does_not_take_is_refused_loudly(words: dict[str, Any], message: str) -> None:
     q, k, v = qkv(1, 2, 4, 8)
     with ab.use_backend("sdpa_flash") as routed:
-        with pytest.raises(AttnbenchError, match=f"sdpa_flash refuses a call of scaled_dot_product.*{said}"):
+        with pytest.raises(
+            AttnbenchError, match=f"sdpa_flash refuses a call of scaled_dot_product.*{message}"
+        ):
             F.scaled_dot_product_attention(q, k, v, **words)
         assert routed.count == 0
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("tensors", "message"),
     [
         (qkv(1, 2, 4, 8, dtype=torch.float64), r"not torch\.float64"),
         (qkv(4, 8), "3 or 4 dimensions, not 2"),
     ],
     ids=["float64", "two-dimensions"],
 )
-def test_tensors_that_no_case_has_are_refused(given: list[Tensor], said: str) -> None:
-    with ab.use_backend("naive"), pytest.raises(AttnbenchError, match=said):
-        F.scaled_dot_product_attention(given[0], given[1], given[2])
+def test_tensors_that_no_case_has_are_refused(tensors: list[Tensor], message: str) -> None:
+    with ab.use_backend("naive"), pytest.raises(AttnbenchError, match=message):
+        F.scaled_dot_product_attention(tensors[0], tensors[1], tensors[2])
 
 
 def test_calls_are_left_to_torch_only_where_that_was_asked_for_and_are_counted_by_reason() -> None:

@@ -21,7 +21,7 @@ def scale_off(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale:
 
 
 def top_left(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
-    """Torch's alignment where ours is asked for: they differ only where q_len != k_len."""
+    """Torch's alignment instead of ours: they differ only if q_len != k_len."""
     return exact_attention(q, k, v, mask=Causal("top_left") if mask == Causal() else mask, scale=scale)
 
 

@@ -149,7 +149,7 @@ def test_figures_of_a_classification_are_those_of_its_definition() -> None:
     )
     assert found["accuracy"] == 0.5
     pytest.importorskip("sklearn", reason="scikit-learn is not installed (pip install 'attnbench[models]')")
-    # F1 of class 0: precision 1/2, recall 1; of class 1: 1/2 and 1/2; class 2 is never said.
+    # F1 of class 0: precision 1/2, recall 1; of class 1: 1/2 and 1/2; class 2 is never predicted.
     assert found["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
 
