@@ -74,7 +74,6 @@ RECURRING = {
     },
     "profile.py": {"cli": "the command", "measure": "the profiler"},
     "report.py": {"cli": "the command", "conformance": "what `check` returns"},
-    "revisions.py": {"cli": "the command's output", "gate": "two revisions, judged and timed"},
     "rounding.py": {
         "judge": "how far rounding moves an answer",
         "models": "how far rounding moves a whole model",
@@ -82,6 +81,7 @@ RECURRING = {
     "run.py": {"cli": "the command", "models": "a run of a model suite"},
     "scores.py": {"judge": "float64 scores of a tile", "problem": "score changes as values"},
     "selftest.py": {"cli": "the command", "report": "its page"},
+    "suite.py": {"models": "what training and generation share", "sweep": "suites of cases"},
     "tables.py": {"problem": "masks given as tables", "report": "tables of results"},
     "verdict.py": {"gate": "of a change", "judge": "of an answer"},
 }
