@@ -26,10 +26,10 @@ def judge_the_judge(
     from rich.table import Table
 
     from attnbench.report.selftest import HEAD, as_json, cells, document
-    from attnbench.selftest.plan import broken_promises, full_plan, run_parts, small_plan
+    from attnbench.selftest.plan import full_plan, missed_targets, run_jobs, small_plan
 
     require_writable(json_out, write)
-    part = run_parts(full_plan() if full else small_plan(), jobs, remark)
+    part = run_jobs(full_plan() if full else small_plan(), jobs, remark)
     shown = Table(*HEAD, box=None, pad_edge=False)
     for row in cells(part):
         shown.add_row(*row)
@@ -42,7 +42,7 @@ def judge_the_judge(
     for path, text in ((json_out, as_json), (write, document)):
         if path is not None:
             path.write_text(text(part), encoding="utf-8")
-    broken = broken_promises(part)
+    broken = missed_targets(part)
     for sentence in broken:
         complain(sentence)
     raise typer.Exit(1 if broken else 0)

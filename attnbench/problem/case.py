@@ -22,7 +22,7 @@ from attnbench.problem.spans import Ints
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # name -> bytes an element
 LAYOUTS = ("bhsd", "bshd", "qkv_packed")
 DIRECTIONS = ("fwd", "fwd_bwd")
-FULL = Full()
+NO_MASK = Full()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Case:
     head_dim: int
     v_dim: int = 0  # 0 in the call: the same as head_dim
     dtype: Literal["fp32", "bf16", "fp16"]
-    mask: Mask = FULL
+    mask: Mask = NO_MASK
     scores: tuple[Score, ...] = ()
     scale: float | None = None
     direction: Literal["fwd", "fwd_bwd"] = "fwd"

@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbench.report.cells import markdown_cell
 from attnbench.report.markdown import grid
-from attnbench.selftest.counts import Part, interval, only_killers, survivors, table
+from attnbench.selftest.counts import Tally, interval, only_killers, survivors, table
 from attnbench.selftest.criteria import OURS
 from attnbench.selftest.mutants import MUTANTS
 from attnbench.selftest.mutants.right import RIGHT
@@ -25,7 +25,7 @@ def rate(row: dict[str, Any], what: str) -> tuple[str, str]:
     return f"{row[what]} of {row[f'{what}_of']}", f"{low:.3g} to {high:.3g} %"
 
 
-def cells(part: Part) -> list[list[str]]:
+def cells(part: Tally) -> list[list[str]]:
     """The table as texts, in the order of HEAD."""
     return [
         [
@@ -39,7 +39,7 @@ def cells(part: Part) -> list[list[str]]:
     ]
 
 
-def as_json(part: Part) -> str:
+def as_json(part: Tally) -> str:
     """The whole result, for machines: the table, survivors, false alarms with their reasons, who kills whom."""
     record = {
         "table": table(part),
@@ -67,18 +67,18 @@ def _lines(named: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def asked_of_right_ones(part: Part) -> str:
+def asked_of_right_ones(part: Tally) -> str:
     """How many implementations, trials and seeds the right answers of each dtype come from."""
     lines = []
     for (criterion, dtype, direction), count in sorted(part.false_alarms.items()):
-        if criterion == OURS and direction == "fwd_bwd" and count.asked:
-            named = [name.split(" | ") for name in count.asked]
+        if criterion == OURS and direction == "fwd_bwd" and count.tried:
+            named = [name.split(" | ") for name in count.tried]
             who, where, seeds = (sorted({words[n] for words in named}) for n in range(3))
             lines.append(f"- {dtype}: {len(who)} implementations, {len(where)} trials, {', '.join(seeds)}")
     return "\n".join(lines) or "None."
 
 
-def diagnosis_table(part: Part) -> str:
+def diagnosis_table(part: Tally) -> str:
     """How often the right cause is among the first two named, by cause, and what was named where it is not."""
     blocks = []
     for dtype, named in sorted(part.diagnoses.items()):
@@ -104,7 +104,7 @@ def diagnosis_table(part: Part) -> str:
     return "\n\n".join(blocks) or "Not measured in this run."
 
 
-def document(part: Part) -> str:
+def document(part: Tally) -> str:
     """docs/selftest.md."""
     alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
     exempt = [f"- {right.name}: {right.but_for}" for right in RIGHT if right.but_for]

@@ -1,1 +1,1 @@
-"""Kill rate and false-alarm rate of the judge, over planted bugs and right implementations."""
+"""Kill rate and false-alarm rate of the judge, over mutants and right implementations."""

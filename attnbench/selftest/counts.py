@@ -1,4 +1,4 @@
-"""What did a self-test count? Kills and false alarms by criterion, dtype and direction, and their rates."""
+"""The tally of a self-test: kills and false alarms by criterion, dtype and direction, and their rates."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnbench.errors import AttnbenchError
-from attnbench.selftest.criteria import CRITERIA, DIRECTIONS, OURS
+from attnbench.problem.case import DIRECTIONS
+from attnbench.selftest.criteria import CRITERIA, OURS
 from attnbench.selftest.diagnosis import Diagnosis
 
-DTYPES = ("bf16", "fp16", "fp32")
+DTYPE_ORDER = ("bf16", "fp16", "fp32")
 
 
 @dataclass
@@ -18,21 +19,21 @@ class Count:
     """Alarms of one criterion in one dtype and direction: over mutants (kills) or right answers (false alarms)."""
 
     alarms: set[str] = field(default_factory=set)
-    asked: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
 
 
 Key = tuple[str, str, str]  # criterion, dtype, direction
 
 
 @dataclass
-class Part:
-    """What one part of the self-test found; parts of different dtypes and seeds add up.
+class Tally:
+    """The result of one job of the self-test; tallies of different dtypes and seeds add up.
 
-    kills           (criterion, dtype, direction) -> mutants asked and killed
+    kills           (criterion, dtype, direction) -> mutants tried and killed
     false_alarms    the same over verdicts on right answers, each named `implementation | trial | seed`
     killers         dtype -> mutant -> names of the trials on which attnbench kills it
-    reasons         of our own false alarms, and of the first kill of each mutant
-    diagnoses       dtype -> what was named as the cause of each mutant
+    reasons         of attnbench's false alarms, and of the first kill of each mutant
+    diagnoses       dtype -> the causes named for each mutant
     """
 
     kills: dict[Key, Count] = field(default_factory=dict)
@@ -41,18 +42,18 @@ class Part:
     reasons: dict[str, str] = field(default_factory=dict)
     diagnoses: dict[str, list[Diagnosis]] = field(default_factory=dict)
 
-    def add(self, other: Part) -> None:
+    def add(self, other: Tally) -> None:
         for mine, theirs in ((self.kills, other.kills), (self.false_alarms, other.false_alarms)):
             for key, count in theirs.items():
-                here = mine.setdefault(key, Count())
-                here.alarms |= count.alarms
-                here.asked |= count.asked
-        for dtype, found in other.killers.items():
-            for name, trials in found.items():
+                total = mine.setdefault(key, Count())
+                total.alarms |= count.alarms
+                total.tried |= count.tried
+        for dtype, by_mutant in other.killers.items():
+            for name, trials in by_mutant.items():
                 self.killers.setdefault(dtype, {}).setdefault(name, []).extend(trials)
         self.reasons |= other.reasons
-        for dtype, named in other.diagnoses.items():
-            self.diagnoses.setdefault(dtype, []).extend(named)
+        for dtype, diagnoses in other.diagnoses.items():
+            self.diagnoses.setdefault(dtype, []).extend(diagnoses)
 
 
 def record(
@@ -60,42 +61,46 @@ def record(
     name: str,
     dtype: str,
     alarms: dict[tuple[str, str], str],
-    asked: Iterable[tuple[str, str]],
+    tried: Iterable[tuple[str, str]],
 ) -> None:
-    """Enter what one answer of that name was asked, and which (criterion, direction) found it wrong."""
-    for criterion, direction in asked:
+    """Count one answer under each (criterion, direction) that judged it, and the alarms among them."""
+    for criterion, direction in tried:
         count = counts.setdefault((criterion, dtype, direction), Count())
-        count.asked.add(name)
+        count.tried.add(name)
         if (criterion, direction) in alarms:
             count.alarms.add(name)
 
 
-def interval(alarms: int, asked: int, confidence: float = 0.95) -> tuple[float, float]:
+def interval(alarms: int, tried: int, confidence: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's interval of a rate."""
     from scipy.stats import binomtest
 
-    if asked == 0:
+    if tried == 0:
         raise AttnbenchError(
             "a rate over nothing has no interval; run at least one mutant or right implementation"
         )
-    found = binomtest(alarms, asked).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    limits = binomtest(alarms, tried).proportion_ci(confidence, method="exact")
+    return float(limits.low), float(limits.high)
 
 
-def table(part: Part) -> list[dict[str, Any]]:
-    """One row a (criterion, dtype, direction): counts, rates and their intervals."""
+def _order(key: Key) -> tuple[int, int, int]:
+    criterion, dtype, direction = key
+    return CRITERIA.index(criterion), DTYPE_ORDER.index(dtype), DIRECTIONS.index(direction)
+
+
+def table(tally: Tally) -> list[dict[str, Any]]:
+    """One row per (criterion, dtype, direction): counts, rates and their intervals."""
     rows = []
-    order = lambda key: (CRITERIA.index(key[0]), DTYPES.index(key[1]), DIRECTIONS.index(key[2]))  # noqa: E731
-    for key in sorted(part.kills.keys() | part.false_alarms.keys(), key=order):
+    for key in sorted(tally.kills.keys() | tally.false_alarms.keys(), key=_order):
         row: dict[str, Any] = dict(zip(("criterion", "dtype", "direction"), key, strict=True))
-        for what, counts in (("kills", part.kills), ("false_alarms", part.false_alarms)):
+        for what, counts in (("kills", tally.kills), ("false_alarms", tally.false_alarms)):
             count = counts.get(key)
-            if count is None or not count.asked:
+            if count is None or not count.tried:
                 continue
-            low, high = interval(len(count.alarms), len(count.asked))
+            low, high = interval(len(count.alarms), len(count.tried))
             row |= {
                 what: len(count.alarms),
-                f"{what}_of": len(count.asked),
+                f"{what}_of": len(count.tried),
                 f"{what}_low": low,
                 f"{what}_high": high,
             }
@@ -103,19 +108,19 @@ def table(part: Part) -> list[dict[str, Any]]:
     return rows
 
 
-def survivors(part: Part, criterion: str = OURS) -> dict[str, list[str]]:
-    """dtype -> the mutants that this criterion does not find with a backward."""
+def survivors(tally: Tally, criterion: str = OURS) -> dict[str, list[str]]:
+    """dtype -> the mutants that this criterion misses although it sees the backward."""
     return {
-        dtype: sorted(count.asked - count.alarms)
-        for (c, dtype, direction), count in part.kills.items()
-        if c == criterion and direction == "fwd_bwd" and count.asked - count.alarms
+        dtype: sorted(count.tried - count.alarms)
+        for (c, dtype, direction), count in tally.kills.items()
+        if c == criterion and direction == "fwd_bwd" and count.tried - count.alarms
     }
 
 
-def only_killers(part: Part, dtype: str) -> dict[str, list[str]]:
-    """trial -> the mutants that it alone kills in this dtype; meaningful where every mutant met every trial."""
-    found: dict[str, list[str]] = {}
-    for name, trials in sorted(part.killers.get(dtype, {}).items()):
+def only_killers(tally: Tally, dtype: str) -> dict[str, list[str]]:
+    """trial -> the mutants that it alone kills in this dtype; meaningful if every mutant met every trial."""
+    by_trial: dict[str, list[str]] = {}
+    for name, trials in sorted(tally.killers.get(dtype, {}).items()):
         if len(set(trials)) == 1:
-            found.setdefault(trials[0], []).append(name)
-    return dict(sorted(found.items()))
+            by_trial.setdefault(trials[0], []).append(name)
+    return dict(sorted(by_trial.items()))

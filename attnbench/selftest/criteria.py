@@ -1,4 +1,4 @@
-"""Which criteria find an answer wrong? Ours, and those of today's test suites, on the same numbers."""
+"""The criteria that reject an answer: attnbench's, and those of other test suites, on the same numbers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from attnbench.judge.oracle import exact_attention
 from attnbench.judge.reference import Reference, make_reference
 from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
+from attnbench.problem.case import DIRECTIONS
 from attnbench.selftest.mutants.right import plain_attention
 from attnbench.selftest.trials import Trial
 
-DIRECTIONS = ("fwd", "fwd_bwd")
 OURS, NO_LSE = "attnbench", "attnbench, no LSE"
 CLASSIC = ("allclose 1e-2", "assert_close", "twice the naive error")
 CRITERIA = (OURS, NO_LSE, *CLASSIC)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a backend gave on a trial, or the words of the error it raised."""
+class TrialAnswer:
+    """The output and gradients of a backend on a trial, or the message of the error it raised."""
 
     output: Output | None = None
     gradients: Gradients | None = None
@@ -41,19 +41,19 @@ class Answer:
         return named
 
 
-def answer_of(backend: Backend, inputs: Inputs) -> Answer:
-    """Run a backend once, forward and backward, on poisoned memory; whatever a mutant raises is its answer."""
+def answer_of(backend: Backend, inputs: Inputs) -> TrialAnswer:
+    """Run a backend once, forward and backward, on poisoned memory; an error that it raises is its answer."""
     try:
         with memory_poisoned(), torch.random.fork_rng(devices=[]):
             prepared = backend.prepare(inputs.case, inputs)
             output = prepared.forward()
-            return Answer(output, None if inputs.dout is None else prepared.backward(inputs.dout))
-    except Exception as problem:  # noqa: BLE001 - a mutant may fail in any way, and that kills it
-        return Answer(error=f"raises {type(problem).__name__}: {problem}")
+            return TrialAnswer(output, None if inputs.dout is None else prepared.backward(inputs.dout))
+    except Exception as error:  # noqa: BLE001 - a mutant may fail in any way, and that kills it
+        return TrialAnswer(error=f"raises {type(error).__name__}: {error}")
 
 
 class Setting:
-    """One trial in one dtype with one seed: the inputs and what answers are held against, made when first asked."""
+    """One trial in one dtype with one seed: the inputs, and references made when first used."""
 
     def __init__(self, trial: Trial, dtype: str, seed: int) -> None:
         self.trial, self.dtype, self.seed = trial, dtype, seed
@@ -71,8 +71,8 @@ class Setting:
     def exact(self) -> dict[str, Tensor]:
         """The exact answer of every element, float64."""
         if self._exact is None:
-            found = exact_attention(self.inputs)
-            named = {"out": found.out, "dq": found.dq, "dk": found.dk, "dv": found.dv} | found.scores
+            exact = exact_attention(self.inputs)
+            named = {"out": exact.out, "dq": exact.dq, "dk": exact.dk, "dv": exact.dv} | exact.scores
             self._exact = {name: x for name, x in named.items() if x is not None}
         return self._exact
 
@@ -80,35 +80,35 @@ class Setting:
     def naive_error(self) -> dict[str, float]:
         """The largest error of plain attention in the dtype, per tensor."""
         if self._naive_error is None:
-            given = answer_of(plain_attention("scores"), self.inputs).tensors()
+            naive = answer_of(plain_attention("scores"), self.inputs).tensors()
             self._naive_error = {
-                name: float((x.double() - self.exact[name]).abs().max()) for name, x in given.items()
+                name: float((x.double() - self.exact[name]).abs().max()) for name, x in naive.items()
             }
         return self._naive_error
 
     def alarms(
-        self, answer: Answer, contract: str, wanted: Iterable[str] = CRITERIA
+        self, answer: TrialAnswer, contract: str, wanted: Iterable[str] = CRITERIA
     ) -> dict[tuple[str, str], str]:
-        """(criterion, direction) -> why it finds the answer wrong; criteria that find nothing are absent."""
+        """(criterion, direction) -> its reason to reject the answer; a criterion that accepts it is absent."""
         if answer.output is None:
             return {(c, d): answer.error for c in wanted for d in DIRECTIONS}
-        found: dict[tuple[str, str], str] = {}
+        alarms: dict[tuple[str, str], str] = {}
         if OURS in wanted or NO_LSE in wanted:
             verdict = judge(self.reference(contract), answer.output, answer.gradients, self.inputs)
-            for direction, looked_at in (("fwd", ("out", "lse")), ("fwd_bwd", tuple(verdict.errors))):
+            for direction, judged in (("fwd", ("out", "lse")), ("fwd_bwd", tuple(verdict.errors))):
                 for criterion, skipped in ((OURS, ()), (NO_LSE, ("lse",))):
                     bad = [
                         error.reason
                         for name, error in verdict.wrong.items()
-                        if name in looked_at and name not in skipped
+                        if name in judged and name not in skipped
                     ]
                     if bad:
-                        found[criterion, direction] = bad[0]
+                        alarms[criterion, direction] = bad[0]
         for criterion in (c for c in CLASSIC if c in wanted):
             bad = [name for name, x in answer.tensors().items() if not self._passes(criterion, name, x)]
-            found |= {(criterion, "fwd_bwd"): f"{bad[0]} differs"} if bad else {}
-            found |= {(criterion, "fwd"): "out differs"} if "out" in bad else {}
-        return found
+            alarms |= {(criterion, "fwd_bwd"): f"{bad[0]} differs"} if bad else {}
+            alarms |= {(criterion, "fwd"): "out differs"} if "out" in bad else {}
+        return alarms
 
     def _passes(self, criterion: str, name: str, x: Tensor) -> bool:
         exact = self.exact[name]

@@ -1,4 +1,4 @@
-"""Is the right cause among the first two that a diagnosis names? Each mutant on the first trial that kills it."""
+"""The causes that a diagnosis names for each mutant, on the first trial that kills it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnbench.problem import Inputs
 from attnbench.selftest.mutants import Mutant
 from attnbench.selftest.trials import TRIALS, Trial
 
-NAMED = 2  # guesses that a failure shows
+GUESSES_SHOWN = 2  # with a failure
 PROTOCOL_TRIAL = "plain"
 
 
 class Diagnosis(NamedTuple):
-    """What was named for a mutant on the first trial that kills it: the right cause, and the first two guesses."""
+    """The right cause of a mutant, and the first two guesses on the first trial that kills it."""
 
     mutant: str
     cause: str
@@ -40,9 +40,9 @@ def diagnose_mutants(
     seed: int = 0,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> list[Diagnosis]:
-    """A diagnosis of each mutant that a trial or the protocol finds, in the order they are found."""
+    """A diagnosis of each mutant that a trial or the protocol kills, in the order of the kills."""
     left = list(mutants)
-    found: list[Diagnosis] = []
+    diagnoses: list[Diagnosis] = []
     for trial in trials:
         facing = [m for m in left if m.can_show(trial.case(dtype))]
         if not facing:
@@ -51,10 +51,10 @@ def diagnose_mutants(
         reference = make_reference(inputs, "flash", seed)
         made: Made = {}
         for mutant in facing:
-            named = _named(mutant, inputs, reference, made)
+            named = _guesses(mutant, inputs, reference, made)
             if named:
                 left.remove(mutant)
-                found.append(Diagnosis(mutant.name, mutant.cause, trial.name, named[:NAMED]))
+                diagnoses.append(Diagnosis(mutant.name, mutant.cause, trial.name, named[:GUESSES_SHOWN]))
         on_event(f"{dtype}: {trial.name}, {len(left)} mutants left")
     trial = next(t for t in TRIALS if t.name == PROTOCOL_TRIAL)
     first, second = trial.inputs(dtype, seed), trial.inputs(dtype, seed + 1)
@@ -62,23 +62,24 @@ def diagnose_mutants(
     for mutant in left:
         faults = protocol_faults(mutant.backend(), first, second, *references)
         if faults:
-            found.append(Diagnosis(mutant.name, mutant.cause, "protocol", (Guess("protocol", faults[0]),)))
-    return found
+            named = (Guess("protocol", faults[0]),)
+            diagnoses.append(Diagnosis(mutant.name, mutant.cause, "protocol", named))
+    return diagnoses
 
 
-def _named(mutant: Mutant, given: Inputs, reference: Reference, made: Made) -> tuple[Guess, ...]:
-    """The guesses about a mutant on these inputs; none where it is not found on them."""
-    subject = Subject(mutant.backend(), str(given.device), given.case.dtype)
-    subject.keep(given, reference)
+def _guesses(mutant: Mutant, inputs: Inputs, reference: Reference, made: Made) -> tuple[Guess, ...]:
+    """The guesses about a mutant on these inputs; none if they do not kill it."""
+    subject = Subject(mutant.backend(), str(inputs.device), inputs.case.dtype)
+    subject.keep(inputs, reference)
     # A mutant may change its inputs, and strides are part of what shows it.
-    kept = {name: tensor.clone() for name, tensor in given.tensors.items()}
+    kept = {name: tensor.clone() for name, tensor in inputs.tensors.items()}
     try:
         with clocks_watched():
-            observation = observe(subject, given)
+            observation = observe(subject, inputs)
             return () if observation.verdict.ok else guesses(subject, observation, made)
     except Failed as failure:
         return of_words(str(failure))
     finally:
-        for name, tensor in given.tensors.items():
+        for name, tensor in inputs.tensors.items():
             if not tensor.equal(kept[name]):
                 tensor.copy_(kept[name])

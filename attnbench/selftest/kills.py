@@ -1,8 +1,7 @@
-"""Does the judge catch liars and leave the right ones alone? Kill rate and false alarms, beside other criteria.
+"""Mutants and right implementations run on the trials: kills and false alarms of each criterion.
 
-Mutants and right implementations meet the trials; the references of a trial are made once and shared by all. A
-mutant counts as killed in a direction by its first alarm there. Forward means out and LSE, both means everything.
-Nothing here prints; `report.selftest` and the command do.
+The references of a trial are made once for all of them. A mutant is killed in a direction by its first alarm there:
+forward means out and LSE, both means everything. `report.selftest` and the command print.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import torch
 
 from attnbench.conformance.protocol import clocks_watched, protocol_faults
 from attnbench.problem import Inputs
-from attnbench.selftest.counts import Part, record
-from attnbench.selftest.criteria import CRITERIA, DIRECTIONS, NO_LSE, OURS, Answer, Setting, answer_of
+from attnbench.problem.case import DIRECTIONS
+from attnbench.selftest.counts import Tally, record
+from attnbench.selftest.criteria import CRITERIA, NO_LSE, OURS, Setting, TrialAnswer, answer_of
 from attnbench.selftest.mutants import MUTANTS, Mutant, TiledBackend
 from attnbench.selftest.mutants.right import RIGHT, Right
 from attnbench.selftest.trials import TRIALS, Trial
@@ -38,19 +38,19 @@ def kill_mutants(
     every: bool = False,
     quick: bool = False,
     on_event: Callable[[str], None] = lambda text: None,
-) -> Part:
-    """Run mutants over trials, each until every criterion has found it in every direction.
+) -> Tally:
+    """Run mutants on trials, each until every criterion has killed it in every direction.
 
-    An alarm is a kill only where the same criterion accepts the right tiled attention on the same numbers: whoever
-    accuses everybody finds nothing. With `every` each mutant meets all trials, so that `killers` is complete; with
-    `quick` long trials are left to the mutants that our own judge has not found yet.
+    An alarm is a kill only if the same criterion accepts the right tiled attention on the same numbers: a criterion
+    that rejects everything detects nothing. With `every`, each mutant meets all trials, so that `killers` is complete;
+    with `quick`, only mutants that attnbench has not killed yet meet long trials.
     """
     mutants = catalogue(dtype) if mutants is None else mutants
-    part = Part()
+    tally = Tally()
     pairs = {m.name: [(c, d) for c in CRITERIA for d in directions_of(m) if _counts(m, c)] for m in mutants}
-    alive = {name: set(asked) for name, asked in pairs.items()}
-    for name, asked in pairs.items():
-        record(part.kills, name, dtype, {}, asked)
+    alive = {name: set(judged_by) for name, judged_by in pairs.items()}
+    for name, judged_by in pairs.items():
+        record(tally.kills, name, dtype, {}, judged_by)
     for trial in trials:
         case = trial.case(dtype)
         ours = {(OURS, direction) for direction in DIRECTIONS}
@@ -61,36 +61,36 @@ def kill_mutants(
         if not facing:
             continue
         setting = Setting(trial, dtype, seed)
-        accuses_the_right = setting.alarms(answer_of(TiledBackend("right"), setting.inputs), "flash")
+        false_alarms = setting.alarms(answer_of(TiledBackend("right"), setting.inputs), "flash")
         for mutant in facing:
-            useful = set(pairs[mutant.name] if every else missed[mutant.name]) - accuses_the_right.keys()
+            useful = set(pairs[mutant.name] if every else missed[mutant.name]) - false_alarms.keys()
             if not useful:
                 continue
             wanted = {criterion for criterion, _ in useful}
             alarms = setting.alarms(_answer_with_clocks(mutant, setting.inputs), "flash", wanted)
             alarms = {key: why for key, why in alarms.items() if key in useful}
             alive[mutant.name] -= set(alarms)
-            record(part.kills, mutant.name, dtype, alarms, alarms)
-            _note_kill(part, dtype, mutant.name, trial.name, alarms)
+            record(tally.kills, mutant.name, dtype, alarms, alarms)
+            _note_kill(tally, dtype, mutant.name, trial.name, alarms)
         on_event(f"{dtype}: {trial.name}")
-    _protocol_kills(part, dtype, mutants, alive, seed, every)
-    return part
+    _protocol_kills(tally, dtype, mutants, alive, seed, every)
+    return tally
 
 
 def _counts(mutant: Mutant, criterion: str) -> bool:
-    # What is wrong in the LSE alone is right for a backend that gives none.
+    # An answer wrong in the LSE alone is right without the LSE.
     return mutant.shows_without_lse or criterion != NO_LSE
 
 
-def _note_kill(part: Part, dtype: str, mutant: str, trial: str, alarms: dict[tuple[str, str], str]) -> None:
+def _note_kill(tally: Tally, dtype: str, mutant: str, trial: str, alarms: dict[tuple[str, str], str]) -> None:
     why = alarms.get((OURS, "fwd_bwd"))
     if why is not None:
-        part.killers.setdefault(dtype, {}).setdefault(mutant, []).append(trial)
-        part.reasons.setdefault(f"{dtype} | {mutant}", f"{trial}: {why}")
+        tally.killers.setdefault(dtype, {}).setdefault(mutant, []).append(trial)
+        tally.reasons.setdefault(f"{dtype} | {mutant}", f"{trial}: {why}")
 
 
-def _answer_with_clocks(mutant: Mutant, inputs: Inputs) -> Answer:
-    # What a mutant changes in place is put back: `fresh` would lose stride 0 and transposed memory.
+def _answer_with_clocks(mutant: Mutant, inputs: Inputs) -> TrialAnswer:
+    # Restore inputs changed in place; `fresh` would lose stride 0 and transposed memory.
     kept = {name: tensor.clone() for name, tensor in inputs.tensors.items()}
     with clocks_watched():
         answer = answer_of(mutant.backend(), inputs)
@@ -104,7 +104,7 @@ PROTOCOL_TRIALS = ("plain", "causal, groups, ragged")
 
 
 def _protocol_kills(
-    part: Part,
+    tally: Tally,
     dtype: str,
     mutants: Sequence[Mutant],
     alive: dict[str, set[tuple[str, str]]],
@@ -122,8 +122,8 @@ def _protocol_kills(
             if faults:
                 alarms = dict.fromkeys(ours, faults[0])
                 alive[mutant.name] -= ours
-                record(part.kills, mutant.name, dtype, alarms, alarms)
-                _note_kill(part, dtype, mutant.name, f"protocol: {trial.name}", alarms)
+                record(tally.kills, mutant.name, dtype, alarms, alarms)
+                _note_kill(tally, dtype, mutant.name, f"protocol: {trial.name}", alarms)
 
 
 def try_right_ones(
@@ -134,9 +134,9 @@ def try_right_ones(
     rights: Sequence[Right] = RIGHT,
     criteria: Sequence[str] = CRITERIA,
     on_event: Callable[[str], None] = lambda text: None,
-) -> Part:
-    """Run every right implementation on every trial it takes; each verdict of each direction is counted."""
-    part = Part()
+) -> Tally:
+    """Run every right implementation on every trial it takes; count each verdict of each direction."""
+    tally = Tally()
     backends = [(right, right.make()) for right in rights]
     for trial in trials:
         for seed in seeds:
@@ -151,8 +151,10 @@ def try_right_ones(
                     continue
                 name = f"{right.name} | {trial.name} | seed {seed}"
                 alarms = setting.alarms(answer, contract, criteria)
-                record(part.false_alarms, name, dtype, alarms, [(c, d) for c in criteria for d in DIRECTIONS])
+                record(
+                    tally.false_alarms, name, dtype, alarms, [(c, d) for c in criteria for d in DIRECTIONS]
+                )
                 if (OURS, "fwd_bwd") in alarms:
-                    part.reasons[f"{dtype} | {name}"] = alarms[OURS, "fwd_bwd"]
+                    tally.reasons[f"{dtype} | {name}"] = alarms[OURS, "fwd_bwd"]
         on_event(f"{dtype}: {trial.name}")
-    return part
+    return tally

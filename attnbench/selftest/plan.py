@@ -1,6 +1,6 @@
-"""Which parts does a self-test have, and is what they found good enough?
+"""The jobs of a self-test, full or small, and the rates that the judge must reach on them.
 
-A part is one dtype, one kind and a few seeds, so that parts can run side by side and a lost one costs little.
+A job is one kind, one dtype and a few seeds: jobs run side by side, and a lost one costs little.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from attnbench.selftest.counts import DTYPES, Part
+from attnbench.selftest.counts import DTYPE_ORDER, Tally
 from attnbench.selftest.criteria import OURS
 from attnbench.selftest.diagnosis import diagnose_mutants
 from attnbench.selftest.kills import catalogue, kill_mutants, try_right_ones
 from attnbench.selftest.trials import TRIALS, Trial
 
-MISSES_ALLOWED = 2 / 122  # the promise: at least 120 of 122 kills in each dtype
-FALSE_ALARMS_ALLOWED = 1 / 1000
-# Seeds up to 99 were looked at while the judge was made; these were not.
+MAX_MISS_RATE = 2 / 122  # at least 120 of 122 mutants are killed in each dtype
+MAX_FALSE_ALARM_RATE = 1 / 1000
+MIN_CAUSE_RATE = 0.8  # of the mutants, with the right cause among the first two named
+# The judge was developed on seeds up to 99; these are unseen.
 FRESH_SEEDS = (101, 102, 103, 104, 105)
-# In the small form: trials that between them kill every mutant (a greedy cover of the full form's table).
+# Trials of the small form that together kill every mutant (a greedy cover of the full form's table).
 SMALL_MUTANTS = (
     "more queries than keys",
     "huge unseen keys",
@@ -54,18 +55,16 @@ SMALL_MUTANTS = (
     "33,000 keys",
     "batch over 65,535",
 )
-# In the small form: trials that between them hold every mask, score change, layout and distribution's worst.
-SMALL_RIGHT = 12
-DIAGNOSED = "bf16"  # the dtype in which causes are named: the hardest, since its noise hides the most
-SMALL_DIAGNOSES = 12  # in the small form every twelfth mutant of the catalogue is diagnosed
-RIGHT_CAUSES = 0.8  # the promise: on that share of the mutants the right cause is among the first two named
+SMALL_RIGHT = 12  # short trials per dtype that right implementations meet in the small form
+DIAGNOSIS_DTYPE = "bf16"  # the hardest, since its noise hides the most
+SMALL_DIAGNOSES = 12  # the small form diagnoses every twelfth mutant of the catalogue
 
 
 @dataclass(frozen=True)
 class Job:
-    """One part: `kind` is "mutants", "right" or "diagnosis"; `trials` are names; `every`: mutants meet all trials.
+    """One unit of work: `kind` is "mutants", "right" or "diagnosis"; `trials` are names.
 
-    `mutants` names those of a diagnosis; empty: all of the dtype.
+    `every`: mutants meet all trials. `mutants` names those to diagnose; empty: all of the dtype.
     """
 
     kind: str
@@ -82,10 +81,10 @@ def full_plan() -> list[Job]:
     short = tuple(t.name for t in TRIALS if not t.is_long)
     long = tuple(t.name for t in TRIALS if t.is_long)
     everything = tuple(t.name for t in TRIALS)
-    jobs = [Job("right", dtype, long, FRESH_SEEDS[:1]) for dtype in DTYPES]
-    jobs += [Job("mutants", dtype, everything, (0,), every=dtype == "bf16") for dtype in DTYPES]
-    jobs += [Job("diagnosis", DIAGNOSED, everything, (0,))]
-    jobs += [Job("right", dtype, short, (seed,)) for seed in FRESH_SEEDS for dtype in DTYPES]
+    jobs = [Job("right", dtype, long, FRESH_SEEDS[:1]) for dtype in DTYPE_ORDER]
+    jobs += [Job("mutants", dtype, everything, (0,), every=dtype == "bf16") for dtype in DTYPE_ORDER]
+    jobs += [Job("diagnosis", DIAGNOSIS_DTYPE, everything, (0,))]
+    jobs += [Job("right", dtype, short, (seed,)) for seed in FRESH_SEEDS for dtype in DTYPE_ORDER]
     return jobs
 
 
@@ -93,23 +92,24 @@ def small_plan() -> list[Job]:
     """A few minutes: the mutants of one dtype on the trials that kill most, and a sample of the right answers."""
     short = tuple(t.name for t in TRIALS if not t.is_long)
     jobs = [Job("mutants", "bf16", SMALL_MUTANTS, (0,), quick=True)]
-    # Every n-th trial, another start in each dtype: together they are all seen once or more.
+    # Every n-th trial, with another start in each dtype.
     every_nth = -(-len(short) // SMALL_RIGHT)
-    every_twelfth = tuple(m.name for m in catalogue(DIAGNOSED))[::SMALL_DIAGNOSES]
-    jobs += [Job("diagnosis", DIAGNOSED, short, (0,), mutants=every_twelfth)]
+    every_twelfth = tuple(m.name for m in catalogue(DIAGNOSIS_DTYPE))[::SMALL_DIAGNOSES]
+    jobs += [Job("diagnosis", DIAGNOSIS_DTYPE, short, (0,), mutants=every_twelfth)]
     jobs += [
-        Job("right", dtype, short[start::every_nth], FRESH_SEEDS[:1]) for start, dtype in enumerate(DTYPES)
+        Job("right", dtype, short[start::every_nth], FRESH_SEEDS[:1])
+        for start, dtype in enumerate(DTYPE_ORDER)
     ]
     return jobs
 
 
-def run_job(job: Job, on_event: Callable[[str], None] = lambda text: None) -> Part:
-    """Do one part."""
+def run_job(job: Job, on_event: Callable[[str], None] = lambda text: None) -> Tally:
+    """Run one job."""
     trials: Sequence[Trial] = [t for t in TRIALS if t.name in job.trials]
     if job.kind == "diagnosis":
-        asked = [m for m in catalogue(job.dtype) if not job.mutants or m.name in job.mutants]
-        found = diagnose_mutants(job.dtype, asked, trials, seed=job.seeds[0], on_event=on_event)
-        return Part(diagnoses={job.dtype: found})
+        mutants = [m for m in catalogue(job.dtype) if not job.mutants or m.name in job.mutants]
+        diagnoses = diagnose_mutants(job.dtype, mutants, trials, seed=job.seeds[0], on_event=on_event)
+        return Tally(diagnoses={job.dtype: diagnoses})
     if job.kind == "mutants":
         return kill_mutants(
             job.dtype, trials, seed=job.seeds[0], every=job.every, quick=job.quick, on_event=on_event
@@ -117,29 +117,28 @@ def run_job(job: Job, on_event: Callable[[str], None] = lambda text: None) -> Pa
     return try_right_ones(job.dtype, trials, seeds=job.seeds, on_event=on_event)
 
 
-def broken_promises(part: Part) -> list[str]:
-    """Where the judge did worse than promised, in sentences; empty where it did as well."""
-    found = []
-    for (criterion, dtype, direction), count in sorted(part.kills.items()):
-        missed = len(count.asked) - len(count.alarms)
-        if criterion == OURS and direction == "fwd_bwd" and missed > MISSES_ALLOWED * len(count.asked):
-            names = ", ".join(sorted(count.asked - count.alarms))
-            found.append(f"{dtype}: {missed} of {len(count.asked)} mutants are not found: {names}")
-    ours = [(key, c) for key, c in part.false_alarms.items() if key[0] == OURS and key[2] == "fwd_bwd"]
+def missed_targets(tally: Tally) -> list[str]:
+    """The target rates that the judge does not reach, in sentences; empty if it reaches all."""
+    missed = []
+    for (criterion, dtype, direction), count in sorted(tally.kills.items()):
+        alive = count.tried - count.alarms
+        if criterion == OURS and direction == "fwd_bwd" and len(alive) > MAX_MISS_RATE * len(count.tried):
+            names = ", ".join(sorted(alive))
+            missed.append(f"{dtype}: {len(alive)} of {len(count.tried)} mutants are not killed: {names}")
+    ours = [(key, c) for key, c in tally.false_alarms.items() if key[0] == OURS and key[2] == "fwd_bwd"]
     alarms = {f"{key[1]} | {name}" for key, count in ours for name in count.alarms}
-    asked = sum(len(count.asked) for _, count in ours)
-    # One alarm among few verdicts says nothing about one in a thousand.
-    if len(alarms) > max(1, FALSE_ALARMS_ALLOWED * asked):
-        found.append(
-            f"{len(alarms)} false alarms in {asked} verdicts on right answers: {'; '.join(sorted(alarms)[:5])}"
-        )
-    for dtype, named in part.diagnoses.items():
-        right = sum(d.is_right for d in named)
-        if right < RIGHT_CAUSES * len(named):
-            found.append(
-                f"{dtype}: the right cause is among the first two for {right} of {len(named)} mutants only"
+    verdicts = sum(len(count.tried) for _, count in ours)
+    # One alarm in few verdicts says nothing about one in a thousand.
+    if len(alarms) > max(1, MAX_FALSE_ALARM_RATE * verdicts):
+        names = "; ".join(sorted(alarms)[:5])
+        missed.append(f"{len(alarms)} false alarms in {verdicts} verdicts on right answers: {names}")
+    for dtype, diagnoses in tally.diagnoses.items():
+        right = sum(d.is_right for d in diagnoses)
+        if right < MIN_CAUSE_RATE * len(diagnoses):
+            missed.append(
+                f"{dtype}: the right cause is among the first two for only {right} of {len(diagnoses)} mutants"
             )
-    return found
+    return missed
 
 
 def _one_thread() -> None:
@@ -149,22 +148,22 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def run_parts(plan: Sequence[Job], jobs: int, say: Callable[[str], None]) -> Part:
-    """The sum of all parts; `say` hears of each part that ends. When interrupted, those under way are ended too."""
-    found = Part()
-    workers = min(jobs or os.cpu_count() or 1, len(plan))
+def run_jobs(plan: Sequence[Job], processes: int, on_event: Callable[[str], None]) -> Tally:
+    """The sum of all jobs' tallies; `on_event` gets a line per finished job. An interrupt ends running jobs too."""
+    tally = Tally()
+    workers = min(processes or os.cpu_count() or 1, len(plan))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         try:
             running = {pool.submit(run_job, job): job for job in plan}
             for number, done in enumerate(as_completed(running), 1):
                 job = running[done]
-                found.add(done.result())
-                say(f"{number} of {len(plan)}: {job.kind}, {job.dtype}, {len(job.trials)} trials")
+                tally.add(done.result())
+                on_event(f"{number} of {len(plan)}: {job.kind}, {job.dtype}, {len(job.trials)} trials")
         except BaseException:
-            # A pool that is left waits for its whole plan otherwise: a quarter of an hour after SIGTERM.
+            # Otherwise the pool finishes its whole plan first: a quarter of an hour after SIGTERM.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    return found
+    return tally

@@ -1,7 +1,7 @@
-"""On which cases are judge, mutants and right implementations held against each other?
+"""The trials: cases on which mutants and right implementations are judged, each kept for a mutant that it shows.
 
-Each trial is there because some mutant shows on it. Head dims, lengths, batch, groups, layouts and distributions
-rotate through the list rather than being multiplied out. Order is by how many mutants a trial kills, long ones last.
+Head dims, lengths, batch, groups, layouts and distributions rotate through the list instead of being multiplied
+out. Order is by how many mutants a trial kills, long ones last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from attnbench.problem import (
 
 @dataclass(frozen=True)
 class Trial:
-    """A case without dtype, its distribution, and which tensor is made of repeated or strided memory, if any.
+    """A case without its dtype, a distribution, and the tensor whose memory is repeated or strided, if any.
 
     `memory`: "" or "dout expanded" (stride 0 over features), "dout transposed" ([B, Q, H, Dv] in memory) or
     "keys expanded" (one batch row for all, stride 0).
@@ -58,22 +58,22 @@ class Trial:
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes seconds rather than a fraction of one."""
+        """Whether it takes seconds."""
         case = self.case("fp32")
         return case.q_len * case.k_len * case.q_heads > 1 << 20 or max(case.k_len, case.batch) > 1 << 14
 
     @property
     def is_longest(self) -> bool:
-        """Whether it is kept out of the small form."""
+        """Whether the small form leaves it out."""
         return self.fields["q_len"] * self.fields["k_len"] > 1 << 21
 
     def fits(self, dtype: str, contract: str) -> bool:
-        """Whether every intermediate that the contract may round stays below the dtype's largest number."""
+        """Whether every intermediate that the contract may round is finite in the dtype."""
         return not (self.distribution == "huge_negative" and dtype == "fp16" and contract == "dense")
 
 
 def _random_mask(*shape: int) -> Explicit:
-    # Three of four pairs are allowed; rows and columns differ, so that a transposed or shared mask shows.
+    # Three of four pairs; rows and columns differ, so that a transposed or shared mask shows.
     generator = torch.Generator().manual_seed(sum(shape))
     return Explicit(torch.rand(*shape, generator=generator) < 0.75)
 

@@ -1,4 +1,4 @@
-"""Is the catalogue of bugs what it says: large enough, each really wrong, each where it happened?"""
+"""The catalogue of mutants is large enough, and each mutant is wrong exactly on the cases its record names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from attnbench.conformance.diagnosis.causes import CAUSES
 from attnbench.conformance.protocol import clocks_watched
 from attnbench.errors import AttnbenchError
-from attnbench.selftest.counts import DTYPES
-from attnbench.selftest.criteria import Answer, answer_of
+from attnbench.selftest.counts import DTYPE_ORDER
+from attnbench.selftest.criteria import TrialAnswer, answer_of
 from attnbench.selftest.kills import catalogue
 from attnbench.selftest.mutants import MUTANTS, TiledBackend, Tiling
 from attnbench.selftest.mutants.catalogue import mutant
 from attnbench.selftest.trials import TRIALS
 
 BY_NAME = {trial.name: trial for trial in TRIALS}
-# Right on every single call; what they do to the harness is wrong.
+# Right on every single call, wrong in how they treat the harness.
 ONLY_BY_PROTOCOL = {
     "cached by data_ptr",
     "different after two calls",
@@ -31,7 +31,7 @@ ONLY_BY_PROTOCOL = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPE_ORDER)
 def test_each_dtype_has_the_whole_catalogue(dtype: str) -> None:
     assert len(catalogue(dtype)) >= 122
 
@@ -40,7 +40,7 @@ def test_every_cause_is_that_of_some_mutant() -> None:
     assert {m.cause for m in MUTANTS.values()} == CAUSES
 
 
-def test_every_mutant_says_where_it_happened_or_what_it_does() -> None:
+def test_every_mutant_has_its_source_or_description() -> None:
     assert [m.name for m in MUTANTS.values() if len(m.where) < 5] == []
 
 
@@ -52,7 +52,7 @@ def test_a_name_is_taken_once_and_a_cause_is_a_known_one() -> None:
     assert "another" not in MUTANTS
 
 
-def differs(answer: Answer, right: Answer) -> bool:
+def differs(answer: TrialAnswer, right: TrialAnswer) -> bool:
     """Whether any bit of any tensor differs, or an error was raised."""
     if answer.output is None or right.output is None:
         return True
@@ -65,7 +65,7 @@ def differs(answer: Answer, right: Answer) -> bool:
 
 
 @functools.cache
-def right_answer(trial: str, dtype: str, tiling: Tiling) -> Answer:
+def right_answer(trial: str, dtype: str, tiling: Tiling) -> TrialAnswer:
     return answer_of(TiledBackend("right", tiling=tiling), BY_NAME[trial].inputs(dtype, seed=5))
 
 
@@ -84,11 +84,11 @@ def test_a_mutant_computes_something_else_and_only_where_it_may(name: str) -> No
             continue
         with clocks_watched():
             # Inputs of its own: a mutant may change them in place.
-            found = differs(
+            is_shown = differs(
                 answer_of(planted.backend(), trial.inputs(dtype, seed=5)),
                 right_answer(trial.name, dtype, planted.tiling),
             )
-        if found:
+        if is_shown:
             assert can_show, f"{trial.name} shows it, against its record"
             shown.append(trial.name)
     assert shown

@@ -1,4 +1,4 @@
-"""Is a backend found that computes the right numbers and cheats with the rest?"""
+"""The protocol finds a backend that computes the right numbers and cheats the harness."""
 
 from __future__ import annotations
 

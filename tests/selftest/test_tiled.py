@@ -1,4 +1,4 @@
-"""Is the tiled attention that mutants are made of itself right? Against autograd through the formula, in float64."""
+"""The tiled attention that mutants derive from agrees with autograd through the formula in float64."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def formula(inputs: Inputs) -> dict[str, Tensor]:
     return {"out": out.detach(), "lse": lse.detach(), **named}
 
 
-def given(tiled: Tiled, dout: Tensor) -> dict[str, Tensor]:
+def results(tiled: Tiled, dout: Tensor) -> dict[str, Tensor]:
     output, grads = tiled.forward(), tiled.backward(dout)
     assert output.lse is not None
     return {
@@ -90,21 +90,21 @@ def test_tiles_give_what_autograd_through_the_formula_gives(a_case: Any, name: s
     inputs = problem(a_case, name)
     assert inputs.dout is not None
     exact = formula(inputs)
-    found = given(Tiled(inputs.case, inputs, tiling), inputs.dout)
-    assert found.keys() == exact.keys()
-    for key, x in found.items():
+    tiled = results(Tiled(inputs.case, inputs, tiling), inputs.dout)
+    assert tiled.keys() == exact.keys()
+    for key, x in tiled.items():
         torch.testing.assert_close(x.double(), exact[key], rtol=2e-5, atol=2e-5, msg=f"{key} differs")
 
 
 @pytest.mark.parametrize("right", RIGHT, ids=lambda r: r.name.replace(" ", "-"))
 def test_every_right_implementation_agrees_with_the_formula(a_case: Any, right: Any) -> None:
     backend = right.make()
-    asked = 0
+    computed = 0
     for name in PROBLEMS:
         inputs = problem(a_case, name)
         if backend.refuses(inputs.case):
             continue
-        asked += 1
+        computed += 1
         exact = formula(inputs)
         prepared = backend.prepare(inputs.case, inputs)
         out = prepared.forward().out
@@ -113,7 +113,7 @@ def test_every_right_implementation_agrees_with_the_formula(a_case: Any, right: 
         torch.testing.assert_close(out.double(), exact["out"], rtol=2e-5, atol=2e-5)
         for key in ("dq", "dk", "dv"):
             torch.testing.assert_close(getattr(grads, key).double(), exact[key], rtol=2e-5, atol=2e-5)
-    assert asked
+    assert computed
 
 
 def test_an_output_is_read_where_the_inputs_lie_now(a_case: Any) -> None:
@@ -133,8 +133,8 @@ def test_strided_and_expanded_inputs_give_the_bits_of_contiguous_ones(a_case: An
         v=inputs.v.transpose(1, 3).contiguous().transpose(1, 3),
     )
     plain = replace(strided, k=strided.k.contiguous(), v=strided.v.contiguous())
-    found, wanted = (given(Tiled(x.case, x), inputs.dout) for x in (strided, plain))
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    from_strided, from_plain = (results(Tiled(x.case, x), inputs.dout) for x in (strided, plain))
+    assert all(torch.equal(from_strided[key], from_plain[key]) for key in from_plain)
 
 
 def test_a_step_that_does_not_exist_cannot_be_replaced() -> None:

@@ -1,4 +1,4 @@
-"""Does the judge find real bugs? A readable tiled attention, right variants of it, and the catalogue of mutants."""
+"""A readable tiled attention, right variants of it, and the catalogue of mutants: one planted bug each."""
 
 from attnbench.selftest.mutants import backward, cheats, layout, masks, score_changes, softmax, split
 from attnbench.selftest.mutants.catalogue import MUTANTS, Mutant
@@ -6,5 +6,5 @@ from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, varian
 
 __all__ = ["MUTANTS", "Mutant", "Tiled", "TiledBackend", "Tiling", "variant"]
 
-# Importing a chapter enters its mutants.
-CHAPTERS = (masks, score_changes, softmax, layout, split, backward, cheats)
+# Importing a module enters its mutants in the catalogue.
+MODULES = (masks, score_changes, softmax, layout, split, backward, cheats)
