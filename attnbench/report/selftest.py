@@ -107,7 +107,7 @@ def diagnosis_table(part: Tally) -> str:
 def document(part: Tally) -> str:
     """docs/selftest.md."""
     alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
-    exempt = [f"- {right.name}: {right.but_for}" for right in RIGHT if right.but_for]
+    exempt = [f"- {right.name}: {right.defect}" for right in RIGHT if right.defect]
     blocks = [
         "# Does the judge catch liars, and leave the right ones alone?",
         "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",

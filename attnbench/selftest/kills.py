@@ -144,7 +144,7 @@ def try_right_ones(
             for right, backend in backends:
                 contract = backend.capabilities.contract
                 case = setting.inputs.case
-                if backend.refuses(case) or right.defect(case) or not trial.fits(dtype, contract):
+                if backend.refuses(case) or right.is_defective(case) or not trial.fits(dtype, contract):
                     continue
                 answer = answer_of(backend, setting.inputs)
                 if answer.error.startswith("raises NotImplementedError"):

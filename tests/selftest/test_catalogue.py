@@ -41,7 +41,7 @@ def test_every_cause_is_that_of_some_mutant() -> None:
 
 
 def test_every_mutant_has_its_source_or_description() -> None:
-    assert [m.name for m in MUTANTS.values() if len(m.where) < 5] == []
+    assert [m.name for m in MUTANTS.values() if len(m.origin) < 5] == []
 
 
 def test_a_name_is_taken_once_and_a_cause_is_a_known_one() -> None:

@@ -1,8 +1,9 @@
-"""Which bugs leave the output right and the gradients wrong?"""
+"""Mutants whose output is right and whose gradients are wrong."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from attnbench.selftest.mutants.tiled import Tiled, Tiling
 SMALL = Tiling(block_q=32, block_k=32)
 
 
-def _wrong_gradients(name: str, where: str, *, cause: str = "gradients only", **rest) -> None:  # type: ignore[no-untyped-def]
-    mutant(name, cause, where, gradients_only=True, **rest)
+def _wrong_gradients(name: str, origin: str, *, cause: str = "gradients only", **rest: Any) -> None:
+    mutant(name, cause, origin, gradients_only=True, **rest)
 
 
 _wrong_gradients("dq without scale", "left out of one product", scale_dq=lambda self: 1.0)
@@ -47,7 +48,7 @@ def _tail_scored_0(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
 
 _wrong_gradients(
     "tail scored 0 in the backward",
-    "pytorch#196678: exp(0 - LSE) overflows where the LSE is negative, and inf * 0 is NaN",
+    "pytorch#196678: exp(0 - LSE) overflows if the LSE is negative, and inf * 0 is NaN",
     masked_backward=_tail_scored_0,
 )
 _wrong_gradients(
@@ -159,7 +160,7 @@ _wrong_gradients(
 )
 _wrong_gradients(
     "gradient of the bias forgotten",
-    "pytorch#148476: none where only the bias asks for one",
+    "pytorch#148476: none if only the bias requires a gradient",
     cause="score change",
     shows="bias",
     add_dbias=lambda self, dbias, ds, rows, keys: None,

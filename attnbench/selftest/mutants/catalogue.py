@@ -1,7 +1,7 @@
-"""Which real bugs does the judge have to find? The record of a mutant, and how one is planted.
+"""The record of a mutant, the catalogue of all, and the tools that plant one.
 
-A mutant is a `Tiled` with one fault: a few steps replaced. Its record says where it happened, in which dtypes it
-exists, what a diagnosis should name as its cause, and which kinds of masks or score changes can show it at all.
+A mutant is a `Tiled` with one fault: a few steps replaced. Its record has the bug's origin, the dtypes in which it
+exists, the cause that a diagnosis should name, and the kinds of masks or score changes that can show it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ HALVES = frozenset({"bf16", "fp16"})
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One planted bug. `shows` is None, or the kinds of masks ("masked": any) and score changes that can show it.
+    """One planted bug. `origin` is the issue that reports it, or a description.
 
-    `gradients_only`: out and lse are right, so that only a backward shows it. `devices`: where it can show.
-    `shows_without_lse` is False where nothing but the LSE it returns is wrong.
+    shows               kinds of masks ("masked": any) and score changes that can show it; None: every case
+    gradients_only      out and lse are right, so that only a backward shows it
+    devices             the devices on which it can show
+    shows_without_lse   False if only the LSE is wrong
     """
 
     name: str
     cause: str
-    where: str
+    origin: str
     kind: type[Tiled]
     tiling: Tiling
     dtypes: frozenset[str] = ALL_DTYPES
@@ -45,7 +47,7 @@ class Mutant:
         return TiledBackend(self.name, self.kind, self.tiling)
 
     def can_show(self, case: Case) -> bool:
-        """Whether this case may tell it from the right one; where it says no the two are the same."""
+        """Whether this case can tell it from the right one; if not, the two compute the same."""
         if self.gradients_only and not case.needs_backward:
             return False
         kinds = case.mask.kinds | {score.kind for score in case.scores}
@@ -59,7 +61,7 @@ MUTANTS: dict[str, Mutant] = {}
 def mutant(
     name: str,
     cause: str,
-    where: str = "",
+    origin: str = "",
     *,
     tiling: Tiling = Tiling(),
     dtypes: frozenset[str] = ALL_DTYPES,
@@ -75,7 +77,7 @@ def mutant(
     MUTANTS[name] = Mutant(
         name=name,
         cause=cause,
-        where=where,
+        origin=origin,
         kind=variant(name.replace(" ", "_"), **steps),
         tiling=tiling,
         dtypes=dtypes,
@@ -90,7 +92,7 @@ LeafChange = Callable[[Tiled, Any, Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def by_leaf(kinds: type[Mask] | tuple[type[Mask], ...], change: LeafChange) -> Callable[..., Tensor]:
-    """A `permits` in which leaves of some kinds are asked through `change(tiled, leaf, may, b, h, q, k)`.
+    """A `permits` that replaces leaves of some kinds by `change(tiled, leaf, may, b, h, q, k)`.
 
     `may` is the leaf's right predicate.
     """
@@ -109,7 +111,7 @@ def by_leaf(kinds: type[Mask] | tuple[type[Mask], ...], change: LeafChange) -> C
 
 
 def in_backward(permits: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A `masked_backward` that asks another `permits` than the forward does."""
+    """A `masked_backward` with another `permits` than the forward's."""
 
     def masked_backward(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
         b, h, q, k = self.indices(rows, cols)

@@ -1,9 +1,9 @@
-"""Which backends would cheat a harness, or trip over one: caches, unfinished work, changed inputs, patched clocks?"""
+"""Mutants that cheat a harness or break its protocol: caches, unfinished work, changed inputs, patched clocks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ mutant("zeros", "not attention", "KernelBench#165", store=_stored(lambda self, o
 mutant(
     "mean of V",
     "not attention",
-    "right where all weights are equal",
+    "right if all weights are equal",
     store=_stored(lambda self, out: self.load()[2].mean(2, keepdim=True).expand(out.shape).to(out.dtype)),
 )
 
 
-def _but_the_tail(self: Tiled):  # type: ignore[no-untyped-def]
+def _but_the_tail(self: Tiled) -> Iterator[slice]:
     tiles = list(Tiled.row_tiles(self))
     ragged = len(tiles) > 1 and self.case.q_len % self.tiling.block_q
     return iter(tiles[:-1] if ragged else tiles)
@@ -44,7 +44,7 @@ _answers: dict[tuple[int, ...], Output] = {}
 
 
 def _remembered(self: Tiled) -> Output:
-    # A freed address is used again by the next test's tensors, so only the last answer is kept.
+    # Keep only the last answer: later tensors reuse freed addresses.
     key = (self.inputs.q.data_ptr(), self.inputs.k.data_ptr(), self.inputs.v.data_ptr())
     if key not in _answers:
         _answers.clear()
@@ -87,7 +87,7 @@ def _not_yet_done(self: Tiled) -> Output:
 mutant(
     "work not waited for",
     "protocol",
-    "another stream, not synchronised: the answer is written after the call that was asked for it has returned",
+    "another stream, not synchronised: the answer is written after the call has returned",
     forward=_not_yet_done,
 )
 
@@ -118,7 +118,7 @@ def _sdpa(self: Tiled) -> Output:
 mutant(
     "fallback to another kernel",
     "protocol",
-    "a right answer, but not of the kernel that is named",
+    "a right answer, but of another kernel than the named one",
     forward=_sdpa,
 )
 mutant(

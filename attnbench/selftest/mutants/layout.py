@@ -1,16 +1,19 @@
-"""Which bugs read or write the right numbers at the wrong place: heads, strides, axes, tails, offsets?"""
+"""Mutants that read or write the right numbers at the wrong place: heads, strides, axes, tails, offsets."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from attnbench.backend.interface import Output
+from attnbench.problem import Case, Mask
 from attnbench.selftest.mutants.catalogue import mutant
 from attnbench.selftest.mutants.tiled import Tiled, Tiling
 
 
-def _heads(choose):  # type: ignore[no-untyped-def]
+def _heads(choose: Callable[[Case, Tensor], Tensor]) -> Callable[[Tiled], Tensor | None]:
     def kv_head(self: Tiled) -> Tensor | None:
         heads = torch.arange(self.case.q_heads, device=self.device)
         return None if self.case.group == 1 else choose(self.case, heads)
@@ -18,8 +21,8 @@ def _heads(choose):  # type: ignore[no-untyped-def]
     return kv_head
 
 
-def _reads(**changes):  # type: ignore[no-untyped-def]
-    """A `read` in which some inputs are changed: name=change(self, tensor)."""
+def _reads(**changes: Callable[[Tiled, Tensor], Tensor]) -> Callable[[Tiled, str], Tensor]:
+    """A `read` that changes some inputs: name=change(self, tensor)."""
 
     def read(self: Tiled, name: str) -> Tensor:
         x = Tiled.read(self, name)
@@ -34,7 +37,7 @@ def _other_name(self: Tiled, name: str) -> Tensor:
 
 
 def ignoring_strides(x: Tensor) -> Tensor:
-    """What a kernel reads that takes x for contiguous: the storage from x's first element on, again from its start."""
+    """x as read by a kernel that assumes it contiguous: the storage from x's first element, wrapped at its end."""
     if x.is_contiguous():
         return x
     held = x.untyped_storage().nbytes() // x.element_size()
@@ -79,7 +82,7 @@ mutant(
 )
 
 
-def _stored(change):  # type: ignore[no-untyped-def]
+def _stored(change: Callable[[Case, Tensor], Tensor]) -> Callable[[Tiled, Tensor, Tensor], Output]:
     return lambda self, out, lse: Output(change(self.case, out), lse)
 
 
@@ -109,7 +112,7 @@ mutant(
 )
 
 
-def _wrong_repeat(self: Tiled, mask, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _wrong_repeat(self: Tiled, mask: Mask, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     heads = torch.arange(self.case.q_heads, device=self.device)[None, :, None, None]
     return Tiled.permits(
         self, mask, (b * self.case.q_heads + heads) % self.case.batch if b.numel() > 1 else b, h, q, k
@@ -119,7 +122,7 @@ def _wrong_repeat(self: Tiled, mask, b: Tensor, h: Tensor, q: Tensor, k: Tensor)
 mutant(
     "mask repeated in the wrong order",
     "mask broadcast",
-    "mask.repeat(heads) where repeat_interleave(heads) is meant, for batch * heads",
+    "mask.repeat(heads) instead of repeat_interleave(heads), for batch * heads",
     shows="padding documents explicit",
     permits=_wrong_repeat,
 )

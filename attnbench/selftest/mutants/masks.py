@@ -1,10 +1,14 @@
-"""Which bugs change which pairs may attend, or leave a mask's empty rows wrong?"""
+"""Mutants that allow other pairs than the mask, or give empty rows a wrong result."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnbench.backend.interface import Output
 from attnbench.problem import (
     BlockSparse,
     Causal,
@@ -17,7 +21,7 @@ from attnbench.problem import (
     SlidingWindow,
 )
 from attnbench.problem.masks import And, Mask
-from attnbench.selftest.mutants.catalogue import by_leaf, mutant
+from attnbench.selftest.mutants.catalogue import LeafChange, by_leaf, mutant
 from attnbench.selftest.mutants.tiled import Statistics, Tiled
 
 CAUSAL = "causal causal(top_left)"
@@ -168,7 +172,7 @@ mutant(
 
 
 def _sentinel(self: Tiled, s: Tensor, rows: slice, cols: slice) -> Tensor:
-    # Rows without keys are told from the others beforehand, so that only very low scores show the sentinel.
+    # Rows without keys are handled apart, so that only very low scores show the sentinel.
     b, h, q, _ = self.indices(rows, cols)
     every = torch.arange(self.case.k_len, device=self.device)[None, None, None, :]
     some = self.permits(self.case.mask, b, h, q, every).any(-1, keepdim=True)
@@ -221,7 +225,7 @@ mutant(
 )
 
 
-def _mean_where_empty(self: Tiled, out: Tensor, lse: Tensor):  # type: ignore[no-untyped-def]
+def _mean_where_empty(self: Tiled, out: Tensor, lse: Tensor) -> Output:
     mean = self.load()[2].mean(2, keepdim=True).to(out.dtype)
     return Tiled.store(self, torch.where(lse[..., None] == -torch.inf, mean, out), lse)
 
@@ -236,8 +240,8 @@ mutant(
 )
 
 
-def _window(left: int, right: int | None, unlimited_right: bool = False):  # type: ignore[no-untyped-def]
-    def change(self, leaf, may, b, h, q, k):  # type: ignore[no-untyped-def]
+def _window(left: int, right: int | None, unlimited_right: bool = False) -> LeafChange:
+    def change(self: Tiled, leaf: Any, may: Any, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         wide_left = None if leaf.left is None else max(0, leaf.left + left)
         wide_right = None if leaf.right is None or unlimited_right else max(0, leaf.right + (right or 0))
         return SlidingWindow(wide_left, wide_right).predicate(self.extent, self.device)(b, h, q, k)
@@ -276,8 +280,8 @@ mutant(
 )
 
 
-def _lengths(change):  # type: ignore[no-untyped-def]
-    def changed(self, leaf, may, b, h, q, k):  # type: ignore[no-untyped-def]
+def _lengths(change: Callable[[int], int]) -> Callable[..., Tensor]:
+    def changed(self: Tiled, leaf: Any, may: Any, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         lengths = [min(max(0, change(n)), self.case.k_len) for n in leaf.lengths]
         return Padding(lengths, leaf.side).predicate(self.extent, self.device)(b, h, q, k)
 

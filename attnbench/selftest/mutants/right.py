@@ -1,7 +1,7 @@
-"""Which implementations are right and must raise no alarm, however they tile, order, split or round?
+"""Right implementations, which must raise no alarm however they tile, order, split or round.
 
-Under the FLASH contract variants of `Tiled` and torch's tiled kernel, under DENSE plain ones through autograd with
-the scale in different places. None shares code with the oracle.
+Under the FLASH contract: variants of `Tiled`, and torch's tiled kernel. Under DENSE: plain ones through autograd,
+with the scale in different places. None shares code with the oracle.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from attnbench.selftest.mutants.tiled import LOG2_E, Statistics, Tiled, TiledBac
 
 @dataclass(frozen=True)
 class Right:
-    """A right implementation. `defect` tells on which cases a library is known to be wrong, `but_for` says how."""
+    """A right implementation. `is_defective` tells on which cases its library is wrong, `defect` says how."""
 
     name: str
     make: Callable[[], Backend]
-    defect: Callable[[Case], bool] = lambda case: False
-    but_for: str = ""
+    is_defective: Callable[[Case], bool] = lambda case: False
+    defect: str = ""
 
 
 def _lazy_update(self: Tiled, m: Tensor, row_sum: Tensor, acc: Tensor, s: Tensor, v: Tensor) -> Statistics:
-    # FlashAttention-4: the old maximum is kept until the new one is 2^8 times as large; float32 has the room.
+    # FlashAttention-4: keep the old maximum until the new one is 2^8 times as large; float32 has the range.
     new = self.maximum(m, s)
     new = torch.where((new - m) * LOG2_E > 8, new, torch.where(m == -torch.inf, new, m))
     shift = new.masked_fill(new == -torch.inf, 0.0)
@@ -41,7 +41,7 @@ def _lazy_update(self: Tiled, m: Tensor, row_sum: Tensor, acc: Tensor, s: Tensor
 def _normalised_update(
     self: Tiled, m: Tensor, row_sum: Tensor, acc: Tensor, s: Tensor, v: Tensor
 ) -> Statistics:
-    # FlashAttention-1: the accumulator is kept divided by the row sum (arXiv 2205.14135, algorithm 1, line 12).
+    # FlashAttention-1 keeps the accumulator divided by the row sum (arXiv 2205.14135, algorithm 1, line 12).
     new = self.maximum(m, s)
     shift = new.masked_fill(new == -torch.inf, 0.0)
     alpha, p = self.exp(m - shift), self.exp(s - shift)
@@ -64,7 +64,7 @@ def _exp2(self: Tiled, x: Tensor) -> Tensor:
 
 
 def _plain(scale_on: str) -> Callable[..., Tensor]:
-    """Attention as one writes it down, with the scale on "q", "k", "both" or the "scores"; for the DENSE contract."""
+    """Plain attention with the scale on "q", "k", "both" or the "scores", for the DENSE contract."""
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scores: tuple[Score, ...], scale: float

@@ -1,6 +1,8 @@
-"""Which bugs change what is added to a score: the softcap, ALiBi, the bias?"""
+"""Mutants of the score changes: the softcap, ALiBi, the bias."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -56,7 +58,7 @@ mutant(
 )
 
 
-def _bias(change):  # type: ignore[no-untyped-def]
+def _bias(change: Callable[[Tiled, Tensor], Tensor]) -> Callable[[Tiled, slice, slice], Tensor | None]:
     def bias_tile(self: Tiled, rows: slice, cols: slice) -> Tensor | None:
         tile = Tiled.bias_tile(self, rows, cols)
         return None if tile is None else change(self, tile)

@@ -1,4 +1,4 @@
-"""What is done to one tile of scores: mask, softcap, biases, and their gradients?"""
+"""The steps of a tiled attention on one tile of scores: mask, softcap, biases, and their gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScoreTiles:
         return b[:, None, None, None], h[None, :, None, None], q[None, None, :, None], k[None, None, None, :]
 
     def allowed(self, rows: slice, cols: slice) -> Tensor:
-        """True where a query may attend a key: bool [B|1, H|1, q|1, block_k]."""
+        """True if the query may attend the key: bool [B|1, H|1, q|1, block_k]."""
         b, h, q, k = self.indices(rows, cols)
         permitted = self.permits(self.case.mask, b, h, q, k.clamp_max(self.case.k_len - 1))
         return permitted & self.in_bounds(k)

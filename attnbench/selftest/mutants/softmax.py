@@ -1,4 +1,4 @@
-"""Which bugs lie in the scale, the softmax and its precision?"""
+"""Mutants of the scale, the softmax and its precision."""
 
 from __future__ import annotations
 

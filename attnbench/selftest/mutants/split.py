@@ -1,6 +1,9 @@
-"""Which bugs lie in split keys and their merge, in packed sequences, pages and sinks?"""
+"""Mutants of split keys and their merge, packed sequences, pages and sinks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +60,8 @@ mutant(
 )
 
 
-def _from_second(change):  # type: ignore[no-untyped-def]
-    """A merge in which the outputs of all splits but the first are changed."""
+def _from_second(change: Callable[[Tensor], Tensor]) -> Callable[[Tiled, Parts], Statistics]:
+    """A merge that changes the outputs of all splits but the first."""
     return lambda self, parts: Tiled.merge(self, [parts[0], *((change(out), lse) for out, lse in parts[1:])])
 
 
@@ -85,7 +88,9 @@ mutant(
 )
 
 
-def _zero_length_taken_for_one(self, leaf, may, b, h, q, k):  # type: ignore[no-untyped-def]
+def _zero_length_taken_for_one(
+    self: Tiled, leaf: Any, may: Any, b: Tensor, h: Tensor, q: Tensor, k: Tensor
+) -> Tensor:
     total = self.case.q_len
     changed = []
     for lengths in leaf.lists:

@@ -1,4 +1,4 @@
-"""What does a right tiled attention look like, readable, in steps small enough to plant one fault in each?
+"""A right tiled attention, readable, in steps small enough to plant one fault in each.
 
 FlashAttention-2 (arXiv 2307.08691) in plain torch under the FLASH contract: scores and statistics in float32,
 P and dS rounded to the dtype before their products, outputs rounded once. Every method is one step of the
@@ -29,7 +29,7 @@ Statistics = tuple[
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tile sizes in tokens, how many splits of the keys are merged, and in which order tiles are visited."""
+    """Tile sizes in tokens, the number of key splits that are merged, and the order of the tiles."""
 
     block_q: int = 128
     block_k: int = 64
@@ -38,7 +38,7 @@ class Tiling:
 
 
 class Tiled(ScoreTiles, Prepared):
-    """One case, computed tile by tile. Tiles of keys are padded to whole blocks, as on a GPU."""
+    """One case, computed tile by tile; tiles of keys are padded to whole blocks, as on a GPU."""
 
     def __init__(self, case: Case, inputs: Inputs, tiling: Tiling = Tiling()) -> None:
         super().__init__()
@@ -50,8 +50,6 @@ class Tiled(ScoreTiles, Prepared):
         self.predicates = {}
         self.block_k = min(tiling.block_k, -(-case.k_len // 8) * 8)
         self.kernel = type(self).__name__
-
-    # What is read ---------------------------------------------------------------------------------------------
 
     def load(self) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, H, Q, D], k [B, H, K, D], v [B, H, K, Dv] in float32, key heads repeated over their group."""
@@ -66,7 +64,7 @@ class Tiled(ScoreTiles, Prepared):
         return self.inputs.tensors[name]
 
     def kv_head(self) -> Tensor | None:
-        """The key head of each query head, int64 [H]; None where it is the same head."""
+        """The key head of each query head, int64 [H]; None if it is the same head."""
         if self.case.group == 1:
             return None
         return torch.arange(self.case.q_heads, device=self.device) // self.case.group
@@ -77,7 +75,7 @@ class Tiled(ScoreTiles, Prepared):
             yield slice(start, min(start + self.tiling.block_q, self.case.q_len))
 
     def col_tiles(self, rows: slice) -> list[slice]:
-        """Tiles of keys in the order of their visit; the last one may reach past k_len."""
+        """Tiles of keys in the order of visits; the last one may reach past k_len."""
         starts = range(0, self.case.k_len, self.block_k)
         ordered = reversed(starts) if self.tiling.reverse else starts
         return [slice(start, start + self.block_k) for start in ordered]
@@ -94,10 +92,8 @@ class Tiled(ScoreTiles, Prepared):
         return torch.nn.functional.pad(tile, (0, 0, 0, missing), value=self.padding()) if missing else tile
 
     def padding(self) -> float:
-        """What lies in a tile past the last key."""
+        """The value in a tile past the last key."""
         return 0.0
-
-    # Forward --------------------------------------------------------------------------------------------------
 
     def forward(self) -> Output:
         q, k, v = self.load()
@@ -121,7 +117,7 @@ class Tiled(ScoreTiles, Prepared):
         return Output(out, lse)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, tiles: list[slice]) -> Statistics:
-        """Online softmax of the query rows over the given tiles of keys (algorithm 1, lines 6 to 11)."""
+        """Online softmax of the query rows over tiles of keys (algorithm 1, lines 6 to 11)."""
         m, row_sum, acc = self.start(q[:, :, rows])
         for cols in tiles:
             m, row_sum, acc = self.update(
@@ -151,7 +147,7 @@ class Tiled(ScoreTiles, Prepared):
         return self.case.softmax_scale
 
     def update(self, m: Tensor, row_sum: Tensor, acc: Tensor, s: Tensor, v: Tensor) -> Statistics:
-        """One tile of keys joins the statistics."""
+        """Add one tile of keys to the statistics."""
         new = self.maximum(m, s)
         # A row that has seen no key yet has maximum -inf; shift by 0 there so that exp(-inf - 0) is 0.
         shift = new.masked_fill(new == -torch.inf, 0.0)
@@ -172,7 +168,7 @@ class Tiled(ScoreTiles, Prepared):
         return acc * alpha + self.rounded(p) @ v
 
     def rounded(self, x: Tensor) -> Tensor:
-        """Rounded to the dtype, as an operand of a matrix product is."""
+        """x rounded to the dtype, like the operands of a matrix product."""
         return x.to(self.dtype).float()
 
     def finish(self, m: Tensor, row_sum: Tensor, acc: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,8 +193,6 @@ class Tiled(ScoreTiles, Prepared):
         new = torch.maximum(m, sink)
         alpha = torch.exp(m - new)
         return new, row_sum * alpha + torch.exp(sink - new), acc * alpha
-
-    # Backward -------------------------------------------------------------------------------------------------
 
     def backward(self, dout: Tensor) -> Gradients:
         if self.saved is None:
@@ -272,7 +266,7 @@ class Tiled(ScoreTiles, Prepared):
         dv[:, :, keys] += part
 
     def reduced(self, x: Tensor) -> Tensor:
-        """Gradients of the query heads of a group added up: [B, H, K, dim] -> [B, Hkv, K, dim]."""
+        """Sum of the gradients of a group's query heads: [B, H, K, dim] -> [B, Hkv, K, dim]."""
         heads = self.kv_head()
         if heads is None:
             return x
