@@ -6,7 +6,7 @@ from attnbench.errors import AttnbenchError
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is cuda if there, else cpu; anything else is held against what is there."""
+    """`auto` is cuda if there is one, else cpu; any other device must exist here."""
     import torch
 
     if device == "auto":

@@ -1,4 +1,4 @@
-"""What can go wrong, and what should the person do? Every message says what, where and what to do."""
+"""The errors that attnbench raises on purpose; each message says what, where and what to do."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Iterable
 
 
 class AttnbenchError(Exception):
-    """Anything attnbench raises on purpose; the message is for the person, without a traceback."""
+    """Any error that attnbench raises on purpose; the message is for the user, without a traceback."""
 
 
 class MaskError(AttnbenchError, ValueError):
-    """A mask is wrong in itself or its text, or does not fit the problem it is asked about."""
+    """A mask or its text is invalid, or the mask does not fit the problem."""
 
 
 class ScoreError(AttnbenchError, ValueError):
-    """A score change is wrong in itself, or does not fit the problem it is asked about."""
+    """A score change is invalid, or does not fit the problem."""
 
 
 class CaseError(AttnbenchError, ValueError):
-    """A case, or what is drawn for it, cannot be: the message names the field."""
+    """A case or its inputs cannot be made; the message names the field."""
 
 
 class SuiteError(AttnbenchError, ValueError):
-    """A suite cannot be read or asks for something that cannot be."""
+    """A suite cannot be read, or asks for something invalid."""
 
 
 class StoreError(AttnbenchError):
-    """A result file is corrupt or cannot be written: the message names file and line."""
+    """A result file is corrupt or cannot be written; the message names file and line."""
 
 
 class UnknownBackend(AttnbenchError, LookupError):
@@ -35,26 +35,26 @@ class UnknownBackend(AttnbenchError, LookupError):
 
 
 class BackendUnavailable(AttnbenchError):
-    """The backend exists but cannot run here: the message says why and what would make it so."""
+    """The backend exists but cannot run here; the message says why and how to make it run."""
 
 
 class LayerError(AttnbenchError, ValueError):
-    """A layer is built, loaded or called in a way that cannot be."""
+    """A layer is built, loaded or called in a way that it does not support."""
 
 
 class NotComparable(AttnbenchError):
-    """Two result sets, or a machine, do not allow the comparison that was asked for (exit code 3)."""
+    """Two result sets, or a machine, do not allow the requested comparison (exit code 3)."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'causal'?` where some known word is near, else an empty text."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'causal'?` if one of the choices is near, else an empty text."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class EnvironmentUnavailable(AttnbenchError):
-    """A Python environment is not there, or could not be made; says what would make it."""
+    """A Python environment is missing or could not be made; the message says how to make it."""
 
 
 class ForeignDied(AttnbenchError):
-    """The process in another Python environment ended while it worked; says how, and what it wrote last."""
+    """The process in another Python environment ended while it worked; the message has its end and its last output."""

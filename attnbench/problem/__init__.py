@@ -1,4 +1,4 @@
-"""What is asked: masks, score changes, the case, and the numbers it is computed on."""
+"""The problem: masks, score changes, cases, and their inputs."""
 
 from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap, BlockRuns
 from attnbench.problem.case import Case

@@ -1,4 +1,4 @@
-"""Which tiles must a block-sparse kernel compute, and in which of them must it look at the mask?"""
+"""The tiles that a block-sparse kernel computes, and those in which it applies the mask."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from attnbench.problem.masks import Extent, Mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
-DENSE_CELLS_PER_EVENT = 4  # up to here events are counted for every tile, beyond it they are sorted
+DENSE_CELLS_PER_EVENT = 4  # up to so many, events are counted per tile; beyond, they are sorted
 
 
 @dataclass(frozen=True, eq=False)
 class BlockLists:
-    """For each row of tiles, which tiles: those of row r are indices[offsets[r] : offsets[r + 1]], rising.
+    """The tiles of each row of tiles: those of row r are indices[offsets[r] : offsets[r + 1]], rising.
 
     offsets: int32 [rows + 1]; indices: int32 [nnz]. Rows run over batch, head, then block.
     """
@@ -34,7 +34,7 @@ class BlockLists:
 
 @dataclass(frozen=True, eq=False)
 class BlockRuns:
-    """For each row of tiles, its runs of neighbours, rising, no two of them touching: as many as the mask has spans.
+    """The runs of neighbouring tiles in each row of tiles, rising, no two touching: as many as the mask has spans.
 
     Run n is the tiles from starts[n] to ends[n]; those of row r are the runs from offsets[r] to offsets[r + 1].
     """
@@ -45,7 +45,7 @@ class BlockRuns:
 
     @classmethod
     def of(cls, row: Ints, start: Ints, end: Ints, rows: int) -> BlockRuns:
-        """Join disjoint runs, not empty, in the order of row and start."""
+        """Join disjoint, non-empty runs in the order of row and start."""
         apart = (np.diff(row, prepend=-1) != 0) | (start != np.concatenate([[-1], end])[:-1])
         first = np.flatnonzero(apart)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=rows))])
@@ -58,13 +58,13 @@ class BlockRuns:
 
     @property
     def tiles(self) -> Ints:
-        """How many tiles each row has: [rows]."""
+        """The number of tiles in each row: [rows]."""
         before = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
         return np.diff(before[self.offsets])
 
     @cached_property
     def listed(self) -> BlockLists:
-        """Tile by tile."""
+        """The same tiles, listed one by one."""
         length = self.ends - self.starts
         indices = np.repeat(self.starts, length) + _within(length)
         offsets = np.concatenate([[0], np.cumsum(self.tiles)])
@@ -75,7 +75,7 @@ class BlockRuns:
         plane, row = np.divmod(self.rows, rows)
         above = (plane * (rows + 1) + row) * (columns + 1)
         below = above + columns + 1
-        # A tile begins a run of its column where the row above has none, and ends one where the row below has none.
+        # A tile begins a run of its column if the row above has none, and ends one if the row below has none.
         places = np.concatenate(
             [above + self.starts, above + self.ends, below + self.starts, below + self.ends]
         )
@@ -99,7 +99,7 @@ class BlockMap:
     """The tiles of a mask that hold allowed pairs, by query block and by key block.
 
     FULL: every pair of the tile within q_len x k_len is allowed; PARTIAL: some; EMPTY: none. `batch` and
-    `heads` are 1 where the mask does not vary. By query, row (b, h, i) is (b * heads + h) * query_blocks + i and
+    `heads` are 1 if the mask does not vary over them. By query, row (b, h, i) is (b * heads + h) * query_blocks + i and
     runs are of key blocks; by key, rows are key blocks and runs of query blocks.
     """
 
@@ -151,9 +151,9 @@ class BlockMap:
 
 
 def build_block_map(mask: Mask, extent: Extent, block_q: int, block_k: int) -> BlockMap:
-    """Find the tiles from the mask's spans, in about q_len * spans steps: tiles between a span's ends are not listed.
+    """Find the tiles from the mask's spans in about q_len * spans steps; tiles between a span's ends are not listed.
 
-    Raises MaskError where the mask does not fit the extent or a block is shorter than one token.
+    Raises MaskError if the mask does not fit the extent or a block is shorter than one token.
     """
     mask.check(extent)
     if min(block_q, block_k) < 1:
@@ -162,13 +162,13 @@ def build_block_map(mask: Mask, extent: Extent, block_q: int, block_k: int) -> B
     heads = extent.heads if mask.varies_over_heads else 1
     query_blocks, key_blocks = -(-extent.q_len // block_q), -(-extent.k_len // block_k)
     parts = terms(mask)
-    found: list[tuple[Ints, Ints, Ints, Ints]] = []
+    stretches: list[tuple[Ints, Ints, Ints, Ints]] = []
     for plane in range(batch * heads):
         b, h = divmod(plane, heads)
         for query, key, length, pairs in _tiles(parts, extent, b, h, block_q, block_k):
-            found.append((plane * query_blocks + query, key, key + length, pairs))
-    row, start, end, pairs = (np.concatenate(column) for column in zip(*found, strict=True))
-    # Only the last key block may be short, and a span that reaches it ends there: it is no part of a longer stretch.
+            stretches.append((plane * query_blocks + query, key, key + length, pairs))
+    row, start, end, pairs = (np.concatenate(column) for column in zip(*stretches, strict=True))
+    # Only the last key block may be short. A span that reaches it ends there, so it has a stretch of its own.
     tile_rows = np.minimum(block_q, extent.q_len - row % query_blocks * block_q)
     whole = pairs == tile_rows * np.minimum(block_k, extent.k_len - start * block_k)
     partial, full = (
@@ -181,8 +181,8 @@ def build_block_map(mask: Mask, extent: Extent, block_q: int, block_k: int) -> B
 def _tiles(
     parts: list[Term], extent: Extent, b: int, h: int, block_q: int, block_k: int
 ) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
-    """Yield (query block, first key block, blocks, pairs of each) of stretches of equal tiles, by chunks of rows."""
-    width = -(-extent.k_len // block_k) + 1  # one more, where the last tile's events end
+    """Yield stretches of equal tiles as (query block, first key block, blocks, pairs per block), in chunks of rows."""
+    width = -(-extent.k_len // block_k) + 1  # one more, for the end of the last tile
     most = sum(part.mask.max_spans(extent) + (width if part.modulus > 1 else 0) for part in parts)
     for rows in row_chunks(extent, max(1, most), block_q):
         first = int(rows[0]) // block_q
@@ -196,7 +196,7 @@ def _tiles(
 
 
 def _events(part: Term, extent: Extent, b: int, h: int, rows: Ints, block_k: int) -> tuple[Ints, Ints, Ints]:
-    """(row, key block, step): the pairs of a row in a tile are the sum of the steps up to its block."""
+    """(row, key block, step): the sum of a row's steps up to a block is its pairs in that tile."""
     starts, ends = part.mask.spans(extent, b, h, rows)
     row, column = np.nonzero(ends > starts)
     start, end = starts[row, column], ends[row, column]
@@ -208,7 +208,7 @@ def _events(part: Term, extent: Extent, b: int, h: int, rows: Ints, block_k: int
         places = [head, head + 1, tail, tail + 1]
         steps = [in_head, between - in_head, in_tail - between, -in_tail]
         return np.tile(row, 4), np.concatenate(places), part.sign * np.concatenate(steps)
-    # Keys of a modulus are not spread evenly over tiles: cut the range at every tile's edge.
+    # Tiles hold different numbers of a modulus's keys: cut the range at every tile's edge.
     times = tail - head + 1
     row, start, end = np.repeat(row, times), np.repeat(start, times), np.repeat(end, times)
     block = np.repeat(head, times) + _within(times)
@@ -218,7 +218,7 @@ def _events(part: Term, extent: Extent, b: int, h: int, rows: Ints, block_k: int
 
 
 def _stretches(keys: Ints, steps: Ints, cells: int) -> tuple[Ints, Ints, Ints]:
-    """(first cell, cells, sum) of each stretch between events in which the sum of all steps up to there is not 0."""
+    """(first cell, cells, sum) of each stretch between events whose sum of steps so far is not 0."""
     if cells <= DENSE_CELLS_PER_EVENT * keys.size:
         place = np.flatnonzero(np.bincount(keys, minlength=cells))
         # Whole numbers below 2^53 are exact in the float64 of bincount.

@@ -1,4 +1,4 @@
-"""What is asked: one attention problem as pure data, with its exact work and its memory floor."""
+"""One attention problem as pure data, with its exact work and its memory floor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnbench.problem.primitives import Full
 from attnbench.problem.scores import Score, canonical, parse_score
 from attnbench.problem.spans import Ints
 
-DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # name -> bytes an element
+DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # name -> bytes per element
 LAYOUTS = ("bhsd", "bshd", "qkv_packed")
 DIRECTIONS = ("fwd", "fwd_bwd")
 NO_MASK = Full()
@@ -27,11 +27,11 @@ NO_MASK = Full()
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One problem: q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv], and what is done to the scores.
+    """One problem: q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv], mask and score changes.
 
     Lengths are in tokens and at least 1. `scale` None is 1 / sqrt(head_dim). A case with no allowed pair is
-    legal. Raises CaseError (a ValueError) that names the field, and MaskError or ScoreError where the mask or
-    a score change does not fit the lengths.
+    legal. Raises CaseError (a ValueError) that names the field, and MaskError or ScoreError if the mask or a
+    score change does not fit the sizes.
     """
 
     batch: int = 1
@@ -60,9 +60,9 @@ class Case:
             raise CaseError(
                 f"q_heads {self.q_heads} is no multiple of kv_heads {self.kv_heads}; each key head serves whole groups"
             )
-        for name, known in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS), ("layout", LAYOUTS)):
-            if getattr(self, name) not in known:
-                raise CaseError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        for name, choices in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS), ("layout", LAYOUTS)):
+            if getattr(self, name) not in choices:
+                raise CaseError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.layout == "qkv_packed" and self.q_len != self.k_len:
             raise CaseError(f"layout qkv_packed needs q_len == k_len, not {self.q_len} and {self.k_len}")
         if self.scale is not None:
@@ -71,15 +71,15 @@ class Case:
             object.__setattr__(self, "scale", float(self.scale))
         if not isinstance(self.mask, Mask):
             raise CaseError(f"mask is a Mask (parse_mask reads a text), not {self.mask!r}")
-        given = (self.scores,) if isinstance(self.scores, Score) else tuple(self.scores)
-        object.__setattr__(self, "scores", canonical(given))
+        scores = (self.scores,) if isinstance(self.scores, Score) else tuple(self.scores)
+        object.__setattr__(self, "scores", canonical(scores))
         self.mask.check(self.extent)
         for score in self.scores:
             score.check(self.extent)
 
     @property
     def extent(self) -> Extent:
-        """What masks and score changes are asked about."""
+        """The sizes that masks and score changes depend on."""
         return Extent(self.batch, self.q_heads, self.q_len, self.k_len)
 
     @property
@@ -102,7 +102,7 @@ class Case:
 
     @cached_property
     def id(self) -> str:
-        """The name that reads aloud: pytest id and key of results; only `[A-Za-z0-9_.:+-]`."""
+        """A name that reads aloud, the pytest id and the key of results; only `[A-Za-z0-9_.:+-]`."""
         heads = f"h{self.q_heads}" + (f":{self.kv_heads}" if self.kv_heads != self.q_heads else "")
         dims = f"d{self.head_dim}" + (f":{self.v_dim}" if self.v_dim != self.head_dim else "")
         parts = [f"b{self.batch}"] if self.batch != 1 else []
@@ -118,7 +118,7 @@ class Case:
         return self.mask.pairs(self.extent)
 
     def flops(self, direction: Literal["fwd", "bwd"]) -> int:
-        """Useful FLOPs of one pass, the same for every backend: 2 (D + Dv) or 2 (3D + 2Dv) a pair."""
+        """Useful FLOPs of one pass, the same for every backend: 2 (D + Dv) or 2 (3D + 2Dv) per pair."""
         if direction == "fwd":
             return 2 * self.pairs * (self.head_dim + self.v_dim)
         return 2 * self.pairs * (3 * self.head_dim + 2 * self.v_dim)
@@ -146,7 +146,7 @@ class Case:
 
     @property
     def score_elements(self) -> int:
-        """Elements of all tensors that score changes carry."""
+        """Elements of all tensors of score changes."""
         shapes = [score.tensor_shape(self.extent) for score in self.scores]
         return sum(math.prod(shape) for shape in shapes if shape is not None)
 
@@ -170,7 +170,7 @@ class Case:
         queries = (self.q_elements + self.out_elements + self.score_elements) * self.item_bytes
         if direction == "fwd":
             return queries + keys
-        # Read q, k, v, dO, O and the LSE; write dq, dk, dv of every key, seen or not.
+        # Read q, k, v, dO, O and the LSE; write dq, dk, dv of every key, visible or not.
         written = (
             self.q_elements + self.k_elements + self.v_elements + self.score_elements
         ) * self.item_bytes
@@ -178,12 +178,12 @@ class Case:
 
     @property
     def least_traffic_bytes(self) -> int:
-        """Bytes a cold cache must move for the case's direction."""
+        """Bytes that a cold cache must move for the case's direction."""
         return self.least_bytes("fwd") + (self.least_bytes("bwd") if self.needs_backward else 0)
 
     @cached_property
     def has_empty_rows(self) -> bool:
-        """Whether some query may attend no key at all."""
+        """Whether some query may attend no key."""
         heads = range(self.q_heads) if self.mask.varies_over_heads else range(1)
         for b in self._distinct_batches:
             for h in heads:
@@ -195,7 +195,7 @@ class Case:
 
     @cached_property
     def _visible_keys(self) -> int:
-        # A key head is read where any query head of its group sees the key.
+        # A key of a key head is read if any query head of the group may attend it.
         varies = self.mask.varies_over_heads
         groups = (
             [range(h, h + self.group) for h in range(0, self.q_heads, self.group)] if varies else [range(1)]
@@ -231,11 +231,11 @@ class Case:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Case:
-        """Read a case from what `to_json` gave; raises CaseError that names an unknown or missing field."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(record) - known)
+        """Read a case from the output of `to_json`; raises CaseError that names an unknown or missing field."""
+        names = {field.name for field in fields(cls)}
+        unknown = sorted(set(record) - names)
         if unknown:
-            raise CaseError(f"a case has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}")
+            raise CaseError(f"a case has no field {unknown[0]!r}; its fields are {', '.join(sorted(names))}")
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in record]
         if missing:
             raise CaseError(f"not a whole case: it needs {', '.join(missing)}")
@@ -247,8 +247,8 @@ class Case:
         )
         try:
             return cls(**values)
-        except TypeError as problem:
-            raise CaseError(f"not a whole case: {problem}") from problem
+        except TypeError as error:
+            raise CaseError(f"not a whole case: {error}") from error
 
 
 def _safe(text: str) -> str:

@@ -1,9 +1,9 @@
-"""How many pairs does a mask allow? Counted exactly from its spans, at any length, in bounded memory.
+"""The exact number of pairs of a mask, counted from its spans at any length in bounded memory.
 
-`dilated(s)` has k_len / s ranges a row, too many to list. With the truth of every `dilated` leaf fixed, what
-remains has few ranges, and the keys of a range with `(p - j) % m == 0` are counted by division. Leaves are
-fixed by inclusion and exclusion: with T the leaves that hold, S >= T those asked for, each term counts
-`mask with T` on the keys of modulus lcm(S) with the sign (-1)^|S - T|. No residue is enumerated.
+`dilated(s)` has k_len / s ranges per row, too many to list. With the truth of every `dilated` leaf fixed, the rest
+of the mask has few ranges, and the keys of a range with `(p - j) % m == 0` are counted by division. Inclusion and
+exclusion fixes the leaves: for each set S of leaves and each subset T that holds, a term counts `mask with T` on the
+keys of modulus lcm(S) with the sign (-1)^|S - T|. No residue is enumerated.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def terms(mask: Mask) -> list[Term]:
     """The signed terms, without `dilated` leaves, whose pair counts add up to the mask's in any region."""
     mask = mask.simplified()
     steps = sorted(mask.dilations)
-    found: dict[tuple[int, Mask], int] = {}
-    for asked in _subsets(steps):
-        modulus = math.lcm(*asked)
-        for holding in _subsets(asked):
+    signs: dict[tuple[int, Mask], int] = {}
+    for subset in _subsets(steps):
+        modulus = math.lcm(*subset)
+        for holding in _subsets(subset):
             fixed = mask.with_dilations(frozenset(holding)).simplified()
-            sign = -1 if (len(asked) - len(holding)) % 2 else 1
-            found[modulus, fixed] = found.get((modulus, fixed), 0) + sign
-    return [Term(sign, modulus, m) for (modulus, m), sign in found.items() if sign and not m.is_never]
+            sign = -1 if (len(subset) - len(holding)) % 2 else 1
+            signs[modulus, fixed] = signs.get((modulus, fixed), 0) + sign
+    return [Term(sign, modulus, m) for (modulus, m), sign in signs.items() if sign and not m.is_never]
 
 
 def count_pairs(mask: Mask, extent: Extent) -> int:
-    """The exact number of pairs over batch and heads; raises MaskError where the mask does not fit."""
+    """The exact number of pairs over batch and heads; raises MaskError if the mask does not fit."""
     mask.check(extent)
     total = 0
     for sign, modulus, part in terms(mask):
@@ -63,7 +63,7 @@ def count_pairs(mask: Mask, extent: Extent) -> int:
 
 
 def row_chunks(extent: Extent, most_spans: int, multiple_of: int = 1) -> Iterator[Ints]:
-    """The query rows in chunks of bounded memory for so many ranges a row, cut at `multiple_of`."""
+    """The query rows in chunks of bounded memory, at `most_spans` ranges per row, cut at `multiple_of`."""
     fitting = min(ROWS_AT_ONCE, SPANS_AT_ONCE // most_spans)
     size = max(1, fitting // multiple_of) * multiple_of
     for start in range(0, extent.q_len, size):
@@ -71,7 +71,7 @@ def row_chunks(extent: Extent, most_spans: int, multiple_of: int = 1) -> Iterato
 
 
 def multiples(starts: Ints, ends: Ints, p: Ints, modulus: int) -> Ints:
-    """How many keys j of each range [start, end) have (p - j) % modulus == 0."""
+    """The number of keys j in each range [start, end) with (p - j) % modulus == 0."""
     return (ends - 1 - p) // modulus - (starts - 1 - p) // modulus
 
 

@@ -1,4 +1,4 @@
-"""What do the inputs look like? Named distributions, each there because some real bug shows only under it.
+"""Named input distributions, each there for a real bug that shows only under it.
 
 Every distribution starts from the same normal numbers and changes what its bug needs. All are finite and, in
 a forward or backward of the exact answer, stay below fp16's largest number.
@@ -40,13 +40,13 @@ def _randn(case: Case, generator: Generators) -> Drawn:
 
 
 def _large(case: Case, generator: Generators) -> Drawn:
-    """q and k eight times as large: exp overflows where no maximum is taken off."""
+    """q and k eight times as large: exp overflows unless the maximum is subtracted."""
     q, k, v, dout = _randn(case, generator)
     return 8 * q, 8 * k, v, dout
 
 
 def _positive(case: Case, generator: Generators) -> Drawn:
-    """Uniform in (0, 1): sums that only grow, so that a short accumulator stops counting."""
+    """Uniform in (0, 1): sums only grow, so a short accumulator stops counting."""
     import torch
 
     q, k, v, dout = (torch.special.ndtr(x) for x in _randn(case, generator))
@@ -54,11 +54,11 @@ def _positive(case: Case, generator: Generators) -> Drawn:
 
 
 def _one_hot(case: Case, generator: Generators) -> Drawn:
-    """Query i points at the keys j = i modulo D: what is fetched shows where it was fetched from."""
+    """Query i points at the keys j = i modulo D: a fetched value shows its origin."""
     import torch
 
     q, k, v, dout = _randn(case, generator)
-    # 8 times 8 over sqrt(D) scores, whatever the scale: the chosen keys take nearly all of the weight.
+    # 8 times 8 over sqrt(D) scores at any scale: the chosen keys take nearly all of the weight.
     height = math.sqrt(24 / abs(case.softmax_scale)) if case.softmax_scale else 8.0
     for x in (q, k):
         which = torch.arange(x.shape[2]) % case.head_dim
@@ -99,9 +99,7 @@ def _negative_lse(case: Case, generator: Generators) -> Drawn:
 
 
 def _huge_negative(case: Case, generator: Generators) -> Drawn:
-    """Scores near -5e5 in D 64: below every finite stand-in for -inf, and beyond fp16 where products are
-    kept in it.
-    """
+    """Scores near -5e5 in D 64: below every finite stand-in for -inf, and beyond fp16 if products are kept in it."""
     q, k, v, dout = _randn(case, generator)
     q[..., 0], k[..., 0] = 2048.0, -2048.0
     return q, k, v, dout
@@ -153,13 +151,13 @@ def _sink_key(case: Case, generator: Generators) -> Drawn:
 
 
 def _subnormal_v(case: Case, generator: Generators) -> Drawn:
-    """Values of fp16's subnormal range: flushed to zero by a careless kernel."""
+    """Values in fp16's subnormal range, which a careless kernel flushes to zero."""
     q, k, v, dout = _randn(case, generator)
     return q, k, v * 2.0**-17, dout
 
 
 def _huge_unseen(case: Case, generator: Generators) -> Drawn:
-    """Keys that no query may attend hold huge finite keys and values: a leak shows, and times 0 gives 0."""
+    """Huge finite keys and values where no query may attend: a leak shows, and a weight of 0 still gives 0."""
     import torch
 
     q, k, v, dout = _randn(case, generator)
@@ -169,7 +167,7 @@ def _huge_unseen(case: Case, generator: Generators) -> Drawn:
 
 
 def seen_keys(case: Case) -> np.ndarray:
-    """Which keys some query of their key head may attend: bool [B, Hkv, K]."""
+    """Whether some query of the key head may attend each key: bool [B, Hkv, K]."""
     seen = np.zeros((case.batch, case.kv_heads, case.k_len), dtype=bool)
     rows_at_once = max(1, (1 << 20) // case.k_len)
     for b in range(case.batch if case.mask.varies_over_batch else 1):

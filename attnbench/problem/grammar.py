@@ -1,4 +1,4 @@
-"""How are masks and score changes written as text? Tokens, calls with arguments, and mask expressions.
+"""The text form of masks and score changes: tokens, calls with arguments, and mask expressions.
 
 `~` binds before `&` before `|`, `&` and `|` associate to the left, parentheses group. Arguments are numbers,
 `inf`, bare words or bracketed lists of them. Nothing is evaluated and no file is read.
@@ -42,9 +42,9 @@ LEAVES: dict[str, type[Leaf]] = {
 MASK_KINDS = frozenset(
     kind for leaf in LEAVES.values() for mask in leaf.examples(Extent(1, 1, 8, 8)) for kind in mask.kinds
 )
-DEEPEST = 64  # parentheses, negations or brackets within each other
-MOST_OPERATORS = 200
-MOST_DIGITS = 18
+MAX_DEPTH = 64  # nested parentheses, negations or brackets
+MAX_OPERATORS = 200
+MAX_DIGITS = 18
 TOKEN = re.compile(
     r"\s*(?:(?P<number>-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[~&|()\[\],]))",
     re.ASCII,
@@ -62,7 +62,7 @@ class Token:
 
 
 class Tokens:
-    """The tokens of a text, read from the front; raises `error` with the column where one does not fit."""
+    """The tokens of a text, read from the front; raises `error` with the column of a token that does not fit."""
 
     def __init__(self, text: str, error: type[AttnbenchError]) -> None:
         self.error = error
@@ -96,22 +96,22 @@ class Tokens:
 
     def accept(self, sign: str) -> bool:
         """Read the front token if it is this sign."""
-        found = self.front.kind == "sign" and self.front.text == sign
-        if found:
+        is_front = self.front.kind == "sign" and self.front.text == sign
+        if is_front:
             self.take()
-        return found
+        return is_front
 
     def expect(self, sign: str, use: str) -> None:
-        """Read this sign, or raise with what it is for."""
+        """Read this sign, or raise an error with its use."""
         if not self.accept(sign):
             raise self.unexpected(f"{sign!r} {use}")
 
     def unexpected(self, wanted: str) -> AttnbenchError:
-        """The error that says what was wanted where the front token stands."""
-        found = self.front.text if self.front.kind == "end" else repr(self.front.text)
+        """The error for a front token that is not what is wanted."""
+        front = self.front.text if self.front.kind == "end" else repr(self.front.text)
         instead = INSTEAD.get(self.front.text.lower())
         hint = f"; write {instead!r} for it" if instead else ""
-        return self.error(f"expected {wanted} at column {self.front.column}, found {found}{hint}")
+        return self.error(f"expected {wanted} at column {self.front.column}, found {front}{hint}")
 
     def arguments(self) -> tuple[Any, ...]:
         """Read `(argument, ...)` if it follows; () without it."""
@@ -120,8 +120,8 @@ class Tokens:
         return self._values(")", "to close the arguments", 1)
 
     def _values(self, closing: str, use: str, depth: int) -> tuple[Any, ...]:
-        if depth > DEEPEST:
-            raise self.error(f"brackets within more than {DEEPEST} others at column {self.front.column}")
+        if depth > MAX_DEPTH:
+            raise self.error(f"brackets within more than {MAX_DEPTH} others at column {self.front.column}")
         values: list[Any] = []
         while not self.accept(closing):
             if values:
@@ -140,7 +140,7 @@ class Tokens:
             return math.inf if token.text == "inf" else token.text
         if not token.text.lstrip("-").isdigit():
             return float(token.text)
-        if len(token.text) > MOST_DIGITS:
+        if len(token.text) > MAX_DIGITS:
             raise self.error(f"number too large at column {token.column}; write inf for unlimited")
         return int(token.text)
 
@@ -153,40 +153,40 @@ def example_of(kind: str, extent: Extent) -> Mask:
 def parse_mask(text: str) -> Mask:
     """Read a mask expression such as `causal & window(127, 0)`; `parse_mask(str(mask)) == mask`.
 
-    Raises MaskError (a ValueError) that says what is wrong, at which column, and what to do.
+    Raises MaskError (a ValueError) with the mistake, its column and what to do.
     """
     tokens = Tokens(text, MaskError)
-    if sum(t.kind == "sign" and t.text in "&|" for t in tokens._tokens) > MOST_OPERATORS:
-        raise MaskError(f"a mask has at most {MOST_OPERATORS} operators; use explicit or block_sparse")
-    mask = _either(tokens, 0)
+    if sum(t.kind == "sign" and t.text in "&|" for t in tokens._tokens) > MAX_OPERATORS:
+        raise MaskError(f"a mask has at most {MAX_OPERATORS} operators; use explicit or block_sparse")
+    mask = _parse_or(tokens, 0)
     if tokens.front.kind != "end":
         raise tokens.unexpected("'&', '|' or the end")
     return mask
 
 
-def _either(tokens: Tokens, depth: int) -> Mask:
-    mask = _both(tokens, depth)
+def _parse_or(tokens: Tokens, depth: int) -> Mask:
+    mask = _parse_and(tokens, depth)
     while tokens.accept("|"):
-        mask = Or(mask, _both(tokens, depth))
+        mask = Or(mask, _parse_and(tokens, depth))
     return mask
 
 
-def _both(tokens: Tokens, depth: int) -> Mask:
-    mask = _single(tokens, depth)
+def _parse_and(tokens: Tokens, depth: int) -> Mask:
+    mask = _parse_unary(tokens, depth)
     while tokens.accept("&"):
-        mask = And(mask, _single(tokens, depth))
+        mask = And(mask, _parse_unary(tokens, depth))
     return mask
 
 
-def _single(tokens: Tokens, depth: int) -> Mask:
-    if depth > DEEPEST:
+def _parse_unary(tokens: Tokens, depth: int) -> Mask:
+    if depth > MAX_DEPTH:
         raise MaskError(
-            f"more than {DEEPEST} levels at column {tokens.front.column}; remove doubled '~' and '('"
+            f"more than {MAX_DEPTH} levels at column {tokens.front.column}; remove doubled '~' and '('"
         )
     if tokens.accept("~"):
-        return Not(_single(tokens, depth + 1))
+        return Not(_parse_unary(tokens, depth + 1))
     if tokens.accept("("):
-        mask = _either(tokens, depth + 1)
+        mask = _parse_or(tokens, depth + 1)
         tokens.expect(")", "to close the group")
         return mask
     if tokens.front.kind != "word":
@@ -204,10 +204,10 @@ def _single(tokens: Tokens, depth: int) -> Mask:
         raise MaskError(
             f"wrong arguments for {leaf.name!r} at column {word.column}; write {leaf.takes}"
         ) from None
-    except MaskError as wrong:
-        if "at column" in str(wrong):
+    except MaskError as error:
+        if "at column" in str(error):
             raise
-        raise MaskError(f"{wrong} (in {leaf.name!r} at column {word.column}; write {leaf.takes})") from None
+        raise MaskError(f"{error} (in {leaf.name!r} at column {word.column}; write {leaf.takes})") from None
 
 
 def parse_call(text: str, error: type[AttnbenchError] = ScoreError) -> tuple[str, tuple[Any, ...]]:
@@ -223,7 +223,7 @@ def parse_call(text: str, error: type[AttnbenchError] = ScoreError) -> tuple[str
 
 
 def split_outside_brackets(text: str, sep: str = ",") -> list[str]:
-    """The pieces of a list on the command line, cut at `sep` outside brackets; empty ones are dropped."""
+    """The pieces of a list on the command line, split at `sep` outside brackets, without empty ones."""
     pieces, depth, start = [], 0, 0
     for at, sign in enumerate(text):
         depth += (sign in "([") - (sign in ")]")

@@ -1,7 +1,7 @@
-"""Which numbers is a case computed on? Deterministic tensors from (case, seed), in named distributions.
+"""The tensors of a case, deterministic in (case, seed, distribution).
 
-Numbers are drawn on the CPU in float32, rounded to the case's dtype and only then moved, so that every device
-and every backend is given the same bits.
+Numbers are drawn on the CPU in float32, rounded to the case's dtype and then moved, so that every device and every
+backend gets the same bits.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def torch_dtype(name: str) -> torch.dtype:
 class Inputs:
     """The tensors of one case: q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv], dout [B, H, Q, Dv].
 
-    All are logically [B, H, S, D] whatever their layout in memory. `dout` is None where the case has no
-    backward. `scores` are the case's score changes with their tensors bound.
+    All are logically [B, H, S, D] in every memory layout. `dout` is None if the case has no backward. `scores` are
+    the case's score changes with their tensors bound.
     """
 
     case: Case
@@ -51,14 +51,14 @@ class Inputs:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: q, k, v, dout, and those of score changes under their kind."""
+        """Every tensor by name: q, k, v, dout, and those of score changes by their kind."""
         named = {"q": self.q, "k": self.k, "v": self.v}
         if self.dout is not None:
             named["dout"] = self.dout
         return named | {s.kind: s.tensor for s in self.scores if s.tensor is not None}
 
     def checksum(self) -> str:
-        """A hash of every bit of every tensor, to see an input changed in place."""
+        """A hash of every bit of every tensor, to detect an input changed in place."""
         import torch
 
         digest = hashlib.blake2b(digest_size=16)
@@ -109,8 +109,8 @@ def _generator(case: Case, seed: int, name: str) -> torch.Generator:
 def make_inputs(case: Case, seed: int = 0, device: str = "cpu", distribution: str = "randn") -> Inputs:
     """Draw the tensors of a case; raises CaseError for a distribution that does not exist."""
     if distribution not in DISTRIBUTIONS:
-        known = sorted(DISTRIBUTIONS)
-        raise CaseError(f"no distribution called {distribution!r}{did_you_mean(str(distribution), known)}")
+        near = did_you_mean(str(distribution), sorted(DISTRIBUTIONS))
+        raise CaseError(f"no distribution called {distribution!r}{near}")
     dtype = torch_dtype(case.dtype)
     drawn = DISTRIBUTIONS[distribution](case, lambda name: _generator(case, seed, name))
     q, k, v, dout = (x.to(dtype).to(device) for x in drawn)
@@ -134,5 +134,5 @@ def _bind(score: Score, case: Case, seed: int, dtype: torch.dtype, device: str) 
 
 
 def bound_scores(scores: Sequence[Score], case: Case) -> tuple[Score, ...]:
-    """The given score changes, drawn from seed 0 where they carry no tensor, in the case's dtype."""
+    """The score changes bound in the case's dtype; one without a tensor is drawn from seed 0."""
     return tuple(_bind(score, case, 0, torch_dtype(case.dtype), "cpu") for score in scores)

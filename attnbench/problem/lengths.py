@@ -1,4 +1,4 @@
-"""Which masks are given by lengths? Padded batch rows, and documents packed into a row."""
+"""Masks defined by lengths: padded batch rows, and documents packed into a row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Padding(Leaf):
     side: Literal["right", "left"] = "right"
     name: ClassVar[str] = "padding"
     takes: ClassVar[str] = (
-        "padding(length, ...), one length a batch row, and left after them for left padding"
+        "padding(length, ...), one length per batch row, and left after them for left padding"
     )
 
     def __init__(self, lengths: Numbers | int, side: Literal["right", "left"] = "right") -> None:
@@ -71,7 +71,7 @@ class Padding(Leaf):
     def check(self, extent: Extent) -> None:
         if len(self.lengths) != extent.batch:
             raise MaskError(
-                f"padding has {len(self.lengths)} lengths but batch is {extent.batch}; give one a batch row"
+                f"padding has {len(self.lengths)} lengths but batch is {extent.batch}; give one per batch row"
             )
         if max(self.lengths) > extent.k_len:
             row = self.lengths.index(max(self.lengths))
@@ -97,16 +97,16 @@ class Padding(Leaf):
 
 @dataclass(frozen=True, init=False)
 class Documents(Leaf):
-    """Documents packed into one row see only themselves: `doc(i) == doc(j)`.
+    """Documents packed into one row, each attending only itself: `doc(i) == doc(j)`.
 
-    `lengths` in tokens, one list for all batch rows or a list of lists, one a batch row. Tokens past the sum
+    `lengths` in tokens, one list for all batch rows or one list per batch row. Tokens past the sum
     belong to no document: their rows and columns are empty.
     """
 
     lengths: tuple[int, ...] | tuple[tuple[int, ...], ...]
     name: ClassVar[str] = "documents"
     takes: ClassVar[str] = (
-        "documents(length, ...), or documents([length, ...], ...) with one list a batch row"
+        "documents(length, ...), or documents([length, ...], ...) with one list per batch row"
     )
 
     def __init__(self, lengths: Numbers | Sequence[Sequence[int]]) -> None:
@@ -114,7 +114,7 @@ class Documents(Leaf):
         nested = isinstance(plain, (list, tuple)) and any(isinstance(p, (list, tuple)) for p in plain)
         what = "a document's length"
         if nested and not all(isinstance(p, (list, tuple)) for p in plain):
-            raise MaskError("documents are numbers or lists of numbers, one list a batch row, not both")
+            raise MaskError("documents are numbers or lists of numbers, one list per batch row, not both")
         lists = tuple(numbers(p, what) for p in plain) if nested else numbers(plain, what)
         object.__setattr__(self, "lengths", lists)
 
@@ -124,7 +124,7 @@ class Documents(Leaf):
 
     @property
     def lists(self) -> tuple[tuple[int, ...], ...]:
-        """The lengths as lists: one for all batch rows, or one a batch row."""
+        """The lengths as lists: one for all batch rows, or one per batch row."""
         return self.lengths if self._is_per_batch else (self.lengths,)  # type: ignore[return-value]
 
     @property
@@ -163,7 +163,7 @@ class Documents(Leaf):
         if self._is_per_batch and len(self.lists) != extent.batch:
             raise MaskError(
                 f"documents has {len(self.lists)} lists but batch is {extent.batch}; "
-                "give one a batch row, or one plain list for all"
+                "give one per batch row, or one plain list for all"
             )
         for row, lengths in enumerate(self.lists):
             if sum(lengths) > extent.q_len:

@@ -1,4 +1,4 @@
-"""Which query may attend which key? Mask, what each can say about itself, and `&`, `|`, `~`.
+"""The mask algebra: Mask and what each mask defines, `&`, `|` and `~`, and Leaf.
 
 True means *may attend*. With `i` the query and `j` the key, `p = i + k_len - q_len` is the query's own place
 among the keys. A mask is defined twice: by its predicate and by its spans; tests hold the two together.
@@ -7,10 +7,11 @@ among the keys. A mask is defined twice: by its predicate and by its spans; test
 from __future__ import annotations
 
 import hashlib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnbench.errors import MaskError
 from attnbench.problem.blockmap import BlockMap, build_block_map
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-import operator
-from typing import Any
 
 MANY_SPANS = frozenset(("block_sparse", "dilated", "explicit"))
 HASH_CHARS = 8
@@ -32,7 +31,7 @@ LONGEST = 1 << 30  # no length or window is longer, so that p - left fits in the
 
 @dataclass(frozen=True)
 class Extent:
-    """What a mask is asked about: batch rows, query heads, and lengths in tokens."""
+    """The size of a problem: batch rows, query heads, and lengths in tokens."""
 
     batch: int
     heads: int
@@ -46,7 +45,7 @@ class Extent:
 
     @property
     def shift(self) -> int:
-        """`p - i`: how far the last key lies behind the last query."""
+        """`p - i`: k_len - q_len."""
         return self.k_len - self.q_len
 
 
@@ -80,24 +79,24 @@ class Mask(ABC):
 
     @abstractmethod
     def spans(self, extent: Extent, b: int, h: int, rows: Ints) -> Spans:
-        """The keys that each query of `rows` (int64 [R]) sees: (starts, ends), int64 [R, S]; see spans."""
+        """The keys that each query of `rows` (int64 [R]) may attend: (starts, ends), int64 [R, S]; see spans."""
 
     def check(self, extent: Extent) -> None:
-        """Raise MaskError where this mask does not fit the problem."""
+        """Raise MaskError if this mask does not fit the extent."""
         return
 
     def max_spans(self, extent: Extent) -> int:
-        """A bound on the ranges of one row."""
+        """An upper bound on the ranges per row."""
         return 1
 
     @property
     def varies_over_batch(self) -> bool:
-        """Whether batch rows see different keys."""
+        """Whether batch rows may attend different keys."""
         return False
 
     @property
     def varies_over_heads(self) -> bool:
-        """Whether heads see different keys."""
+        """Whether heads may attend different keys."""
         return False
 
     @property
@@ -107,12 +106,12 @@ class Mask(ABC):
 
     @property
     def is_always(self) -> bool:
-        """Whether this is written as `full`, or as what negates to it."""
+        """Whether this is written as `full`, up to double negation."""
         return False
 
     @property
     def is_never(self) -> bool:
-        """Whether this is written as `~full`."""
+        """Whether this is written as `~full`, up to double negation."""
         return False
 
     @property
@@ -125,11 +124,11 @@ class Mask(ABC):
         return self
 
     def batch_key(self, b: int) -> Hashable:
-        """Equal for batch rows that see the same keys."""
+        """Equal for batch rows that may attend the same keys."""
         return None
 
     def simplified(self) -> Mask:
-        """An equivalent mask with fewer parts where one is obvious."""
+        """An equivalent mask with fewer parts, if one is obvious."""
         return self
 
     def materialize(
@@ -140,7 +139,7 @@ class Mask(ABC):
         k_len: int = 8,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The mask as a bool tensor [B|1, H|1, Q, K], of size 1 where it does not vary."""
+        """The mask as a bool tensor [B|1, H|1, Q, K], of size 1 in dimensions over which it does not vary."""
         import torch
 
         extent = Extent(batch, heads, q_len, k_len)
@@ -157,7 +156,7 @@ class Mask(ABC):
         return count_pairs(self, extent)
 
     def block_map(self, extent: Extent, block_q: int, block_k: int) -> BlockMap:
-        """Which tiles of block_q queries x block_k keys are empty, partial or full."""
+        """The empty, partial and full tiles of block_q queries x block_k keys."""
         return build_block_map(self, extent, block_q, block_k)
 
     def __and__(self, other: Mask) -> Mask:
@@ -171,7 +170,7 @@ class Mask(ABC):
 
 
 def short_hash(text: str) -> str:
-    """Eight hex digits that stand for a long table in a label."""
+    """Eight hex digits in place of a long table, for labels."""
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_CHARS]
 
 
@@ -353,7 +352,7 @@ class Not(Mask):
 
 
 def whole(value: object, what: str, least: int = 0) -> int:
-    """The value as an int of at least `least`; raises MaskError that names `what`."""
+    """The value as an int of at least `least`; raises a MaskError that names `what`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -378,7 +377,7 @@ class Leaf(Mask):
     """A mask that is not made of others; `name` is its word in texts."""
 
     name: ClassVar[str]
-    takes: ClassVar[str]  # what its text takes, shown where it is written wrongly
+    takes: ClassVar[str]  # the form of its text, shown in errors
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -391,5 +390,5 @@ class Leaf(Mask):
 
     @classmethod
     def from_arguments(cls, arguments: tuple[Any, ...]) -> Mask:
-        """The mask of the arguments of a text; raises MaskError or TypeError where they are wrong."""
+        """The mask of the arguments of a text; raises MaskError or TypeError if they are wrong."""
         return cls(*arguments)

@@ -1,4 +1,4 @@
-"""Which masks follow from the places of query and key alone? The leaves without lengths and tables."""
+"""Masks defined by the places of query and key alone."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class SlidingWindow(Leaf):
 
 @dataclass(frozen=True)
 class PrefixLM(Leaf):
-    """Everybody attends the first n keys, and is causal beyond them: `j < n or j <= p`."""
+    """Every query attends the first n keys; beyond them attention is causal: `j < n or j <= p`."""
 
     n: int
     name: ClassVar[str] = "prefix"
@@ -165,7 +165,7 @@ class PrefixLM(Leaf):
 
 @dataclass(frozen=True)
 class GlobalTokens(Leaf):
-    """The first n tokens attend everybody and everybody attends them: `j < n or 0 <= p < n`."""
+    """The first n tokens attend every token, and every token attends them: `j < n or 0 <= p < n`."""
 
     n: int
     name: ClassVar[str] = "global"

@@ -1,8 +1,8 @@
-"""What is done to a score before the softmax, besides the mask?
+"""The changes of a score before the softmax, besides the mask: softcap, ALiBi, biases and the sink.
 
-Canonical order, whatever order they are given in: scale, softcap, all biases, mask, sink, softmax.
-A score change describes its tensor (which dimensions, what spread); `inputs` draws it from the seed and
-binds it with `bound`. A bound tensor takes no part in equality: two cases that ask the same are equal.
+They apply in canonical order, in whatever order they are written: scale, softcap, all biases, mask, sink, softmax.
+A score change describes its tensor (dimensions, spread); `inputs` draws it from the seed and binds it with `bound`.
+Equality ignores a bound tensor: two cases with the same description are equal.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Score(ABC):
     """One change of the scores; subclasses are frozen dataclasses.
 
-    `kind` is the word used in texts, ids and capabilities. `tensor` is None until bound (and always None for
-    changes that carry no tensor). `gradient` names the gradient of the tensor in results (`dbias`), or None.
+    `kind` is its word in texts, ids and capabilities. `tensor` is None until bound, and always for a change without
+    one. `gradient` names the gradient of the tensor in results (`dbias`), or None.
     """
 
     kind: ClassVar[str]
@@ -45,11 +45,11 @@ class Score(ABC):
         )
 
     def tensor_shape(self, extent: Extent) -> tuple[int, ...] | None:
-        """The shape of the tensor that this change needs on a problem of this extent, or None."""
+        """The shape of the tensor that this change needs at this extent, or None."""
         return None
 
     def check(self, extent: Extent) -> None:
-        """Raise ScoreError where this change does not fit the problem."""
+        """Raise ScoreError if this change does not fit the extent."""
 
     def bound(self, tensor: Tensor) -> Score:
         """The same change carrying its tensor."""
@@ -87,7 +87,7 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class ALiBi(Score):
-    """`-slope[h] * |p - j|`, one slope a query head; without slopes, those of the paper."""
+    """`-slope[h] * |p - j|`, one slope per query head; without slopes, those of the paper."""
 
     slopes: tuple[float, ...] | None = None
     kind: ClassVar[str] = "alibi"
@@ -103,11 +103,11 @@ class ALiBi(Score):
     def check(self, extent: Extent) -> None:
         if self.slopes is not None and len(self.slopes) != extent.heads:
             raise ScoreError(
-                f"alibi has {len(self.slopes)} slopes but the problem has {extent.heads} query heads; give one a head"
+                f"alibi has {len(self.slopes)} slopes but the problem has {extent.heads} query heads; give one per head"
             )
 
     def slopes_for(self, heads: int) -> tuple[float, ...]:
-        """One slope a query head, length `heads`."""
+        """One slope per query head, length `heads`."""
         return alibi_slopes(heads) if self.slopes is None else self.slopes
 
 
@@ -132,13 +132,13 @@ class Bias(Score):
 
     def __post_init__(self) -> None:
         if hasattr(self.dims, "shape"):
-            given: Any = self.dims
-            if given.ndim != 4:
+            tensor: Any = self.dims
+            if tensor.ndim != 4:
                 raise ScoreError(
-                    f"a bias tensor has four dimensions [B|1, H|1, Q|1, K|1], not {tuple(given.shape)}"
+                    f"a bias tensor has four dimensions [B|1, H|1, Q|1, K|1], not {tuple(tensor.shape)}"
                 )
-            object.__setattr__(self, "tensor", given)
-            sizes = zip("bhqk", given.shape, strict=True)
+            object.__setattr__(self, "tensor", tensor)
+            sizes = zip("bhqk", tensor.shape, strict=True)
             object.__setattr__(self, "dims", "".join(name for name, size in sizes if size > 1))
         if "".join(c for c in "bhqk" if c in self.dims) != self.dims:
             raise ScoreError(f"bias dims are letters of 'bhqk' in that order, not {self.dims!r}")
@@ -164,7 +164,7 @@ def _t5_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional:
     import torch
 
     bucket = torch.zeros_like(distance)
-    behind = -distance  # how far the key lies before the query
+    behind = -distance  # from the query back to the key
     if bidirectional:
         buckets //= 2
         bucket = bucket + (behind < 0).long() * buckets
@@ -219,7 +219,7 @@ class RelativeBias(Score):
 
     @property
     def entries(self) -> int:
-        """How many entries the table has for each head."""
+        """The number of table entries per head."""
         name, args = parse_call(self.rule)
         return int(args[0]) if name == "t5" else (2 * int(args[0]) - 1) * (2 * int(args[1]) - 1)
 
@@ -253,7 +253,7 @@ class RelativeBias(Score):
 
 @dataclass(frozen=True)
 class Sink(Score):
-    """One extra logit a head in the softmax's denominator, with no value (gpt-oss; arXiv 2309.17453).
+    """One extra logit per head in the softmax's denominator, without a value (gpt-oss; arXiv 2309.17453).
 
     `Sink()` is drawn from N(0, 1), `Sink(100.0)` is that number for every head, `Sink(tensor)` carries [H].
     """
@@ -283,7 +283,7 @@ class Sink(Score):
     def check(self, extent: Extent) -> None:
         if self.tensor is not None and tuple(self.tensor.shape) != (extent.heads,):
             raise ScoreError(
-                f"sink logits have shape [{extent.heads}], one a query head, not {tuple(self.tensor.shape)}"
+                f"sink logits have shape [{extent.heads}], one per query head, not {tuple(self.tensor.shape)}"
             )
 
 
@@ -291,7 +291,7 @@ _ORDER = ("softcap", "bias", "relative", "alibi", "sink")
 
 
 def canonical(scores: Sequence[Score]) -> tuple[Score, ...]:
-    """The changes in canonical order; ScoreError where one kind is given twice."""
+    """The changes in canonical order; raises ScoreError if a kind occurs twice."""
     for score in scores:
         if not isinstance(score, Score):
             raise ScoreError(f"{score!r} is no score change; take Softcap, ALiBi, Bias, RelativeBias or Sink")

@@ -1,4 +1,4 @@
-"""Which keys a query sees, as ranges: union, intersection and complement of range sets, row by row.
+"""The keys of each query as ranges: union, intersection and complement of range sets, row by row.
 
 A span set is a pair (starts, ends) of int64 arrays [R, S]: for each of R query rows, S disjoint half-open
 key ranges in rising order, of which some may be empty (start == end).
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Spans = tuple[Ints, Ints]
 
-FEW_PRODUCTS = 16  # up to here an intersection takes every pair of ranges, beyond it goes through complements
+FEW_PRODUCTS = 16  # an intersection takes up to so many pairs of ranges; beyond, it goes through complements
 
 
 def one_span(rows: Ints, start: Ints | int, end: Ints | int, k_len: int) -> Spans:
-    """The same or one range a row, cut to [0, k_len); empty where it ends before it starts."""
+    """One range per row, clipped to [0, k_len); empty if it ends before it starts."""
     first = np.clip(np.broadcast_to(np.asarray(start, dtype=np.int64), rows.shape), 0, k_len)
     last = np.clip(np.broadcast_to(np.asarray(end, dtype=np.int64), rows.shape), 0, k_len)
     return first[:, None], np.maximum(first, last)[:, None]
 
 
 def complement(spans: Spans, k_len: int) -> Spans:
-    """The keys of [0, k_len) outside the set; one range more than went in."""
+    """The keys of [0, k_len) outside the set, as one range more than the set has."""
     starts, ends = spans
     edge = np.zeros((starts.shape[0], 1), dtype=np.int64)
     return np.hstack([edge, ends]), np.hstack([starts, edge + k_len])
 
 
 def union(a: Spans, b: Spans) -> Spans:
-    """The keys in either set, as at most as many ranges as went in (ranges that touch are not joined)."""
+    """The keys in either set, as at most |a| + |b| ranges per row; touching ranges are not joined."""
     starts, ends = _in_order(np.hstack([a[0], b[0]]), np.hstack([a[1], b[1]]))
     reach = np.maximum.accumulate(ends, axis=1)
     starts[:, 1:] = np.maximum(starts[:, 1:], reach[:, :-1])
@@ -38,7 +38,7 @@ def union(a: Spans, b: Spans) -> Spans:
 
 
 def intersection(a: Spans, b: Spans, k_len: int) -> Spans:
-    """The keys in both sets, as at most |a| + |b| - 1 ranges a row."""
+    """The keys in both sets, as at most |a| + |b| - 1 ranges per row."""
     most = a[0].shape[1] + b[0].shape[1] - 1
     if a[0].shape[1] * b[0].shape[1] > FEW_PRODUCTS:
         outside = union(complement(a, k_len), complement(b, k_len))
@@ -50,7 +50,7 @@ def intersection(a: Spans, b: Spans, k_len: int) -> Spans:
         ends = np.maximum(starts, ends)
         if starts.shape[1] == 1:
             return starts, ends
-    # Empty ranges go to the end of the row, where they are cut off.
+    # Move empty ranges to the end of the row, and cut them off there.
     empty = starts >= ends
     starts, ends = np.where(empty, k_len, starts), np.where(empty, k_len, ends)
     starts, ends = _in_order(starts, ends)

@@ -1,4 +1,4 @@
-"""Which masks carry a table of pairs? Layouts of blocks, and explicit tensors."""
+"""Masks that carry a table of pairs: layouts of blocks, and explicit tensors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, init=False)
 class BlockSparse(Leaf):
-    """A layout of 0 and 1 says which blocks are allowed: `layout[(h,) i // block, j // block]`."""
+    """The blocks of a layout of 0 and 1: `layout[(h,) i // block, j // block]`."""
 
     layout: tuple[Any, ...]  # [rows, columns] or [H, rows, columns], nested tuples of 0 and 1
     block: int
     name: ClassVar[str] = "block_sparse"
-    takes: ClassVar[str] = "block_sparse(layout, block), layout as [[1, 0], [1, 1]] or one such list a head"
+    takes: ClassVar[str] = "block_sparse(layout, block), layout as [[1, 0], [1, 1]] or one such list per head"
 
     def __init__(self, layout: Any, block: int) -> None:
         table = _zeros_and_ones(layout, "a block_sparse layout", (2, 3))
@@ -69,7 +69,7 @@ class BlockSparse(Leaf):
         if self._is_per_head and heads != extent.heads:
             raise MaskError(
                 f"block_sparse has {heads} layouts but there are {extent.heads} query heads; "
-                "give one a head, or one for all"
+                "give one per head, or one for all"
             )
         for what, blocks, tokens in (("q_len", rows, extent.q_len), ("k_len", columns, extent.k_len)):
             if blocks * self.block < tokens:
@@ -157,16 +157,16 @@ class Explicit(Leaf):
         return b
 
     def max_spans(self, extent: Extent) -> int:
-        return extent.k_len  # the dense row is looked at
+        return extent.k_len  # `runs` reads the dense row
 
     def check(self, extent: Extent) -> None:
-        asked = (extent.batch, extent.heads, extent.q_len, extent.k_len)
-        free = (1, 1, None, None)  # what broadcasts
-        fits = (have in (want, one) for have, want, one in zip(self.shape, asked, free, strict=True))
+        sizes = (extent.batch, extent.heads, extent.q_len, extent.k_len)
+        broadcast = (1, 1, None, None)
+        fits = (own in (size, one) for own, size, one in zip(self.shape, sizes, broadcast, strict=True))
         if not all(fits):
             raise MaskError(
-                f"explicit has shape {list(self.shape)} but [batch, heads, q_len, k_len] is {list(asked)}; "
-                "give that, with 1 where batch or heads share it"
+                f"explicit has shape {list(self.shape)} but [batch, heads, q_len, k_len] is {list(sizes)}; "
+                "give that, or 1 for a shared batch or heads"
             )
 
     def predicate(self, extent: Extent, device: torch.device | str = "cpu") -> Predicate:

@@ -1,4 +1,4 @@
-"""Which masks and problems do the tests of masks draw? Small extents, and expressions that fit them."""
+"""Hypothesis strategies: small extents, and mask expressions that fit them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LONGEST = 24
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A mask and a problem that it fits."""
+class MaskProblem:
+    """A mask and an extent that it fits."""
 
     mask: Mask
     extent: Extent
@@ -87,8 +87,8 @@ def leaves(extent: Extent) -> st.SearchStrategy[Mask]:
         "explicit": explicits(extent),
         "documents": documents(extent),
     }
-    fitting = {name: examples(name, extent) for name in LEAVES}
-    return st.one_of(*(drawn.get(name, st.sampled_from(masks)) for name, masks in fitting.items() if masks))
+    by_name = {name: examples(name, extent) for name in LEAVES}
+    return st.one_of(*(drawn.get(name, st.sampled_from(masks)) for name, masks in by_name.items() if masks))
 
 
 def examples(name: str, extent: Extent) -> list[Mask]:
@@ -112,19 +112,19 @@ def expressions(extent: Extent) -> st.SearchStrategy[Mask]:
 
 
 @st.composite
-def asked(draw: st.DrawFn) -> Asked:
+def mask_problems(draw: st.DrawFn) -> MaskProblem:
     extent = draw(extents())
-    return Asked(draw(expressions(extent)), extent)
+    return MaskProblem(draw(expressions(extent)), extent)
 
 
 def dense_from_predicate(mask: Mask, extent: Extent) -> np.ndarray:
-    """The mask as its predicate gives it: bool [B, H, Q, K]."""
+    """The mask by its predicate: bool [B, H, Q, K]."""
     table = mask.materialize(extent.batch, extent.heads, extent.q_len, extent.k_len)
     return table.expand(extent.batch, extent.heads, extent.q_len, extent.k_len).numpy()
 
 
 def dense_from_spans(mask: Mask, extent: Extent) -> np.ndarray:
-    """The mask as its spans give it, painted one range at a time: bool [B, H, Q, K]."""
+    """The mask by its spans, painted one range at a time: bool [B, H, Q, K]."""
     table = np.zeros((extent.batch, extent.heads, extent.q_len, extent.k_len), dtype=bool)
     rows = np.arange(extent.q_len, dtype=np.int64)
     for b in range(extent.batch):

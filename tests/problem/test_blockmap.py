@@ -1,4 +1,4 @@
-"""Does the block map say of every tile what the dense mask says?"""
+"""The block map agrees with the dense mask on every tile."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from attnbench.problem import blockmap
 from attnbench.problem.blockmap import EMPTY, FULL, PARTIAL, BlockLists, BlockMap
 from attnbench.problem.grammar import parse_mask
 from attnbench.problem.masks import Extent
-from tests.problem.mask_strategies import LONGEST, Asked, asked, dense_from_predicate
+from tests.problem.mask_strategies import LONGEST, MaskProblem, dense_from_predicate, mask_problems
 
 blocks = st.integers(1, LONGEST + 3)
 
 
-def brute_force(case: Asked, block_q: int, block_k: int) -> np.ndarray:
+def brute_force(case: MaskProblem, block_q: int, block_k: int) -> np.ndarray:
     table = dense_from_predicate(case.mask, case.extent)
     rows, columns = -(-case.extent.q_len // block_q), -(-case.extent.k_len // block_k)
     kinds = np.zeros((case.extent.batch, case.extent.heads, rows, columns), dtype=np.int8)
@@ -31,41 +31,43 @@ def listed(lists: BlockLists, row: int) -> list[int]:
     return lists.indices[lists.offsets[row] : lists.offsets[row + 1]].tolist()
 
 
-@given(asked(), blocks, blocks)
+@given(mask_problems(), blocks, blocks)
 @settings(max_examples=200, deadline=None)
-def test_tiles_are_what_the_dense_mask_says(case: Asked, block_q: int, block_k: int) -> None:
-    found = case.mask.block_map(case.extent, block_q, block_k)
+def test_tiles_are_those_of_the_dense_mask(case: MaskProblem, block_q: int, block_k: int) -> None:
+    made = case.mask.block_map(case.extent, block_q, block_k)
     expected = brute_force(case, block_q, block_k)
-    assert found.kinds.dtype == np.int8
-    np.testing.assert_array_equal(np.broadcast_to(found.kinds, expected.shape), expected)
-    assert found.batch == 1 or case.mask.varies_over_batch
-    assert found.heads == 1 or case.mask.varies_over_heads
+    assert made.kinds.dtype == np.int8
+    np.testing.assert_array_equal(np.broadcast_to(made.kinds, expected.shape), expected)
+    assert made.batch == 1 or case.mask.varies_over_batch
+    assert made.heads == 1 or case.mask.varies_over_heads
 
 
-@given(asked(), blocks, blocks)
+@given(mask_problems(), blocks, blocks)
 @settings(max_examples=100, deadline=None)
-def test_lists_hold_the_same_tiles_both_ways(case: Asked, block_q: int, block_k: int) -> None:
-    found = case.mask.block_map(case.extent, block_q, block_k)
+def test_lists_hold_the_same_tiles_both_ways(case: MaskProblem, block_q: int, block_k: int) -> None:
+    made = case.mask.block_map(case.extent, block_q, block_k)
     lists = {
-        PARTIAL: (found.partial_by_query, found.partial_by_key),
-        FULL: (found.full_by_query, found.full_by_key),
+        PARTIAL: (made.partial_by_query, made.partial_by_key),
+        FULL: (made.full_by_query, made.full_by_key),
     }
-    planes = found.kinds.reshape(-1, found.query_blocks, found.key_blocks)
+    planes = made.kinds.reshape(-1, made.query_blocks, made.key_blocks)
     for kind, (by_query, by_key) in lists.items():
         assert by_query.offsets.dtype == by_query.indices.dtype == np.int32
         assert by_key.offsets.dtype == by_key.indices.dtype == np.int32
-        assert by_query.offsets.size == len(planes) * found.query_blocks + 1
-        assert by_key.offsets.size == len(planes) * found.key_blocks + 1
+        assert by_query.offsets.size == len(planes) * made.query_blocks + 1
+        assert by_key.offsets.size == len(planes) * made.key_blocks + 1
         for z, plane in enumerate(planes):
             for i, row in enumerate(plane):
-                assert listed(by_query, z * found.query_blocks + i) == np.flatnonzero(row == kind).tolist()
+                assert listed(by_query, z * made.query_blocks + i) == np.flatnonzero(row == kind).tolist()
             for j, column in enumerate(plane.T):
-                assert listed(by_key, z * found.key_blocks + j) == np.flatnonzero(column == kind).tolist()
+                assert listed(by_key, z * made.key_blocks + j) == np.flatnonzero(column == kind).tolist()
 
 
-@given(asked(), blocks, blocks)
+@given(mask_problems(), blocks, blocks)
 @settings(max_examples=50, deadline=None)
-def test_the_map_does_not_depend_on_the_chunks_or_the_sums(case: Asked, block_q: int, block_k: int) -> None:
+def test_the_map_does_not_depend_on_the_chunks_or_the_sums(
+    case: MaskProblem, block_q: int, block_k: int
+) -> None:
     whole = case.mask.block_map(case.extent, block_q, block_k)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockmap, "row_chunks", one_block_at_a_time)
@@ -79,7 +81,7 @@ def one_block_at_a_time(extent: Extent, most_spans: int, multiple_of: int):
 
 
 def steps_of(text: str, length: int) -> tuple[int, int]:
-    """(numbers that making a map handles, tiles that it stands for), in both directions."""
+    """(numbers handled to make a map, tiles that it stands for), in both directions."""
     steps = 0
     whole = blockmap._stretches
 
@@ -87,11 +89,11 @@ def steps_of(text: str, length: int) -> tuple[int, int]:
         keys: np.ndarray, changes: np.ndarray, cells: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         nonlocal steps
-        found = whole(keys, changes, cells)
-        # Beside the events, the cells where they are counted one by one, and the tiles at which columns begin and end.
+        made = whole(keys, changes, cells)
+        # Besides the events: the cells counted one by one, and the tiles at which columns begin and end.
         dense = cells if cells <= blockmap.DENSE_CELLS_PER_EVENT * keys.size else 0
-        steps += keys.size + dense + found[0].size + int(found[1][found[2] < 0].sum())
-        return found
+        steps += keys.size + dense + made[0].size + int(made[1][made[2] < 0].sum())
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockmap, "_stretches", counted)
@@ -119,7 +121,7 @@ def test_making_a_map_follows_the_length_and_not_the_square(text: str) -> None:
         assert long[1] > 60 * short[1]
 
 
-def test_documents_take_a_run_a_row_however_long_they_are() -> None:
+def test_documents_take_one_run_per_row_at_any_length() -> None:
     texts = [f"causal & documents({', '.join([str(n // 16)] * 16)})" for n in (1 << 14, 1 << 17)]
     few, many = steps_of(texts[0], 1 << 14), steps_of(texts[1], 1 << 17)
     assert many[0] <= 8 * few[0] * 1.01
@@ -131,29 +133,29 @@ def test_a_touching_pair_of_ranges_fills_a_tile() -> None:
 
 
 def test_a_long_causal_map_has_a_diagonal_of_partial_tiles() -> None:
-    found: BlockMap = parse_mask("causal").block_map(Extent(2, 4, 32_768, 32_768), 128, 128)
-    assert found.kinds.shape == (1, 1, 256, 256)
-    np.testing.assert_array_equal(found.kinds[0, 0], np.tri(256, 256, -1) * FULL + np.eye(256) * PARTIAL)
+    made: BlockMap = parse_mask("causal").block_map(Extent(2, 4, 32_768, 32_768), 128, 128)
+    assert made.kinds.shape == (1, 1, 256, 256)
+    np.testing.assert_array_equal(made.kinds[0, 0], np.tri(256, 256, -1) * FULL + np.eye(256) * PARTIAL)
 
 
 def test_single_token_tiles_of_a_long_window_are_listed_without_a_dense_matrix() -> None:
     n, reach = 100_000, 3
-    found = parse_mask(f"causal & window({reach}, 0)").block_map(Extent(1, 1, n, n), 1, 1)
-    assert found.partial_by_query.indices.size == 0
-    assert found.full_by_query.indices.size == n * (reach + 1) - reach * (reach + 1) // 2
+    made = parse_mask(f"causal & window({reach}, 0)").block_map(Extent(1, 1, n, n), 1, 1)
+    assert made.partial_by_query.indices.size == 0
+    assert made.full_by_query.indices.size == n * (reach + 1) - reach * (reach + 1) // 2
 
 
 def test_a_dilated_map_of_a_long_problem_counts_tiles_without_listing_keys() -> None:
-    found = parse_mask("causal & dilated(200)").block_map(Extent(1, 1, 20_000, 20_000), 128, 100)
+    made = parse_mask("causal & dilated(200)").block_map(Extent(1, 1, 20_000, 20_000), 128, 100)
     pairs = (
         128 + 100 - 1
     )  # p - j takes so many consecutive values in a tile: one of them is a multiple of 200
     assert pairs >= 200
-    touched = found.kinds[0, 0] == PARTIAL
+    touched = made.kinds[0, 0] == PARTIAL
     diagonal = np.add.outer(np.arange(157) * 128, np.zeros(200)) >= np.add.outer(
         np.zeros(157), np.arange(200) * 100
     )
-    assert (touched[:-1] == (found.kinds[0, 0][:-1] != EMPTY)).all()
+    assert (touched[:-1] == (made.kinds[0, 0][:-1] != EMPTY)).all()
     assert touched[:-1][diagonal[:-1]].all()
 
 

@@ -1,4 +1,4 @@
-"""Does a case say exactly what it asks, how much work it is, and what memory it needs at the least?"""
+"""A case's id, JSON, work and memory floor are exact."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_case_survives_json(
         ({"mask": "causal"}, "parse_mask reads a text"),
     ],
 )
-def test_what_cannot_be_is_said_with_the_field(a_case, changes: dict[str, Any], says: str) -> None:
+def test_an_invalid_case_names_the_field(a_case, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CaseError, match=says):
         a_case(**changes)
 
@@ -187,6 +187,6 @@ def _halves() -> Any:
         (Documents((3, 4)), True),
     ],
 )
-def test_rows_without_a_key_are_known(a_case, mask: Any, empty: bool) -> None:
+def test_rows_without_a_key_are_detected(a_case, mask: Any, empty: bool) -> None:
     assert a_case(mask=mask).has_empty_rows is empty
     assert bool((~mask.materialize(1, 2, 16, 16).any(-1)).any()) is empty

@@ -1,4 +1,4 @@
-"""Are the named distributions finite, the same each time, and what their names say?"""
+"""The named distributions are finite, deterministic, and true to their names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_distribution_is_finite_and_deterministic(
         assert all(bool(x.isfinite().all()) for x in first.tensors.values())
 
 
-def test_huge_numbers_lie_only_where_no_query_of_the_key_head_looks() -> None:
+def test_huge_numbers_lie_only_at_keys_that_no_query_of_the_key_head_may_attend() -> None:
     case = Case(
         batch=2, q_len=5, k_len=9, q_heads=2, head_dim=4, dtype="fp32", mask=Padding((3, 7)) & Causal()
     )
@@ -33,7 +33,7 @@ def test_huge_numbers_lie_only_where_no_query_of_the_key_head_looks() -> None:
     assert ((inputs.k.abs() > 1e20).all(-1).numpy() == ~seen).all()
 
 
-def test_a_distribution_that_is_none_is_an_error_with_a_name() -> None:
+def test_none_is_no_distribution_and_the_error_names_it() -> None:
     case = Case(q_len=2, k_len=2, q_heads=1, head_dim=8, dtype="fp32")
     with pytest.raises(CaseError, match="no distribution called None"):
         make_inputs(case, distribution=None)  # type: ignore[arg-type]

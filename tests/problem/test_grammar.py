@@ -1,4 +1,4 @@
-"""Is a mask's text complete, and does a wrong text say where and what to do?"""
+"""A mask's text reads back as the mask, and the error of a wrong text has its column and what to do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnbench.problem.lengths import Documents, Padding
 from attnbench.problem.masks import And, Mask, Not, Or
 from attnbench.problem.primitives import Causal, Dilated, Full, GlobalTokens, PrefixLM, SlidingWindow
 from attnbench.problem.tables import BlockSparse, Explicit
-from tests.problem.mask_strategies import Asked, asked
+from tests.problem.mask_strategies import MaskProblem, mask_problems
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=300, deadline=None)
-def test_a_text_reads_back_as_the_same_mask(case: Asked) -> None:
+def test_a_text_reads_back_as_the_same_mask(case: MaskProblem) -> None:
     assert parse_mask(str(case.mask)) == case.mask
 
 
@@ -92,7 +92,7 @@ def test_not_binds_before_and_before_or_and_chains_group_to_the_left() -> None:
         ("!causal", "unexpected '!' at column 1; write '~' for it"),
     ],
 )
-def test_a_wrong_text_is_a_message_with_its_column(text: str, message: str) -> None:
+def test_a_wrong_text_is_an_error_with_its_column(text: str, message: str) -> None:
     with pytest.raises(MaskError, match=f"^{re.escape(message)}$"):
         parse_mask(text)
 
@@ -138,7 +138,7 @@ def test_any_text_is_a_mask_or_a_mask_error(text: str) -> None:
     assert parse_mask(str(mask)) == mask
 
 
-def test_something_other_than_text_is_a_mask_error() -> None:
+def test_a_value_that_is_no_text_is_a_mask_error() -> None:
     with pytest.raises(MaskError, match="expected a text, not 3"):
         parse_mask(3)  # type: ignore[arg-type]
 
@@ -159,7 +159,7 @@ def test_a_call_is_a_name_and_its_arguments(text: str, call: tuple) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "f(1", "f(1))", "f(1 2)", "f + 1", "f(g(1))"])
-def test_a_wrong_call_is_the_error_asked_for(text: str) -> None:
+def test_a_wrong_call_raises_the_requested_error(text: str) -> None:
     with pytest.raises(ScoreError, match="column"):
         parse_call(text)
     with pytest.raises(MaskError, match="column"):

@@ -1,4 +1,4 @@
-"""Are a case's numbers the same on every run, in every layout, and stored as the case says?"""
+"""A case's numbers are the same on every run and in every layout, and stored as the case describes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_same_case_and_seed_give_the_same_bits(a_case) -> None:
     assert make_inputs(case, 3).checksum() != make_inputs(case, 4).checksum()
 
 
-def test_a_tensor_changed_in_place_is_seen(a_case) -> None:
+def test_a_tensor_changed_in_place_changes_the_checksum(a_case) -> None:
     for name in ("q", "k", "v", "dout", "bias"):
         inputs = make_inputs(a_case(direction="fwd_bwd", scores=(Bias("k"),)))
         before = inputs.checksum()

@@ -1,4 +1,4 @@
-"""Do labels read aloud, hold only safe characters, and tell masks apart?"""
+"""Labels read aloud, hold only safe characters, and differ between masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a mask that cannot be, or does not fit the problem, say what, where and what to do?"""
+"""An invalid mask, or one that does not fit the problem, raises an error with what, where and what to do."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_a_mask_that_does_not_fit_says_what_and_where(mask: Mask, extent: Extent
         (lambda: Extent(1, 1, 0, 4), "q_len is between 1"),
     ],
 )
-def test_a_mask_that_cannot_be_says_why(make, says: str) -> None:
+def test_an_invalid_mask_says_why(make, says: str) -> None:
     with pytest.raises(MaskError, match=re.escape(says)):
         make()

@@ -1,4 +1,4 @@
-"""Do the two definitions of every mask say the same, and is it what the design's table says?"""
+"""The predicate and the spans of every mask agree with each other and with its definition as loops."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from attnbench.problem.primitives import Causal, Dilated, Full, GlobalTokens, Pr
 from attnbench.problem.spans import Ints, Spans
 from attnbench.problem.tables import BlockSparse, Explicit
 from tests.problem.mask_strategies import (
-    Asked,
-    asked,
+    MaskProblem,
     dense_from_predicate,
     dense_from_spans,
     examples,
     extents,
+    mask_problems,
 )
 
 
 def by_loops(allowed, extent: Extent) -> np.ndarray:
-    """allowed(b, h, i, j, p) over every pair, as the design's table writes it."""
+    """allowed(b, h, i, j, p) over every pair: bool [B, H, Q, K]."""
     shape = (extent.batch, extent.heads, extent.q_len, extent.k_len)
     shift = extent.k_len - extent.q_len
     flat = [allowed(b, h, i, j, i + shift) for b, h, i, j in np.ndindex(shape)]
@@ -95,9 +95,9 @@ def test_an_explicit_mask_is_its_tensor(form) -> None:
     assert mask.materialize(2, 3, 5, 7).shape == (2, 1, 5, 7)
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=150, deadline=None)
-def test_predicate_and_spans_agree(case: Asked) -> None:
+def test_predicate_and_spans_agree(case: MaskProblem) -> None:
     case.mask.check(case.extent)
     np.testing.assert_array_equal(
         dense_from_predicate(case.mask, case.extent), dense_from_spans(case.mask, case.extent)
@@ -112,9 +112,9 @@ def test_predicate_and_spans_of_a_leafs_examples_agree(name: str, extent: Extent
         np.testing.assert_array_equal(dense_from_predicate(mask, extent), dense_from_spans(mask, extent))
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=100, deadline=None)
-def test_spans_are_disjoint_rising_within_the_keys_and_as_few_as_promised(case: Asked) -> None:
+def test_spans_are_disjoint_rising_within_the_keys_and_at_most_max_spans(case: MaskProblem) -> None:
     rows = np.arange(case.extent.q_len, dtype=np.int64)
     starts, ends = case.mask.spans(case.extent, 0, 0, rows)
     assert starts.dtype == ends.dtype == np.int64
@@ -124,9 +124,9 @@ def test_spans_are_disjoint_rising_within_the_keys_and_as_few_as_promised(case: 
     assert (starts[:, 1:] >= ends[:, :-1]).all()
 
 
-@given(asked(), st.data())
+@given(mask_problems(), st.data())
 @settings(max_examples=50, deadline=None)
-def test_spans_of_some_rows_are_those_of_all_rows(case: Asked, data: st.DataObject) -> None:
+def test_spans_of_some_rows_are_those_of_all_rows(case: MaskProblem, data: st.DataObject) -> None:
     picked = data.draw(st.lists(st.integers(0, case.extent.q_len - 1), min_size=1, max_size=4))
     rows = np.array(picked, dtype=np.int64)
     starts, ends = case.mask.spans(case.extent, 0, 0, rows)
@@ -134,9 +134,9 @@ def test_spans_of_some_rows_are_those_of_all_rows(case: Asked, data: st.DataObje
     np.testing.assert_array_equal((ends - starts).sum(axis=1), expected)
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=100, deadline=None)
-def test_a_mask_varies_over_batch_and_heads_only_where_it_says_so(case: Asked) -> None:
+def test_a_mask_varies_over_batch_and_heads_only_where_it_says_so(case: MaskProblem) -> None:
     table = dense_from_spans(case.mask, case.extent)
     assert case.mask.varies_over_batch or (table == table[:1]).all()
     assert case.mask.varies_over_heads or (table == table[:, :1]).all()
@@ -145,9 +145,9 @@ def test_a_mask_varies_over_batch_and_heads_only_where_it_says_so(case: Asked) -
             np.testing.assert_array_equal(table[b], table[0])
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=100, deadline=None)
-def test_the_simplified_mask_is_equivalent_and_no_longer(case: Asked) -> None:
+def test_the_simplified_mask_is_equivalent_and_no_longer(case: MaskProblem) -> None:
     simple = case.mask.simplified()
     np.testing.assert_array_equal(
         dense_from_predicate(simple, case.extent), dense_from_predicate(case.mask, case.extent)
@@ -218,9 +218,9 @@ def test_masks_compare_and_hash_by_structure() -> None:
     assert len({BlockSparse([[1, 0]], 4), BlockSparse(torch.tensor([[1, 0]]), 4)}) == 1
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=30, deadline=None)
-def test_a_mask_travels_to_another_process(case: Asked) -> None:
+def test_a_mask_travels_to_another_process(case: MaskProblem) -> None:
     dense_from_spans(case.mask, case.extent)
     assert pickle.loads(pickle.dumps(case.mask)) == case.mask
 
@@ -231,9 +231,9 @@ def test_kinds_are_the_names_of_the_leaves() -> None:
     assert Or(Causal(), Or(Full(), Dilated(2))).terms == (Causal(), Full(), Dilated(2))
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=100, deadline=None)
-def test_every_kind_that_a_mask_can_have_is_in_the_list(case: Asked) -> None:
+def test_every_kind_that_a_mask_can_have_is_in_the_list(case: MaskProblem) -> None:
     assert case.mask.kinds <= MASK_KINDS
 
 
@@ -267,8 +267,8 @@ def test_flex_attention_takes_the_predicate(text: str, tail: str) -> None:
     from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
     mask, extent = parse_mask(f"({text}) & {tail}"), Extent(2, 2, 16, 16)
-    given_by_flex = create_mask(mask.predicate(extent), 2, 2, 16, 16, device="cpu")
-    assert torch.equal(given_by_flex, mask.materialize(2, 2, 16, 16).expand(2, 2, 16, 16))
+    from_flex = create_mask(mask.predicate(extent), 2, 2, 16, 16, device="cpu")
+    assert torch.equal(from_flex, mask.materialize(2, 2, 16, 16).expand(2, 2, 16, 16))
     theirs = create_block_mask(mask.predicate(extent), 2, 2, 16, 16, device="cpu", BLOCK_SIZE=(4, 8))
     ours = np.broadcast_to(mask.block_map(extent, 4, 8).kinds, (2, 2, 4, 2))
     np.testing.assert_array_equal(theirs.kv_num_blocks.numpy(), (ours == PARTIAL).sum(axis=3))

@@ -1,4 +1,4 @@
-"""Does each score change mean what its paper says, and does its text read back?"""
+"""Each score change computes what its paper defines, and its text reads back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_slopes_for_other_head_counts_interleave_the_next_power_of_two() -> None
 
 
 def t5_bucket(distance: int, buckets: int, most: int, bidirectional: bool) -> int:
-    """The rule written out for one number: arXiv 1910.10683, section 2.1, and its code."""
+    """The rule for one number: arXiv 1910.10683, section 2.1, and its code."""
     bucket = 0
     if bidirectional:
         buckets //= 2
@@ -100,7 +100,7 @@ def test_a_grid_reads_the_offset_of_two_patches() -> None:
         bias.check(Extent(1, 1, 6, 7))
 
 
-def test_a_tensor_can_be_given_in_place_of_its_description() -> None:
+def test_a_tensor_can_replace_its_description() -> None:
     bias = Bias(torch.zeros(1, 4, 8, 8))
     assert (bias.dims, bias.tensor.shape) == ("hqk", (1, 4, 8, 8))  # type: ignore[union-attr]
     bias.check(Extent(2, 4, 8, 8))
@@ -108,5 +108,5 @@ def test_a_tensor_can_be_given_in_place_of_its_description() -> None:
         bias.check(Extent(2, 3, 8, 8))
     with pytest.raises(ScoreError, match="four dimensions"):
         Bias(torch.zeros(8, 8))
-    with pytest.raises(ScoreError, match="one a query head"):
+    with pytest.raises(ScoreError, match="one per query head"):
         Sink(torch.zeros(3)).check(Extent(1, 4, 8, 8))

@@ -1,4 +1,4 @@
-"""Is the arithmetic of ranges set arithmetic, and are pairs counted exactly, at any length?"""
+"""The arithmetic of ranges is set arithmetic, and pairs are counted exactly at any length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnbench.problem import counting
 from attnbench.problem.grammar import parse_mask
 from attnbench.problem.masks import Extent
 from attnbench.problem.spans import Spans, complement, dense, intersection, runs, union
-from tests.problem.mask_strategies import Asked, asked, dense_from_predicate
+from tests.problem.mask_strategies import MaskProblem, dense_from_predicate, mask_problems
 
 MILLION = 1_000_000
 
@@ -46,15 +46,15 @@ def test_ranges_join_as_sets_do(left: np.ndarray, right: np.ndarray, form) -> No
         assert (starts[:, 1:] >= ends[:, :-1]).all()
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=200, deadline=None)
-def test_the_count_is_the_sum_of_the_dense_mask(case: Asked) -> None:
+def test_the_count_is_the_sum_of_the_dense_mask(case: MaskProblem) -> None:
     assert case.mask.pairs(case.extent) == int(dense_from_predicate(case.mask, case.extent).sum())
 
 
-@given(asked())
+@given(mask_problems())
 @settings(max_examples=40, deadline=None)
-def test_the_count_does_not_depend_on_the_chunks(case: Asked) -> None:
+def test_the_count_does_not_depend_on_the_chunks(case: MaskProblem) -> None:
     with pytest.MonkeyPatch.context() as patch:
         whole = case.mask.pairs(case.extent)
         patch.setattr(counting, "ROWS_AT_ONCE", 3)
