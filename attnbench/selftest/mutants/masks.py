@@ -34,7 +34,7 @@ def _everything(self: Tiled, leaf: Mask, may: object, b: Tensor, h: Tensor, q: T
 mutant(
     "causal strict",
     "mask boundary",
-    "j < i: a query does not see itself",
+    "j < i: a query does not attend its own key",
     shows=CAUSAL,
     permits=by_leaf(Causal, lambda self, leaf, may, b, h, q, k: may(b, h, q, k + 1)),
 )
@@ -338,7 +338,7 @@ mutant(
 mutant(
     "documents ignored",
     "mask ignored",
-    "packed documents see each other",
+    "packed documents attend each other",
     shows="documents",
     permits=by_leaf(Documents, _everything),
 )
@@ -352,7 +352,7 @@ mutant(
 mutant(
     "global rows forgotten",
     "mask shape",
-    "global tokens are seen but do not see",
+    "global tokens are attended but do not attend",
     shows="global",
     permits=by_leaf(GlobalTokens, lambda self, leaf, may, b, h, q, k: (k < leaf.n) & (q >= 0)),
 )
