@@ -1,12 +1,11 @@
-"""Is this output right? Errors in units of the noise that the case allows, against the exact answer.
+"""The verdict on one output: its errors in units of the noise that the case allows, against the exact answer.
 
-z = |given - exact| / sigma for each element, sigma from `noise`. A tensor is wrong where max z > 8 (DENSE:
-12) or rms z > 3, where it is not finite and the exact answer is, or the other way round, and where dtype,
-shape or device are not as asked. Why these: the noise is a sum of many bounded terms, so near a normal
-distribution; among 10^9 judged elements a right backend's largest |z| is about 6. 8 leaves a third for what
-sixteen runs do not know of sigma; DENSE backends round in orders of their own, some steps twice, and get 12.
-A right backend's rms z is at most 1 where it rounds at every point that is allowed; 3 allows sigma to be
-wrong by that factor everywhere.
+z = |x - exact| / sigma for each element, sigma from the rounding model. A tensor is wrong if max z > 8 (DENSE: 12) or
+rms z > 3, if it is finite where the exact answer is not or the other way round, and if dtype, shape or device are not
+as requested. Why these limits: the noise is a sum of many bounded terms, so nearly normal; among 10^9 judged elements a
+right backend's largest |z| is about 6. 8 leaves a third for the uncertainty of sigma after sixteen runs; DENSE backends
+round in orders of their own, some steps twice, and get 12. A right backend that rounds at every allowed point has an
+rms z of at most 1; 3 allows sigma to be wrong by that factor everywhere.
 """
 
 from __future__ import annotations
@@ -84,28 +83,28 @@ class Verdict:
 
 
 def judge(reference: Reference, output: Output, gradients: Gradients | None, inputs: Inputs) -> Verdict:
-    """Hold what a backend gave against the reference: every tensor, its form first, then its values."""
+    """Compare an answer with the reference: the form of every tensor, then its values."""
     case = inputs.case
     if reference.case_id != case.id:
         raise AttnbenchError(f"the reference is of {reference.case_id}, not of {case.id}")
-    given: dict[str, Tensor | None] = {"out": output.out}
+    tensors: dict[str, Tensor | None] = {"out": output.out}
     if output.lse is not None:
-        given["lse"] = output.lse
+        tensors["lse"] = output.lse
     if case.needs_backward:
         if gradients is None:
-            return Verdict("no gradients were given, and the case asks for them")
-        given |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
+            return Verdict("no gradients came back, and the case asks for them")
+        tensors |= {"dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
         wanted = [s.gradient for s in inputs.scores if s.gradient is not None and s.tensor is not None]
-        given |= {name: gradients.scores.get(name) for name in wanted}
+        tensors |= {name: gradients.scores.get(name) for name in wanted}
     shapes = _shapes(case, inputs)
     errors: dict[str, TensorError] = {}
     reasons = []
-    for name, tensor in given.items():
+    for name, tensor in tensors.items():
         dtype = torch.float32 if name == "lse" else torch_dtype(case.dtype)
-        problem = _form(name, tensor, shapes[name], dtype, inputs.device)
-        if problem or tensor is None:
-            errors[name] = TensorError(over_budget=LARGEST, reason=problem)
-            reasons.append((LARGEST, problem))
+        fault = _form(name, tensor, shapes[name], dtype, inputs.device)
+        if fault or tensor is None:
+            errors[name] = TensorError(over_budget=LARGEST, reason=fault)
+            reasons.append((LARGEST, fault))
             continue
         error = _values(name, tensor.detach(), reference.expected[name], reference.contract)
         errors[name] = error
@@ -190,7 +189,7 @@ def _number(x: float) -> float | str:
 
 
 def _stray(name: str, x: Tensor, is_finite: bool) -> TensorError | None:
-    """A value anywhere in the tensor, judged rows or not, that no exact answer can have."""
+    """A non-finite value anywhere in the tensor, in judged rows or not, that no exact answer can have."""
     bad = (x.isnan() | (x == math.inf)) if name == "lse" else ~x.isfinite() if is_finite else x.isnan()
     if not bool(bad.any()):
         return None
