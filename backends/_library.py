@@ -14,7 +14,7 @@ from attnbench.backend.foreign import Foreign, ForeignPrepared, facts_of
 from attnbench.errors import BackendUnavailable
 from attnbench.problem import Case, Inputs
 
-from . import _there_torch
+from . import _program_torch
 
 Lowered = tuple[dict[str, Any], dict[str, Any]]  # the task in JSON values, and its arrays
 
@@ -131,8 +131,8 @@ class HerePrepared(Prepared):
         super().__init__()
         self._inputs, self._case = inputs, case
         device = str(inputs.device)
-        fixed = {name: _there_torch.tensor_of(array, device) for name, array in arrays.items()}
-        self._job = _there_torch.Job(task | {"case": facts_of(case)}, self._tensors() | fixed, device)
+        fixed = {name: _program_torch.tensor_of(array, device) for name, array in arrays.items()}
+        self._job = _program_torch.Job(task | {"case": facts_of(case)}, self._tensors() | fixed, device)
         self._taken = self._writes()
         self.kernel, self.prepare_ms = self._job.kernel, dict(self._job.prepare_ms)
 

@@ -24,7 +24,7 @@ backend = LibraryBackend(
         source="https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/flash_attn_interface.py",
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, second=True), "flash_attn"),
     ("flash_attn.flash_attn_interface",),
     ("flash-attn", "torch"),

@@ -24,7 +24,7 @@ backend = LibraryBackend(
         source="https://github.com/Dao-AILab/flash-attention/blob/main/hopper/flash_attn_interface.py",
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case), "flash_attn_3"),
     ("flash_attn_interface",),
     ("flash_attn_3", "torch"),

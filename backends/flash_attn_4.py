@@ -24,7 +24,7 @@ backend = LibraryBackend(
         source="https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/cute/interface.py",
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, unlimited=None), "flash_attn_4"),
     ("flash_attn.cute",),
     ("flash-attn-4", "torch"),

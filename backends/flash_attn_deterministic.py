@@ -14,7 +14,7 @@ ENVIRONMENT = "flash_attn"
 backend = LibraryBackend(
     replace(flash_attn.capabilities, deterministic=True),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, second=True), "flash_attn", deterministic=True),
     ("flash_attn.flash_attn_interface",),
     ("flash-attn", "torch"),

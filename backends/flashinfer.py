@@ -24,7 +24,7 @@ backend = LibraryBackend(
         source="https://docs.flashinfer.ai/api/prefill.html",
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     request,
     ("flashinfer.prefill",),
     ("flashinfer-python", "torch"),

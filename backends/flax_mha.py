@@ -37,7 +37,7 @@ backend = FlaxMha(
         source="https://flax-linen.readthedocs.io/en/latest/api_reference/flax.linen/layers.html",
     ),
     ENVIRONMENT,
-    "_there_jax.py",
+    "_program_jax.py",
     lambda case: task_of(case, lowered_flax(case), "flax", "xla"),
     ("jax", "flax", "ml_dtypes"),
     ("flax", "jax"),

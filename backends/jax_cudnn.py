@@ -25,7 +25,7 @@ backend = ForeignBackend(
         source=SOURCE,
     ),
     ENVIRONMENT,
-    "_there_jax.py",
+    "_program_jax.py",
     lambda case: task_of(case, lowered_cudnn(case), "jax", "cudnn"),
     ("jax", "ml_dtypes", "jax_cuda13_plugin"),
     ("jax",),

@@ -30,7 +30,7 @@ backend = JaxXla(
         source=SOURCE,
     ),
     ENVIRONMENT,
-    "_there_jax.py",
+    "_program_jax.py",
     lambda case: task_of(case, lowered_xla(case), "jax", "xla"),
     ("jax", "ml_dtypes"),
     ("jax",),

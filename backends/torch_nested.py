@@ -34,7 +34,7 @@ backend = LibraryBackend(
         source="https://docs.pytorch.org/docs/stable/nested.html",
     ),
     "",
-    "_there_torch.py",
+    "_program_torch.py",
     request,
     ("torch.nested",),
     ("torch",),

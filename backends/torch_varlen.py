@@ -23,7 +23,7 @@ backend = LibraryBackend(
         source="https://docs.pytorch.org/docs/stable/nn.attention.varlen.html",
     ),
     "",
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered_varlen(case), "torch_varlen", "_call_varlen.py"),
     ("torch.nn.attention.varlen",),
     ("torch",),

@@ -21,7 +21,7 @@ backend = LibraryBackend(
         source=SOURCE,
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, "cutlass"), "cutlass"),
     ("xformers",),
     ("xformers", "torch"),

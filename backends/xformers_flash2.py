@@ -25,7 +25,7 @@ backend = LibraryBackend(
         source=SOURCE,
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, "flash"), "flash"),
     ("xformers",),
     ("xformers", "torch"),

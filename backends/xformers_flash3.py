@@ -25,7 +25,7 @@ backend = LibraryBackend(
         source=SOURCE,
     ),
     ENVIRONMENT,
-    "_there_torch.py",
+    "_program_torch.py",
     lambda case: task_of(case, lowered(case, "flash3"), "flash3"),
     ("xformers",),
     ("xformers", "torch"),

@@ -35,7 +35,7 @@ OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc|cannot a
 
 def load_file(path: str) -> ModuleType:
     """A module from its file, once."""
-    name = "attnbench_there_" + os.path.splitext(os.path.basename(path))[0]
+    name = "attnbench_program_" + os.path.splitext(os.path.basename(path))[0]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
