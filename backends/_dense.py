@@ -1,23 +1,22 @@
-"""How do eager backends turn masks and score changes into dense tensors?"""
+"""Masks and score changes as dense tensors, for eager backends."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attnbench.backend import AutogradPrepared
-from attnbench.problem import ALiBi, Bias, Case, Inputs, RelativeBias, Score, Sink, Softcap
+from attnbench.problem import ALiBi, Bias, Case, RelativeBias, Score, Sink, Softcap
 
 
 def allowed(case: Case, device: torch.device) -> Tensor | None:
-    """True where a query may attend a key: bool [B|1, H|1, Q, K]; None where it may attend all of them."""
+    """True where a query may attend a key: bool [B|1, H|1, Q, K]; None if it may attend all of them."""
     if case.mask.simplified().kinds == {"full"} and not case.mask.is_combined:
         return None
     return case.mask.materialize(case.batch, case.q_heads, case.q_len, case.k_len, device=device)
 
 
 def alibi_bias(case: Case, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """`-slope[h] * |p - j|`: [1, H, Q, K], or None where the case has no ALiBi."""
+    """`-slope[h] * |p - j|`: [1, H, Q, K], or None if the case has no ALiBi."""
     for score in case.scores:
         if isinstance(score, ALiBi):
             p = torch.arange(case.q_len, device=device)[:, None] + case.k_len - case.q_len
@@ -28,7 +27,7 @@ def alibi_bias(case: Case, device: torch.device, dtype: torch.dtype) -> Tensor |
 
 
 def relative_index(case: Case, device: torch.device) -> Tensor | None:
-    """The table entry of each pair, int64 [Q, K], or None where the case has no relative bias."""
+    """The table entry of each pair, int64 [Q, K], or None if the case has no relative bias."""
     for score in case.scores:
         if isinstance(score, RelativeBias):
             return score.index(case.extent).to(device)
@@ -52,7 +51,7 @@ class DenseScores:
             elif isinstance(score, RelativeBias):
                 assert score.tensor is not None
                 assert self.index is not None
-                # The gradient of this indexing adds up thousands of pairs an entry: in float32, not in bf16.
+                # The gradient of this indexing adds up thousands of pairs per entry: in float32, not in bf16.
                 table = score.tensor.float()[:, self.index][None].to(score.tensor.dtype)  # [1, H, Q, K]
                 total = table if total is None else total + table
         return total
@@ -73,14 +72,15 @@ def repeat_heads(x: Tensor, group: int) -> Tensor:
     return x if group == 1 else x.repeat_interleave(group, dim=1)
 
 
-class DensePrepared(AutogradPrepared):
-    """A case on an eager backend that is given dense tensors: `attend(q, k, v, scores, allowed, dense)`."""
-
-    def __init__(self, case: Case, inputs: Inputs, attend, kernel: str) -> None:  # type: ignore[no-untyped-def]
-        def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
-            return attend(q, k, v, scores, permitted, dense)
-
-        super().__init__(case, inputs, compute, kernel, reusable=True)
-        with self.step("mask"):
-            permitted = allowed(case, inputs.device)
-            dense = DenseScores(case, inputs.device, inputs.q.dtype)
+def softmax_with_sink(scores: Tensor, permitted: Tensor | None, sink: Tensor | None) -> Tensor:
+    """The weights [B, H, Q, K] of permitted keys; a row without keys gives zeros; the sink [H] takes its share."""
+    if permitted is not None:
+        scores = scores.masked_fill(~permitted, -torch.inf)
+    if sink is not None:
+        column = sink[None, :, None, None].to(scores.dtype).expand(*scores.shape[:3], 1)
+        return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1)[..., :-1]
+    probabilities = torch.softmax(scores, dim=-1)
+    if permitted is not None:
+        # softmax of a row of -inf is NaN; the masked_fill above already keeps its gradient at zero.
+        probabilities = probabilities.masked_fill(~permitted.any(dim=-1, keepdim=True), 0.0)
+    return probabilities

@@ -16,8 +16,7 @@ from torch import Tensor
 from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared
 from attnbench.problem import Case, Inputs, Score
 
-from ._dense import repeat_heads, sink_of, softcap_of
-from .naive import softmax_with_sink
+from ._dense import repeat_heads, sink_of, softcap_of, softmax_with_sink
 
 BLOCK = 64
 
