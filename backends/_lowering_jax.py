@@ -16,6 +16,8 @@ from attnbench.problem import Case
 
 from . import _lowering as lower
 
+SOURCE = "https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html"
+
 
 @dataclass(frozen=True)
 class JaxCall:

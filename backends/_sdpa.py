@@ -7,6 +7,7 @@ another kernel.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.backend import AutogradPrepared, Backend, Capabilities, Prepared, Refusal
+from attnbench.backend import AutogradPrepared, Backend, Capabilities, KnownDefect, Prepared, Refusal
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Causal, Inputs, Score
 
@@ -134,3 +135,33 @@ def _what_ran(kernel: SDPBackend, prepared: Prepared) -> str:
     if not all(name.startswith(FAMILY[kernel]) for name in ran):
         raise AttnbenchError(f"pinned to {kernel.name}, but torch ran {', '.join(ran)}")
     return ", ".join(ran)
+
+
+FLASH_ON_CPU = (
+    "https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/FlashAttentionKernel.cpp"
+)
+
+
+def _many_keys(case: Case) -> bool:
+    return case.needs_backward and case.dtype != "fp32" and case.k_len > 1024
+
+
+def _many_queries(case: Case) -> bool:
+    return case.needs_backward and case.dtype != "fp32" and case.q_len > 32
+
+
+def _in_the_dtype(tensors: set[str], blocks: str, shows: Callable[[Case], bool]) -> KnownDefect:
+    return KnownDefect(
+        reason=f"torch's CPU kernel adds {' and '.join(sorted(tensors))} up over {blocks} in the inputs' dtype",
+        link=FLASH_ON_CPU,
+        versions="==2.13.*",
+        shows=shows,
+        devices=frozenset({"cpu"}),
+        tensors=frozenset(tensors),
+    )
+
+
+FLASH_ON_CPU_DEFECTS = {
+    "oracle:cancelling_dq": _in_the_dtype({"dq"}, "blocks of 512 keys", _many_keys),
+    "oracle:sign_flipped_dout": _in_the_dtype({"dk", "dv"}, "blocks of queries", _many_queries),
+}

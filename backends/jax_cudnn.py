@@ -5,8 +5,7 @@ from __future__ import annotations
 from attnbench.backend import Capabilities
 
 from ._library import ForeignBackend
-from ._lowering_jax import lowered_cudnn, task_of
-from .jax_xla import SOURCE
+from ._lowering_jax import SOURCE, lowered_cudnn, task_of
 
 REQUIRES = {"jax": "attnbench env create jax --cuda", "jax_cuda13_plugin": "attnbench env create jax --cuda"}
 ENVIRONMENT = "jax"

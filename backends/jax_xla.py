@@ -6,12 +6,10 @@ from attnbench.backend import Capabilities, Refusal
 from attnbench.problem import Case
 
 from ._library import ForeignBackend
-from ._lowering_jax import lowered_xla, task_of
+from ._lowering_jax import SOURCE, lowered_xla, task_of
 
 REQUIRES = {"jax": "attnbench env create jax", "ml_dtypes": "attnbench env create jax"}
 ENVIRONMENT = "jax"
-
-SOURCE = "https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html"
 
 
 class JaxXla(ForeignBackend):

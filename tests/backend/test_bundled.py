@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import attnbench as ab
 from attnbench.backend import resolve
+from attnbench.backend.sources import backends_in, bundled_folder, sources_of
 from attnbench.errors import AttnbenchError, CaseError
 from attnbench.judge import judge, make_reference
 from attnbench.problem import make_inputs, parse_mask, parse_score
@@ -59,6 +62,24 @@ def test_an_eager_backend_is_right_or_refuses(a_case: Any, name: str, changes: d
     output, gradients = prepared.forward(), prepared.backward(inputs.dout)
     verdict = judge(make_reference(inputs, backend.capabilities.contract), output, gradients, inputs)
     assert verdict.ok, verdict.reason
+
+
+def imports_between(folder: Path) -> list[str]:
+    """What backends read of each other: `one reads two.py: f`. Files whose name starts with _ are shared."""
+    return [
+        f"{name} reads {part}"
+        for name, path in backends_in(folder).items()
+        for part in sources_of(path, folder)
+        if not part.startswith("_") and re.split(r"[./]", part)[0] != name
+    ]
+
+
+def test_no_backend_imports_another(tmp_path: Path) -> None:
+    assert imports_between(bundled_folder()) == [], "share it in a file whose name starts with _"
+    (tmp_path / "one.py").write_text("from ._shared import f\nfrom .two import g\n")
+    (tmp_path / "two.py").write_text("g = 1\n")
+    (tmp_path / "_shared.py").write_text("f = 1\n")
+    assert imports_between(tmp_path) == ["one reads two.py: g"]
 
 
 def test_naive_refuses_nothing(a_case: Any) -> None:
