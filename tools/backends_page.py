@@ -114,7 +114,7 @@ def declared(backends: dict[str, Backend]) -> list[str]:
         lines.append(
             row(
                 (label, devices, ", ".join(sorted(can.dtypes)), dims, yes[can.gqa], yes[can.unequal_v_dim])
-                + (can.contract, can.empty_rows.replace("_", " "), source)
+                + (can.contract.replace("_", " "), can.empty_rows.replace("_", " "), source)
             )
         )
     return lines
@@ -174,7 +174,8 @@ def page() -> str:
             *declared(backends),
             "",
             "The contract is the numeric one (see [how we judge](method.md)): *flash* keeps scores and statistics in",
-            "float32, *dense* may round any intermediate. Unless rows without a key give zero, such cases are refused.",
+            "float32, *flash splits* also merges splits of the keys by their float32 LSE, *dense* may round any",
+            "intermediate. Unless rows without a key give zero, such cases are refused.",
             "",
             "## What they take on a GPU",
             "",

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from attnbench.backend import Backend
-from attnbench.problem import ALiBi, Bias, BlockSparse, Case, Sink
+from attnbench.judge import judge, make_reference
+from attnbench.problem import ALiBi, Bias, BlockSparse, Case, Sink, make_inputs
 
 
 @pytest.fixture
@@ -42,6 +43,17 @@ def test_split_keys_are_right_and_so_are_their_gradients(
     judged: Any, parts: Any, changes: dict[str, Any]
 ) -> None:
     judged(**{"q_len": 1, "k_len": 300, "q_heads": 1} | changes)
+
+
+def test_splits_with_a_far_lse_are_right_as_flash_splits_alone(triton_backend: Backend, device: str) -> None:
+    # Every score near -4000, V near 1 and then near -1: half an ulp of a split's LSE moves all of out.
+    case = Case(q_len=8, k_len=1024, q_heads=1, head_dim=64, dtype="fp32", scale=1.0)
+    inputs = make_inputs(case, device=device, distribution="sign_flipped_v")
+    inputs.q.mul_(0.01).add_(8.0)
+    inputs.k.mul_(0.01).sub_(8.0)
+    output = triton_backend.prepare(case, inputs).forward()
+    assert judge(make_reference(inputs, triton_backend.capabilities.contract), output, None, inputs).ok
+    assert not judge(make_reference(inputs, "flash"), output, None, inputs).ok
 
 
 def test_these_lengths_are_split_in_the_interpreter(triton_backend: Backend, a_case: Any) -> None:
