@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from attnbench.backend import Backend, registry
-from attnbench.backend.sources import BUNDLED, backends_in, bundled_folder
+from attnbench.backend.sources import BACKENDS_PACKAGE, backends_in, bundled_folder
 from attnbench.problem import ALiBi, Bias, Case, Mask, RelativeBias, Score, Sink, Softcap, parse_mask
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backends.md"
@@ -48,7 +48,7 @@ def every_backend() -> dict[str, Backend]:
     """The bundled backends; none of their files needs its library to be read but those that torch brings along."""
     found = {}
     for name in backends_in(bundled_folder()):
-        backend = importlib.import_module(f"{BUNDLED}.{name}").backend
+        backend = importlib.import_module(f"{BACKENDS_PACKAGE}.{name}").backend
         backend.name = name
         found[name] = backend
     return found

@@ -1,4 +1,4 @@
-"""Who answers: the interface of a backend and the registry of all of them."""
+"""The interface of a backend, and the registry of all backends."""
 
 from attnbench.backend.attention import attention
 from attnbench.backend.defects import KnownDefect

@@ -1,4 +1,4 @@
-"""Compile a backend's kernels for GPUs that are not here, in a process of its own, and read its committed table."""
+"""Compile a backend's kernels for GPUs that are not here, in a separate process, and read its committed table."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from attnbench.backend.sources import BUNDLED, bundled_folder
+from attnbench.backend.sources import BACKENDS_PACKAGE, bundled_folder
 from attnbench.errors import AttnbenchError, did_you_mean
 
 COMPILED = "compiled.json"  # the committed table, in the backend's folder
 
 
 def require_architectures(arch: str) -> None:
-    """AttnbenchError where one of the names, split at commas, is no architecture's."""
+    """AttnbenchError if one of the names, split at commas, is not an architecture."""
     for each in arch.split(","):
         if not re.fullmatch(r"sm_\d{2,3}|gfx[0-9a-f]+", each):
             raise AttnbenchError(
-                f"no architecture {each!r}; NVIDIA's are sm_80, sm_90, sm_100, AMD's as gfx942"
+                f"no architecture {each!r}; NVIDIA's are sm_80, sm_90, sm_100, AMD's like gfx942"
             )
 
 
@@ -31,7 +31,7 @@ def compiled_rows(
 ) -> list[dict[str, Any]]:
     """One record per architecture, specimen and kernel, from a process that compiles instead of interpreting.
 
-    `folder` takes the backends from elsewhere (a worktree of a revision).
+    `only` names specimens, separated by commas. `folder` is another folder of backends (a worktree of a revision).
     """
     require_architectures(arch)
     package = _package(backend, folder)
@@ -39,7 +39,7 @@ def compiled_rows(
     with tempfile.TemporaryDirectory(prefix="attnbench-") as scratch:
         environment = dict(os.environ)
         if folder is not None:
-            # Found before the installed package, under its name: what is in it imports by that.
+            # Placed before the installed package, under the same name: its files import each other by that name.
             (Path(scratch) / package.split(".")[0]).symlink_to(folder.resolve(), target_is_directory=True)
             before = environment.get("PYTHONPATH")
             environment["PYTHONPATH"] = f"{scratch}{os.pathsep}{before}" if before else scratch
@@ -48,19 +48,23 @@ def compiled_rows(
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AttnbenchError(f"{backend} could not be compiled for {arch}: {last[0]}")
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    found = {row["specimen"] for row in rows}
+    compiled = {row["specimen"] for row in rows}
     if not rows and not only:
-        raise AttnbenchError(f"{backend} compiled nothing for {arch}")  # which no table would be worse than
+        raise AttnbenchError(
+            f"{backend} compiled nothing for {arch}"
+        )  # or an empty result would pass every check
     for name in filter(None, only.split(",")):
-        if name not in found:
-            known = sorted({row["specimen"] for row in committed(backend, folder)} | found)
-            near = did_you_mean(name, known)
-            raise AttnbenchError(f"{backend} has no specimen {name!r}{near}; there are {', '.join(known)}")
+        if name not in compiled:
+            specimens = sorted({row["specimen"] for row in committed(backend, folder)} | compiled)
+            near = did_you_mean(name, specimens)
+            raise AttnbenchError(
+                f"{backend} has no specimen {name!r}{near}; there are {', '.join(specimens)}"
+            )
     return rows
 
 
 def committed(backend: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """The table that is kept with the backend."""
+    """The table that is committed beside the backend."""
     path = (folder or bundled_folder()) / backend / COMPILED
     if not path.is_file():
         raise AttnbenchError(f"{backend} has no table of compiled kernels at {path}")
@@ -70,4 +74,4 @@ def committed(backend: str, folder: Path | None = None) -> list[dict[str, Any]]:
 def _package(backend: str, folder: Path | None = None) -> str:
     if not ((folder or bundled_folder()) / backend / "ahead_of_time.py").is_file():
         raise AttnbenchError(f"{backend} does not compile ahead of time; triton does")
-    return f"{BUNDLED}.{backend}"
+    return f"{BACKENDS_PACKAGE}.{backend}"

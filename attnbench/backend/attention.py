@@ -1,4 +1,4 @@
-"""How does a person call one backend on tensors of their own?"""
+"""`attention` calls one backend on the caller's own tensors, as one node of their autograd graph."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def attention(
     q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv]: one dtype of float32, bfloat16, float16, one device.
     Returns [B, H, Q, Dv], differentiable in q, k, v and the tensors of score changes. `scale` None is
     1 / sqrt(D). Score changes that need a tensor carry it: `Bias(tensor)`, `Sink(tensor)`,
-    `RelativeBias(rule, tensor=table)`. Raises CaseError where the tensors are no attention problem, and
-    AttnbenchError with the backend's reason where it refuses the case.
+    `RelativeBias(rule, tensor=table)`. Raises CaseError if the tensors are no attention problem, and
+    AttnbenchError with the backend's reason if it refuses the case.
     """
     case = case_of(q, k, v, mask=mask, scores=scores, scale=scale)
-    contestant = resolve(backend) if ".py:" in backend else _resolved(backend)
-    refusal = contestant.refuses(case, q.device.type)
+    loaded = resolve(backend) if ".py:" in backend else _resolved(backend)
+    refusal = loaded.refuses(case, q.device.type)
     if refusal is not None:
         raise AttnbenchError(f"{backend} refuses this case: {refusal.reason}")
     inputs = Inputs(case, q, k, v, None, case.scores)
     try:
-        return called(contestant.prepare(case, inputs), case, q, k, v)
+        return called(loaded.prepare(case, inputs), case, q, k, v)
     except NotImplementedError as reason:
         raise AttnbenchError(f"{backend} refuses this case: {reason}") from reason
 
 
 @cache
 def _resolved(name: str) -> Backend:
-    # Finding a backend reads every bundled file's requirements: 40 ms, more than most calls.
+    # Resolving a name reads every bundled file's requirements: 40 ms, more than most calls.
     return resolve(name)
 
 
@@ -60,7 +60,7 @@ def case_of(
     scores: Sequence[Score] = (),
     scale: float | None = None,
 ) -> Case:
-    """The case that these tensors pose, with a backward where a gradient is wanted; see `attention`."""
+    """The case of these tensors, with a backward if one of them requires a gradient; see `attention`."""
     import torch
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -71,18 +71,16 @@ def case_of(
             raise CaseError(f"{name} is float32, bfloat16 or float16, not {x.dtype}")
         if (x.dtype, x.device) != (q.dtype, q.device):
             raise CaseError(
-                f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}; make them alike"
+                f"q is {q.dtype} on {q.device}, but {name} is {x.dtype} on {x.device}; convert one of them"
             )
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
-        raise CaseError(
-            f"q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv] do not fit each other: {shapes}"
-        )
+        raise CaseError(f"q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv] do not fit together: {shapes}")
     for score in scores:
         if score.gradient is not None and score.tensor is None:
             raise CaseError(f"{score} describes a tensor; give the tensor itself, e.g. Bias(tensor)")
     tensors = (q, k, v, *(score.tensor for score in scores if score.tensor is not None))
-    wants = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return Case(
         batch=q.shape[0],
         q_len=q.shape[2],
@@ -95,7 +93,7 @@ def case_of(
         mask=mask,
         scores=tuple(scores),
         scale=scale,
-        direction="fwd_bwd" if wants else "fwd",
+        direction="fwd_bwd" if differentiable else "fwd",
     )
 
 
@@ -109,7 +107,7 @@ def called(prepared: Prepared, case: Case, q: Tensor, k: Tensor, v: Tensor) -> T
 
 @cache
 def _differentiable() -> Callable[..., Tensor]:
-    """A prepared case as one autograd function: whatever computes its gradients, torch sees one node."""
+    """A prepared case as one autograd function: torch sees one node, whatever computes the gradients."""
     import torch
     from torch.autograd.function import once_differentiable
 

@@ -1,4 +1,4 @@
-"""What is a library known to get wrong? Declared by its backend, so that a check is right but for that."""
+"""A known defect of a library, declared by its backend: a check reports it and stays right."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _anywhere(case: Case) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownDefect:
-    """One known defect: why, where it is written down, and in which versions of the library it is.
+    """One known defect: its cause, a link, and the versions of the library that have it.
 
-    `versions` is a specifier of PEP 440 (`==2.13.*`). `shows` tells on which cases it is seen, `devices` where, and
-    `tensors` what it makes wrong (none named: anything): only failures there and of these tensors alone are excused,
-    and all of them passing means that it is gone. A backend declares it under the
-    name of the check that finds it, `oracle`, or `oracle:cancelling_dq` for that input distribution alone.
+    `versions` is a specifier of PEP 440 (`==2.13.*`). `shows` selects the cases on which it is seen, `devices` the
+    devices, `tensors` the tensors it makes wrong (empty: any). Only failures within these are excused; if all of
+    them pass, the defect is gone. A backend declares it under the name of the check that finds it: `oracle`, or
+    `oracle:cancelling_dq` for that input distribution alone.
     """
 
     reason: str
@@ -33,12 +33,12 @@ class KnownDefect:
     tensors: frozenset[str] = frozenset()
 
     def is_in(self, version: str) -> bool:
-        """Whether a library's version, as `Backend.version` gives it (`torch 2.13.0+cpu`), is one of those."""
+        """Whether a version, as `Backend.version` gives it (`torch 2.13.0+cpu`), has the defect."""
         words = version.split()
         try:
             number = Version(words[-1] if words else "")
         except InvalidVersion:
-            return True  # a version that nobody can read excuses nobody from being strict
+            return True  # unparsable version: assume the defect is present
         return SpecifierSet(self.versions).contains(number, prereleases=True)
 
     def __str__(self) -> str:

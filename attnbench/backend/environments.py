@@ -1,6 +1,6 @@
-"""In which Python environment does a backend live? Environments made from shipped locks, and interpreters by name.
+"""The Python environments of backends: made from shipped locks, or interpreters that the user names.
 
-An environment counts only with its mark, which is written last: one left half-made is `unfinished`.
+An environment counts only with its mark, which is written last: a half-made one is `unfinished`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment by name. `state` is ready, missing, unfinished, outdated, given (by the user) or by hand."""
+    """An environment by name. `state`: ready, missing, unfinished, outdated, given (by the user) or by hand."""
 
     name: str
     state: str
@@ -47,14 +47,14 @@ class Environment:
 
     @property
     def words(self) -> str:
-        """The state as a sentence's end."""
+        """The state as the end of a sentence."""
         return {"missing": "not made", "unfinished": "only half made", "by hand": "to be built by hand"}.get(
             self.state, self.state
         )
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on disk."""
+        """Its size on disk."""
         if self.folder is None or not self.folder.is_dir():
             return 0
         return sum(
@@ -64,8 +64,8 @@ class Environment:
 
 def root() -> Path:
     """The folder that holds the environments: ATTNBENCH_ENVS, or attnbench/envs in the user's cache folder."""
-    if given := os.environ.get("ATTNBENCH_ENVS"):
-        return Path(given).expanduser()
+    if folder := os.environ.get("ATTNBENCH_ENVS"):
+        return Path(folder).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "attnbench" / "envs"
 
@@ -77,7 +77,7 @@ def overrides() -> dict[str, Path]:
 
 
 def use_python(assignment: str) -> None:
-    """Take `name=/path/to/python` for this process and the workers it starts; raises where there is none."""
+    """Use `name=/path/to/python` in this process and its workers; raises if there is no such interpreter."""
     name, sign, path = assignment.partition("=")
     python = Path(path).expanduser()
     if not sign or not name or not path:
@@ -91,21 +91,20 @@ def use_python(assignment: str) -> None:
 
 def overridden(name: str, backend: str = "") -> bool:
     """Whether the user named an interpreter for this environment or backend."""
-    given = overrides()
-    return name in given or bool(backend and backend in given)
+    return not overrides().keys().isdisjoint({name, backend} - {""})
 
 
 def find(name: str, backend: str = "") -> Environment:
-    """The environment as it is now; nothing is started. An interpreter given for the backend or for it comes first."""
-    given = overrides()
+    """The environment as it is now; starts nothing. An interpreter that the user named comes first."""
+    named = overrides()
     for key in (backend, name):
-        if key and key in given:
-            return Environment(name, "given", None, given[key])
+        if key and key in named:
+            return Environment(name, "given", None, named[key])
     return made(name)
 
 
 def made(name: str) -> Environment:
-    """The environment in our own folder, whatever interpreter the user named."""
+    """The environment in attnbench's own folder, whatever interpreter the user named."""
     lock = lock_of(name)
     folder = root() / name
     mark = _mark(folder)
@@ -120,14 +119,14 @@ def made(name: str) -> Environment:
 
 
 def every() -> list[Environment]:
-    """All environments that there are locks for, or interpreters of the user's."""
-    known = [find(name) for name in locks()]
-    named = {environment.name for environment in known}
-    return known + [Environment(n, "given", None, p) for n, p in overrides().items() if n not in named]
+    """The environment of every lock, and of every interpreter that the user named."""
+    locked = [find(name) for name in locks()]
+    names = {environment.name for environment in locked}
+    return locked + [Environment(n, "given", None, p) for n, p in overrides().items() if n not in names]
 
 
 def how_to_make(name: str, cuda: bool = False) -> str:
-    """The command that would make the environment."""
+    """The command that makes the environment."""
     lock = locks().get(name)
     if lock is not None and lock.by_hand:
         return f"{lock.by_hand}, then attnbench run --python {name}=/path/to/python"
@@ -137,25 +136,25 @@ def how_to_make(name: str, cuda: bool = False) -> str:
 def create(
     name: str, *, cuda: bool = False, python: str = sys.executable, say: Say = lambda line: None
 ) -> Environment:
-    """Make the environment from its lock, whole or not at all; one that is ready is left as it is.
+    """Make the environment from its lock, whole or not at all; a ready one stays as it is.
 
-    `python` is the interpreter it is based on. Raises EnvironmentUnavailable with pip's last lines.
+    `python` is the base interpreter. Raises EnvironmentUnavailable with pip's last lines.
     """
     lock = lock_of(name)
     if lock.by_hand:
         raise EnvironmentUnavailable(f"{name} cannot be installed from packages: {how_to_make(name)}")
     if cuda and not lock.has_cuda:
-        raise EnvironmentUnavailable(f"the lock of {name} has no CUDA part; leave --cuda out")
+        raise EnvironmentUnavailable(f"the lock of {name} has no CUDA part; drop --cuda")
     place = root()
     place.mkdir(parents=True, exist_ok=True)
     with _alone(place / f".{name}.lock", say):
-        there = made(name)
-        if there.state == "ready" and there.cuda >= cuda:
-            say(f"{name} is ready at {there.folder}")
-            return there
+        before = made(name)
+        if before.state == "ready" and before.cuda >= cuda:
+            say(f"{name} is ready at {before.folder}")
+            return before
         folder = place / name
         if folder.exists():
-            say(f"removing {name}, which is {there.state}")
+            say(f"removing {name}, which is {before.state}")
             _remove(folder)
         say(f"making {folder}")
         _venv(folder, python)
@@ -177,7 +176,7 @@ def create(
 
 
 def importable(modules: tuple[str, ...]) -> bool:
-    """Whether this interpreter has all of these modules; none is imported, nor the package it is in."""
+    """Whether this interpreter has all of these modules; imports neither them nor their packages."""
     return all(_has_module(module) for module in modules)
 
 
@@ -190,13 +189,13 @@ def _has_module(name: str) -> bool:
     for part in inner:
         if spec is None or not spec.submodule_search_locations:
             return False
-        # Not util.find_spec("a.b"): that would import a, and with it what may not even load here.
+        # Not util.find_spec("a.b"): it would import a, which may not load here.
         spec = importlib.machinery.PathFinder.find_spec(part, list(spec.submodule_search_locations))
     return spec is not None
 
 
 def remove(name: str) -> bool:
-    """Remove the environment; whether there was one."""
+    """Remove the environment; returns whether there was one."""
     folder = root() / lock_of(name).name
     if not folder.exists():
         return False
@@ -233,7 +232,7 @@ def _write_mark(folder: Path, lock: Lock, cuda: bool) -> None:
 
 
 def _remove(folder: Path) -> None:
-    # The mark goes first: what a crash leaves of a removal is unfinished, not ready.
+    # The mark goes first: a crash leaves an unfinished environment, not a ready one.
     (folder / MARK).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -249,26 +248,26 @@ def _checked(command: list[str], doing: str) -> str:
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
-    except OSError as problem:
-        raise EnvironmentUnavailable(f"{doing} failed: {problem}") from problem
+    except OSError as error:
+        raise EnvironmentUnavailable(f"{doing} failed: {error}") from error
     if done.returncode != 0:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
-        raise EnvironmentUnavailable(f"{doing} failed with status {done.returncode}:\n{said}")
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
+        raise EnvironmentUnavailable(f"{doing} failed with status {done.returncode}:\n{tail}")
     return done.stdout
 
 
 @contextlib.contextmanager
 def _alone(path: Path, say: Say) -> Iterator[None]:
-    """Hold the lock of an environment: two `create` at once take turns. The system lets go of it in a crash."""
+    """Hold the lock of an environment: two `create` at once take turns. The system releases it after a crash."""
     try:
         import fcntl
-    except ImportError:  # pragma: no cover - Windows: nothing holds two back
+    except ImportError:  # pragma: no cover - Windows has no lock
         yield
         return
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another process that makes it")
+            say("waiting for another process that is making it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""How does a backend answer from another Python environment? Home's end of the process that runs there.
+"""A backend in another Python environment: this process's side of the worker that runs it.
 
-The inputs travel as their bytes through a mapped file, each array with a checksum, and never by a random generator;
-outputs come back the same way. Judging is done at home, on what came back. Blocks of timed calls run over there.
+The inputs travel as bytes through a mapped file, each array with a checksum, never as a seed; outputs come back the
+same way and are judged in this process. Blocks of timed calls run in the worker.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Arrays = dict[str, tuple[str, np.ndarray[Any, Any]]]  # name -> dtype name, valu
 
 
 class Foreign:
-    """A process under another interpreter that runs one program; started at the first call, ended with its owner."""
+    """A worker under another interpreter that runs one program; starts at the first call, ends with its owner."""
 
     def __init__(self, python: Path, program: Path, device: str, *, keep_path: bool = False) -> None:
         self.python, self.program, self.device = python, program, device
@@ -49,7 +49,7 @@ class Foreign:
         self.released: list[int] = []
 
     def start(self) -> dict[str, Any]:
-        """Start the process where it does not run; what the program says of itself."""
+        """Start the process unless it runs; returns the program's first answer."""
         if self._end is None:
             self._spawn()
         return self._started
@@ -58,14 +58,14 @@ class Foreign:
         return next(self._jobs)
 
     def call(self, do: str, **fields: Any) -> dict[str, Any]:
-        """Ask for one thing and wait for the answer."""
+        """Send one request and wait for the answer."""
         self.start()
         while self.released:
             self._ask("release", job=self.released.pop())
         return self._ask(do, **fields)
 
     def send(self, arrays: Arrays) -> dict[str, Any]:
-        """Write arrays where the other side reads them; the fields of a request that say so."""
+        """Write arrays to the file that the worker reads; returns the fields of the request that describe them."""
         self.start()
         listed: dict[str, Any] = {}
         file = self._inputs
@@ -81,15 +81,15 @@ class Foreign:
         return {"arrays": listed}
 
     def receive(self, listed: dict[str, Any]) -> dict[str, Tensor]:
-        """The tensors of an answer, held against their checksums."""
-        found = {}
+        """The tensors of an answer, verified by their checksums."""
+        tensors = {}
         for name, entry in listed.items():
             self._outputs.seek(entry["offset"])
             data = bytearray(self._outputs.read(entry["bytes"]))
             if hashlib.blake2b(data, digest_size=16).hexdigest() != entry["checksum"]:
                 raise AttnbenchError(f"the bytes of {name} came back changed from {self.python}")
-            found[name] = tensor_of(entry["dtype"], entry["shape"], data)
-        return found
+            tensors[name] = tensor_of(entry["dtype"], entry["shape"], data)
+        return tensors
 
     def stop(self) -> None:
         """End the process and remove its files."""
@@ -99,27 +99,27 @@ class Foreign:
 
     def _spawn(self) -> None:
         place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) and _roomy(SHARED_MEMORY) else None
-        # Files without a name: nothing stays behind, whichever process is killed.
+        # Files without a name: nothing stays behind if a process is killed.
         files = [tempfile.TemporaryFile(dir=place, buffering=0) for _ in range(3)]  # noqa: SIM115 - _stop closes them
-        self._inputs, self._outputs, self._said = files
+        self._inputs, self._outputs, self._printed = files
         ours, theirs = socket.socketpair()
         passed = (theirs.fileno(), self._inputs.fileno(), self._outputs.fileno())
         try:
             self._popen = subprocess.Popen(
                 [str(self.python), str(WORKER), *map(str, (*passed, os.getpid()))],
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
+                stdout=self._printed,
                 stderr=subprocess.STDOUT,
                 pass_fds=passed,
                 env=self._environment(),
             )
-        except OSError as problem:
+        except OSError as error:
             ours.close()
-            raise BackendUnavailable(f"{self.python} cannot be started: {problem}") from problem
+            raise BackendUnavailable(f"{self.python} cannot be started: {error}") from error
         finally:
             theirs.close()
         self._channel, self._lines = ours, ours.makefile("rb")
-        # However this object goes: the process ends when the socket closes.
+        # The process ends when the socket closes, however this object is destroyed.
         self._end = weakref.finalize(self, _stop, self._popen, [self._lines, ours, *files])
         try:
             self._started: dict[str, Any] = self._ask("start", program=str(self.program), device=self.device)
@@ -151,7 +151,7 @@ class Foreign:
             raise self._death(do)
         answer = json.loads(line)
         if "fault" in answer:
-            raise _problem(answer["fault"], self.python)
+            raise _error_of(answer["fault"], self.python)
         return answer["ok"]
 
     def _death(self, do: str) -> ForeignDied:
@@ -165,10 +165,10 @@ class Foreign:
             if code < 0
             else f"exited with {code}"
         )
-        self._said.seek(0)
-        said = self._said.read()[-TAIL_BYTES:].decode(errors="replace").strip()
+        self._printed.seek(0)
+        last = self._printed.read()[-TAIL_BYTES:].decode(errors="replace").strip()
         self.stop()
-        tail = f"\nit wrote last: {said}" if said else ""
+        tail = f"\nit wrote last: {last}" if last else ""
         return ForeignDied(f"the process under {self.python} {how} while in: {do}{tail}")
 
 
@@ -184,7 +184,7 @@ def _stop(popen: subprocess.Popen[bytes], files: Sequence[Any]) -> None:
     popen.wait()
 
 
-def _problem(fault: dict[str, str], python: Path) -> Exception:
+def _error_of(fault: dict[str, str], python: Path) -> Exception:
     text = fault["text"]
     if fault["kind"] == "refused":
         return NotImplementedError(text)
@@ -192,13 +192,13 @@ def _problem(fault: dict[str, str], python: Path) -> Exception:
         return BackendUnavailable(f"{text} (under {python})")
     if fault["kind"] == "oom":
         return MemoryError(text)
-    problem = AttnbenchError(f"{text} (under {python})")
-    problem.add_note(fault.get("trace", ""))
-    return problem
+    error = AttnbenchError(f"{text} (under {python})")
+    error.add_note(fault.get("trace", ""))
+    return error
 
 
 def array_of(tensor: Tensor) -> tuple[str, np.ndarray[Any, Any]]:
-    """The bits of a tensor, and what they mean."""
+    """The dtype name of a tensor, and its bits."""
     import torch
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -212,16 +212,16 @@ def tensor_of(dtype: str, shape: list[int], data: bytearray) -> Tensor:
     """A tensor from its bits."""
     import torch
 
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     if not data:
-        return torch.empty(shape, dtype=known[dtype])
-    return torch.frombuffer(data, dtype=known[dtype]).reshape(shape)
+        return torch.empty(shape, dtype=torch_dtype)
+    return torch.frombuffer(data, dtype=torch_dtype).reshape(shape)
 
 
 class ForeignPrepared(Prepared):
-    """A case prepared over there. Tensors cross as [B, S, H, D], the layout of all libraries that live there.
+    """A case prepared in the worker. Tensors cross as [B, S, H, D], the layout of all libraries that run there.
 
-    `task` is what the backend lowered the case to; `arrays` are the arrays that belong to it (masks, index tables).
+    `task` is the lowered case; `arrays` are the arrays that belong to it (masks, index tables).
     """
 
     def __init__(
@@ -236,9 +236,9 @@ class ForeignPrepared(Prepared):
         with self.step("transfer"):
             self._sent = inputs.checksum()
             fields = foreign.send(self._tensors() | arrays)
-        made = foreign.call("prepare", job=self._job, task=task | {"case": facts_of(case)}, **fields)
-        self.kernel, self.clock = made["kernel"], made["clock"]
-        for name, milliseconds in made["prepare_ms"].items():
+        answer = foreign.call("prepare", job=self._job, task=task | {"case": facts_of(case)}, **fields)
+        self.kernel, self.clock = answer["kernel"], answer["clock"]
+        for name, milliseconds in answer["prepare_ms"].items():
             self.prepare_ms[name] = self.prepare_ms.get(name, 0.0) + milliseconds
         weakref.finalize(self, foreign.released.append, self._job)
 
@@ -257,20 +257,19 @@ class ForeignPrepared(Prepared):
         return ForeignCall(self, direction, dout)
 
     def memory(self) -> dict[str, int]:
-        """Bytes as the library over there accounts for them."""
+        """Bytes, as the library in the worker accounts for them."""
         return self._foreign.call("memory", job=self._job)
 
     def kernels(self) -> list[str]:
-        """The names of the GPU kernels that run over there, where the program can tell."""
+        """The names of the GPU kernels that run in the worker, if the program knows them."""
         return list(self._foreign.call("kernels", job=self._job)["names"])
 
     def drop_graph(self) -> None:
         self._foreign.call("drop", job=self._job)
 
     def timed(self, direction: str, samples: int, calls: int) -> tuple[list[float], Any, int]:
-        """Time calls over there: milliseconds a call, what the last one gave, forced switches."""
-        asked = {"direction": direction, "samples": samples, "calls": calls}
-        answer = self._foreign.call("time", job=self._job, **asked)
+        """Time calls in the worker: milliseconds per call, the result of the last one, forced switches."""
+        answer = self._foreign.call("time", job=self._job, direction=direction, samples=samples, calls=calls)
         last = self._output(answer) if direction == "fwd" else self._gradients(answer)
         return answer["samples_ms"], last, answer["switches"]
 
@@ -283,7 +282,7 @@ class ForeignPrepared(Prepared):
         return {name: array_of(x.transpose(1, 2) if name in outer else x) for name, x in named.items()}
 
     def _refill(self, dout: Tensor | None = None) -> None:
-        """Send the tensors again where their numbers changed since they were sent (the storage may be reused)."""
+        """Send the tensors again if their values changed since they were sent (the storage may be reused)."""
         own = self._inputs.dout
         other = None if dout is None or dout is own else dout
         now = self._inputs.checksum() + ("" if other is None else _checksum(other))
@@ -293,17 +292,20 @@ class ForeignPrepared(Prepared):
             self._sent = now
 
     def _output(self, answer: dict[str, Any]) -> Output:
-        found = {name: x.to(self._device) for name, x in self._foreign.receive(answer["arrays"]).items()}
-        return Output(found["out"].transpose(1, 2), found.get("lse"))  # [B, H, Q, Dv], [B, H, Q]
+        tensors = self._received(answer)
+        return Output(tensors["out"].transpose(1, 2), tensors.get("lse"))  # [B, H, Q, Dv], [B, H, Q]
 
     def _gradients(self, answer: dict[str, Any]) -> Gradients:
-        found = {name: x.to(self._device) for name, x in self._foreign.receive(answer["arrays"]).items()}
-        dq, dk, dv = (found.pop(name).transpose(1, 2) for name in ("dq", "dk", "dv"))  # [B, H, S, D]
-        return Gradients(dq, dk, dv, found)
+        tensors = self._received(answer)
+        dq, dk, dv = (tensors.pop(name).transpose(1, 2) for name in ("dq", "dk", "dv"))  # [B, H, S, D]
+        return Gradients(dq, dk, dv, tensors)
+
+    def _received(self, answer: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: x.to(self._device) for name, x in self._foreign.receive(answer["arrays"]).items()}
 
 
 class ForeignCall:
-    """One direction of a prepared case as a callable that can time itself where it runs."""
+    """One direction of a prepared case, as a callable that times itself in the worker."""
 
     def __init__(self, prepared: ForeignPrepared, direction: str, dout: Tensor | None) -> None:
         self._prepared, self._direction, self._dout = prepared, direction, dout
@@ -315,12 +317,12 @@ class ForeignCall:
         return self._prepared.backward(self._dout)
 
     def timed(self, samples: int, calls_per_sample: int) -> tuple[list[float], Any, int]:
-        """Milliseconds a call, one number a sample; what the last call gave; forced switches."""
+        """Milliseconds per call, one number per sample; the result of the last call; forced switches."""
         return self._prepared.timed(self._direction, samples, calls_per_sample)
 
 
 def facts_of(case: Case) -> dict[str, Any]:
-    """What the other side must know of a case; the mask and the score changes are in the task."""
+    """What the worker must know of a case; the mask and the score changes are in the task."""
     names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim", "dtype", "direction")
     return {name: getattr(case, name) for name in names} | {"scale": case.softmax_scale}
 

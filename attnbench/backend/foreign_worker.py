@@ -1,11 +1,10 @@
-"""What runs in a backend's own Python environment? Requests from home, arrays from a mapped file, a small clock.
+"""The worker in a backend's own Python environment: answers requests, maps arrays, times calls.
 
 This file is run by path under another interpreter: it needs numpy and nothing of attnbench. A *program* (a file
-named by the first request) holds the library: `start(device) -> {}` and
-`prepare(task, arrays, device) -> job`, where a job has `kernel`, `prepare_ms`, `refill(arrays)`, `forward()`,
-`backward()`, `outputs()`, `gradients()`, `memory()`, `drop()`; forward and backward return when all is computed, or
-the job has a `time(direction, samples, calls)` of its own, named by `clock`. Arrays are `name -> (dtype, ndarray)`;
-bf16 comes as uint16.
+named by the first request) holds the library: `start(device) -> {}` and `prepare(task, arrays, device) -> job`. A
+job has `kernel`, `prepare_ms`, `refill(arrays)`, `forward()`, `backward()`, `outputs()`, `gradients()`, `memory()`,
+`drop()`; forward and backward return when all is computed, or the job has its own
+`time(direction, samples, calls)`, named by `clock`. Arrays are `name -> (dtype, ndarray)`; bf16 is sent as uint16.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def digest(values: np.ndarray) -> str:
 
 
 def read_arrays(file: BinaryIO, listed: Json) -> Arrays:
-    """The arrays of a file, each held against its checksum and copied: home writes the file again."""
+    """The arrays of a file, each verified by its checksum and copied, since the parent overwrites the file."""
     arrays = {}
     for name, entry in listed.items():
         shape, dtype = tuple(entry["shape"]), numpy_dtype(entry["dtype"])
@@ -70,7 +69,7 @@ def read_arrays(file: BinaryIO, listed: Json) -> Arrays:
 
 
 def write_arrays(file: BinaryIO, arrays: Arrays) -> Json:
-    """Write arrays one after another, each on a boundary of 64 bytes; what `read_arrays` needs to know."""
+    """Write arrays one after another, on boundaries of 64 bytes; returns what `read_arrays` needs."""
     listed = {}
     file.seek(0)
     file.truncate()
@@ -93,7 +92,7 @@ def involuntary_switches() -> int:
 
 
 def time_calls(job: Any, direction: str, samples: int, calls: int) -> tuple[list[float], int]:
-    """Milliseconds a call, one number a sample; garbage collection off in the loop."""
+    """Milliseconds per call, one number per sample; garbage collection is off in the loop."""
     if hasattr(job, "time"):
         return job.time(direction, samples, calls)
     call = job.forward if direction == "fwd" else job.backward
@@ -115,7 +114,7 @@ def time_calls(job: Any, direction: str, samples: int, calls: int) -> tuple[list
 
 
 def limit_memory(limit_bytes: int) -> None:
-    """Let this process take this much more than it holds now."""
+    """Limit this process to this much more memory than it holds now."""
     import resource
 
     with open("/proc/self/status") as file:
@@ -126,7 +125,7 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 def unlimited() -> None:
-    """Take back a limit on address space that the parent set for itself alone."""
+    """Lift a limit on address space that the parent set for itself alone."""
     try:
         import resource
     except ImportError:
@@ -136,18 +135,18 @@ def unlimited() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End when home is gone, also while the library computes: the closed socket is only seen between requests."""
+    """Exit with the parent, also while the library computes: a closed socket is noticed only between requests."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
 
-    threading.Thread(target=watch, name="end-with-home", daemon=True).start()
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class Worker:
-    """The requests; each method's name is a request's `do`. Home writes `inputs`, this side `outputs`."""
+    """The requests; a method's name is a request's `do`. The parent writes `inputs`, this side `outputs`."""
 
     def __init__(self, inputs: BinaryIO, outputs: BinaryIO) -> None:
         self.inputs, self.answers = inputs, outputs
@@ -157,9 +156,9 @@ class Worker:
 
     def start(self, program: str, device: str) -> Json:
         self.program, self.device = load_file(program), device
-        said = self.program.start(device)
-        packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-        return {"packages": packages, **said}
+        started = self.program.start(device)
+        packages = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+        return {"packages": packages, **started}
 
     def limit(self, limit_bytes: int) -> Json:
         limit_memory(limit_bytes)
@@ -167,12 +166,12 @@ class Worker:
 
     def prepare(self, job: int, task: Json, arrays: Json) -> Json:
         begun = time.perf_counter()
-        self.jobs[job] = made = self.program.prepare(task, read_arrays(self.inputs, arrays), self.device)
-        prepare_ms = dict(made.prepare_ms)
+        self.jobs[job] = prepared = self.program.prepare(task, read_arrays(self.inputs, arrays), self.device)
+        prepare_ms = dict(prepared.prepare_ms)
         whole_ms = (time.perf_counter() - begun) * 1e3
         prepare_ms["transfer"] = max(0.0, whole_ms - sum(prepare_ms.values()))
-        clock = getattr(made, "clock", "perf_counter_ns")
-        return {"kernel": made.kernel, "prepare_ms": prepare_ms, "clock": clock}
+        clock = getattr(prepared, "clock", "perf_counter_ns")
+        return {"kernel": prepared.kernel, "prepare_ms": prepare_ms, "clock": clock}
 
     def refill(self, job: int, arrays: Json) -> Json:
         self.jobs[job].refill(read_arrays(self.inputs, arrays))
@@ -187,9 +186,9 @@ class Worker:
         return {"arrays": write_arrays(self.answers, self.jobs[job].gradients())}
 
     def time(self, job: int, direction: str, samples: int, calls: int) -> Json:
-        there = self.jobs[job]
-        samples_ms, switches = time_calls(there, direction, samples, calls)
-        arrays = there.outputs() if direction == "fwd" else there.gradients()
+        timed = self.jobs[job]
+        samples_ms, switches = time_calls(timed, direction, samples, calls)
+        arrays = timed.outputs() if direction == "fwd" else timed.gradients()
         return {"samples_ms": samples_ms, "switches": switches, "arrays": write_arrays(self.answers, arrays)}
 
     def memory(self, job: int) -> Json:
@@ -197,8 +196,8 @@ class Worker:
         return memory
 
     def kernels(self, job: int) -> Json:
-        there = self.jobs[job]
-        return {"names": there.kernels() if hasattr(there, "kernels") else []}
+        kernels = getattr(self.jobs[job], "kernels", list)
+        return {"names": kernels()}
 
     def drop(self, job: int) -> Json:
         self.jobs[job].drop()
@@ -210,16 +209,16 @@ class Worker:
         return {}
 
 
-def fault_of(problem: BaseException) -> Json:
+def fault_of(error: BaseException) -> Json:
     """What an exception means: refused, unavailable, oom or error."""
-    text = f"{type(problem).__name__}: {problem}"
-    if isinstance(problem, NotImplementedError):
-        return {"kind": "refused", "text": str(problem) or "raises NotImplementedError"}
-    if isinstance(problem, ImportError):
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, NotImplementedError):
+        return {"kind": "refused", "text": str(error) or "raises NotImplementedError"}
+    if isinstance(error, ImportError):
         return {"kind": "unavailable", "text": text}
-    if isinstance(problem, MemoryError) or OUT_OF_MEMORY.search(text):
-        return {"kind": "oom", "text": str(problem) or text}
-    trace = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
+        return {"kind": "oom", "text": str(error) or text}
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return {"kind": "error", "text": text, "trace": trace[-TRACE_CHARACTERS:]}
 
 
@@ -230,20 +229,20 @@ def serve(channel: socket.socket, inputs: BinaryIO, outputs: BinaryIO) -> None:
         request = json.loads(line)
         try:
             reply = {"ok": getattr(worker, request.pop("do"))(**request)}
-        except Exception as problem:  # noqa: BLE001 - whatever a library raises is told at home
-            reply = {"fault": fault_of(problem)}
+        except Exception as error:  # noqa: BLE001 - the parent is told whatever a library raises
+            reply = {"fault": fault_of(error)}
         channel.sendall(json.dumps(reply).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    # The folder of this file holds modules of attnbench, which have no business here.
+    # The folder of this file holds modules of attnbench, which must not be importable here.
     sys.path = [
         place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
     ]
     unlimited()
-    channel_fd, inputs_fd, outputs_fd, home = map(int, sys.argv[1:5])
-    end_with(home)
+    channel_fd, inputs_fd, outputs_fd, parent = map(int, sys.argv[1:5])
+    end_with(parent)
     serve(socket.socket(fileno=channel_fd), os.fdopen(inputs_fd, "rb"), os.fdopen(outputs_fd, "wb"))
-    # Threads that a library left behind would hold a tidy exit up.
+    # Threads that a library left behind would delay a normal exit.
     sys.stdout.flush()
     os._exit(0)

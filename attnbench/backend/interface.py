@@ -1,4 +1,4 @@
-"""Who answers, and what must they promise? A Backend, what it declares, refuses and prepares."""
+"""The interface of a backend: what it declares, refuses, prepares and returns."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a backend will not compute a case; never patched, never another kernel instead."""
+    """Why a backend does not compute a case. A refused case is never patched, nor run by another kernel."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a backend takes. Whatever is outside is refused with the reason, before anything is run.
+    """What a backend takes. Anything else is refused with the reason, before anything runs.
 
     masks           kinds of the leaves of a mask expression
-    combinations    whether masks joined by `&`, `|`, `~` are taken as well as single ones
+    combinations    whether it takes masks joined by `&`, `|`, `~` as well as single ones
     architectures   CUDA compute capabilities (major, minor) from which it runs; None: any
     head_dims       smallest, largest and the step between head dims
     contract        one of CONTRACTS. "flash": fp32 scores and statistics, only P, dS and outputs rounded;
-                    "flash_splits": the same, and splits of the keys merged by their fp32 LSE; "dense": any
-                    intermediate rounded to the dtype
-    empty_rows      what it gives for a query that may attend no key; unless "zero", such cases are refused
-    varlen          packed documents are computed without padding them
-    timed           False where its clock means nothing (an interpreter)
-    layer_level     it runs a whole layer with identity projections, and is labelled so
-    source          link to the documentation that says what it takes
+                    "flash_splits": as flash, with splits of the keys merged by their fp32 LSE; "dense": any
+                    intermediate may be rounded to the dtype
+    empty_rows      its output for a query that may attend no key; unless "zero", such cases are refused
+    varlen          whether packed documents are computed without padding
+    timed           False if its times mean nothing (an interpreter)
+    layer_level     whether it runs a whole layer with identity projections; it is labelled so
+    source          link to the documentation of what it takes
     """
 
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
@@ -71,7 +71,7 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward gives: out [B, H, Q, Dv] in the case's dtype; lse float32 [B, H, Q] (natural log) or None."""
+    """A forward's result: out [B, H, Q, Dv] in the case's dtype; lse float32 [B, H, Q] (natural log) or None."""
 
     out: Tensor
     lse: Tensor | None = None
@@ -79,7 +79,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a backward gives: dq, dk, dv in the shapes of q, k, v; `scores` by gradient name (dbias, dsink, dtable)."""
+    """A backward's result: dq, dk, dv shaped as q, k, v; `scores` by gradient name (dbias, dsink, dtable)."""
 
     dq: Tensor
     dk: Tensor
@@ -88,10 +88,10 @@ class Gradients:
 
 
 class Prepared(ABC):
-    """One case made ready on one backend. The callable that is checked is the callable that is timed.
+    """One case prepared on one backend. The checked callable is the timed callable.
 
-    `kernel` names what runs. `prepare_ms` holds milliseconds by step (mask, layout, compile), all off the clock.
-    `backward` may be called repeatedly after one `forward`. `clock` names what times the calls where that is not the
+    `kernel` names what runs. `prepare_ms` holds milliseconds per step (mask, layout, compile), all off the clock.
+    `backward` may be called repeatedly after one `forward`. `clock` names what times the calls, if it is not the
     clock of this process.
     """
 
@@ -104,7 +104,7 @@ class Prepared(ABC):
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Report the time of a step of preparation under its name."""
+        """Add the time of a step of the preparation to `prepare_ms`."""
         start_ns = time.perf_counter_ns()
         yield
         self.prepare_ms[name] = self.prepare_ms.get(name, 0.0) + (time.perf_counter_ns() - start_ns) / 1e6
@@ -118,10 +118,10 @@ class Prepared(ABC):
         """Compute the gradients of the last forward."""
 
     def call(self, direction: str, dout: Tensor | None) -> Callable[[], Any]:
-        """What is timed: the forward, or the backward of one forward that is done now.
+        """The callable to time: the forward, or the backward of one forward that runs now.
 
         A callable with a method `timed(samples, calls_per_sample) -> (samples_ms, last, involuntary_switches)` times
-        itself, where it runs: in another process.
+        itself, because it runs in another process.
         """
         if direction == "fwd":
             return self.forward
@@ -130,29 +130,29 @@ class Prepared(ABC):
         return partial(self.backward, dout)
 
     def memory(self) -> dict[str, int] | None:
-        """fwd_peak, saved, bwd_peak in bytes above the inputs, where torch's allocator cannot see them; else None."""
+        """fwd_peak, saved, bwd_peak in bytes above the inputs if torch's allocator cannot see them; else None."""
         return None
 
     def kernels(self) -> list[str] | None:
-        """The GPU kernels of one forward (and backward), where they run in another process; else None."""
+        """The GPU kernels of one forward (and backward) if they run in another process; else None."""
         return None
 
     def drop_graph(self) -> None:
-        """Let go of the last forward's output and saved tensors."""
+        """Release the last forward's output and saved tensors."""
 
     def on(self, q: Tensor, k: Tensor, v: Tensor) -> Prepared | None:
-        """The same case on other tensors without preparing it again; None where that is not known to be sound.
+        """The same case on other tensors, without preparing it again; None if that is not known to be sound.
 
-        What comes back has a graph of its own, so that calls of one case may be alive at the same time.
+        The result has its own graph, so that several calls of one case may be alive at the same time.
         """
         return None
 
 
 class Backend(ABC):
-    """One contestant. `name` is set by the registry: the file's name, or the entry point's.
+    """One implementation of attention. `name` is set by the registry: the file's name, or the entry point's.
 
-    `kernel_family` (a name of `measure.kernels.FAMILIES`) says which GPU kernels must run, and that no others may.
-    `known_defects`: what the library is known to get wrong, by the check that finds it (see `KnownDefect`).
+    `kernel_family` (a name of `measure.kernels.FAMILIES`): the GPU kernels that must run, and no others.
+    `known_defects`: known defects of the library, by the check that finds them (see `KnownDefect`).
     """
 
     name: str = ""
@@ -161,31 +161,31 @@ class Backend(ABC):
     known_defects: Mapping[str, KnownDefect] = MappingProxyType({})
 
     def version(self) -> str:
-        """The version of the library that computes."""
+        """The version of the library that computes, e.g. `torch 2.13.0`."""
         return "unknown"
 
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
-        """The reason why this case is not taken, or None. Subclasses extend it; they call it first."""
+        """The reason why this case is refused, or None. A subclass calls this first, then adds its own reasons."""
         return declared_refusal(self.capabilities, case, device)
 
     def limit_memory(self, limit_bytes: int | None, device: str) -> None:
-        """Hold processes of this backend's own to this much more than they take now."""
+        """Limit the processes that this backend started to this much more memory than they hold now."""
         return
 
     @abstractmethod
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
-        """Lower the mask, change the layout, compile: everything that is not the computation itself."""
+        """Lower the mask, change the layout, compile: everything but the computation itself."""
 
     def prepare_with_dropout(self, case: Case, inputs: Inputs, keep: Tensor) -> Prepared:
         """As `prepare`, with the weights after the softmax multiplied by keep [B, H, Q, K]: 0 or 1 / (1 - p).
 
-        The caller draws `keep`, so every backend drops the same weights. For layers; a case has no dropout.
+        The caller draws `keep`, so that every backend drops the same weights. For layers; a case has no dropout.
         """
         raise NotImplementedError(f"{self.name} has no dropout on the attention weights")
 
 
 def declared_refusal(can: Capabilities, case: Case, device: str) -> Refusal | None:
-    """The refusal that follows from what a backend declares."""
+    """The refusal that follows from the declared capabilities, or None."""
     kind = device.split(":")[0]
     smallest, largest, step = can.head_dims
     masks = sorted(case.mask.kinds - can.masks)
@@ -218,8 +218,8 @@ def declared_refusal(can: Capabilities, case: Case, device: str) -> Refusal | No
 class AutogradPrepared(Prepared):
     """A case whose gradients come from torch's autograd through `compute(q, k, v, scores) -> Output | Tensor`.
 
-    The tensors given to `compute` are leaves, so a backward through it is the backward a user would run.
-    `reusable`: compute reads no tensor of `inputs` but its arguments, so that `on` may call it on others.
+    The arguments of `compute` are leaves, so a backward through it is the backward that a user would run.
+    `reusable`: `compute` reads no tensor but its arguments, so that `on` may call it on others.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class AutogradPrepared(Prepared):
     ) -> None:
         super().__init__()
         self.kernel = kernel
-        # Score changes carry tensors of the call they were made for.
+        # Score changes carry the tensors of the call that they were made for.
         self._reusable = reusable and not inputs.scores
         self._grad = case.needs_backward
         self._q, self._k, self._v = (
@@ -250,8 +250,8 @@ class AutogradPrepared(Prepared):
         import torch
 
         with torch.set_grad_enabled(self._grad):
-            given = self._compute(self._q, self._k, self._v, self._scores)
-        output = given if isinstance(given, Output) else Output(given)
+            result = self._compute(self._q, self._k, self._v, self._scores)
+        output = result if isinstance(result, Output) else Output(result)
         self._out = output.out if self._grad else None
         return Output(output.out.detach(), None if output.lse is None else output.lse.detach())
 
@@ -283,8 +283,8 @@ class AutogradPrepared(Prepared):
 class FunctionBackend(Backend):
     """A plain function as a backend: `fn(q, k, v, *, mask, scores, scale) -> [B, H, Q, Dv]`, gradients by autograd.
 
-    `scores` carry their tensors (`score.tensor`). A NotImplementedError refuses the case. Judged under the
-    FLASH contract unless it is given another.
+    `scores` carry their tensors (`score.tensor`). A NotImplementedError refuses the case. Judged by the
+    FLASH contract unless `capabilities` declare another.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What is installed for a backend's environment? The shipped locks, read.
+"""The shipped locks: what is installed in the environment of a backend.
 
-A lock is `backends/locks/NAME.txt`: requirements with all versions, and comments that are read:
-`# modules: a, b` (must import when done), `# step: OPTIONS` (what follows is a pip install of its own, with these
-options), `# cuda` (what follows is installed only with cuda), `# by hand: TEXT` (cannot be made; how a person does it).
+A lock is `backends/locks/NAME.txt`: requirements with all versions, and comments with a meaning:
+`# modules: a, b` (must import afterwards), `# step: OPTIONS` (what follows is a separate pip install with these
+options), `# cuda` (what follows is installed only for CUDA), `# by hand: TEXT` (not installable; how to build it).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attnbench.errors import EnvironmentUnavailable, did_you_mean
 
 @dataclass(frozen=True)
 class Step:
-    """One `pip install`: its requirements, its options, whether only for CUDA."""
+    """One `pip install`: its requirements, its options, and whether it is for CUDA only."""
 
     requirements: tuple[str, ...]
     options: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Lock:
-    """What is installed for an environment. `digest` changes when any of it does."""
+    """What is installed in an environment; `digest` changes with any of it."""
 
     name: str
     steps: tuple[Step, ...]
@@ -50,7 +50,7 @@ def locks_folder() -> Path:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a lock file; see the head of this module."""
+    """Read a lock file; the format is in the docstring of this module."""
     modules: tuple[str, ...] = ()
     by_hand: list[str] = []
     steps: list[Step] = []
@@ -64,8 +64,8 @@ def read_lock(path: Path) -> Lock:
             lines.clear()
 
     for line in path.read_text(encoding="utf-8").splitlines():
-        if found := re.match(r"# (modules|step|by hand):\s*(.*)$", line):
-            word, rest = found.groups()
+        if comment := re.match(r"# (modules|step|by hand):\s*(.*)$", line):
+            word, rest = comment.groups()
             if word == "modules":
                 modules = tuple(m.strip() for m in rest.split(",") if m.strip())
             elif word == "by hand":
@@ -88,9 +88,9 @@ def locks() -> dict[str, Lock]:
 
 
 def lock_of(name: str) -> Lock:
-    """The lock of an environment; raises EnvironmentUnavailable with what is near."""
-    known = locks()
-    if name not in known:
-        near = did_you_mean(name, known)
-        raise EnvironmentUnavailable(f"no environment called {name!r}{near}; there are {', '.join(known)}")
-    return known[name]
+    """The lock of an environment; raises EnvironmentUnavailable with the nearest name."""
+    shipped = locks()
+    if name not in shipped:
+        near = did_you_mean(name, shipped)
+        raise EnvironmentUnavailable(f"no environment called {name!r}{near}; there are {', '.join(shipped)}")
+    return shipped[name]

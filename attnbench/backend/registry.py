@@ -1,9 +1,9 @@
-"""Which backends are there, and how is one reached by its name?
+"""The registry: lists every backend without importing it, and loads one by its name.
 
 Bundled backends are found by file name, third-party ones through the entry-point group `attnbench.backends`.
-Names, requirements and install commands are read without importing a backend's library: of a bundled file only
-the literals `REQUIRES = {module: install command}` and `ENVIRONMENT = name` (where the library may live instead) are
-parsed. The library is imported when the backend is loaded.
+Names, requirements and install commands are read without importing a library: of a bundled file only the literals
+`REQUIRES = {module: install command}`, `ENVIRONMENT = name` (the environment that may hold the library instead) and
+`CUDA_BUILD` are parsed. The library is imported when the backend is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from attnbench.backend.environments import find, how_to_make, importable, overridden
 from attnbench.backend.interface import CONTRACTS, Backend, Capabilities, FunctionBackend
-from attnbench.backend.sources import BUNDLED, backends_in, bundled_folder
+from attnbench.backend.sources import BACKENDS_PACKAGE, backends_in, bundled_folder
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 
 GROUP = "attnbench.backends"
@@ -31,9 +31,9 @@ READ = ("REQUIRES", "ENVIRONMENT", "CUDA_BUILD")
 
 @dataclass(frozen=True)
 class Entry:
-    """A backend by name. `available` is False where a requirement is missing; `install` would make it so.
+    """A backend by name. `available` is False if a requirement is missing; `install` is the command that adds it.
 
-    `environment` names the Python environment that its library lives in, where that is not this one.
+    `environment` names the Python environment of its library, if that is not this one.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Entry:
 def _literals(path: Path) -> dict[str, Any]:
     """The literals REQUIRES, ENVIRONMENT and CUDA_BUILD of a file, read without running it."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    found: dict[str, Any] = {}
+    literals: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign):
             names = [t.id for t in node.targets if isinstance(t, ast.Name)]
-            found |= {n: ast.literal_eval(node.value) for n in names if n in READ}
-    return found
+            literals |= {n: ast.literal_eval(node.value) for n in names if n in READ}
+    return literals
 
 
 def _requirements(path: Path) -> dict[str, str]:
@@ -70,34 +70,36 @@ def _bundled_entry(name: str, path: Path) -> Entry:
     try:
         literals = _literals(path)
         missing = _missing(dict(literals.get("REQUIRES", {})))
-    except (SyntaxError, ValueError, OSError) as problem:
-        return Entry(name, str(path), False, f"the file cannot be read: {problem}")
-    home = literals.get("ENVIRONMENT")
-    if home is not None and (missing is not None or overridden(home, name)):
-        return _in_environment(name, path, home, bool(literals.get("CUDA_BUILD")), missing)
+    except (SyntaxError, ValueError, OSError) as error:
+        return Entry(name, str(path), False, f"the file cannot be read: {error}")
+    environment = literals.get("ENVIRONMENT")
+    if environment is not None and (missing is not None or overridden(environment, name)):
+        return _in_environment(name, path, environment, bool(literals.get("CUDA_BUILD")), missing)
     if missing is not None:
         return Entry(name, str(path), False, *missing)
     return Entry(name, str(path))
 
 
-def _in_environment(name: str, path: Path, home: str, cuda: bool, missing: tuple[str, str] | None) -> Entry:
-    """The entry of a backend whose library is not here, but may be in an environment of its own."""
-    there = find(home, name)
-    if there.usable and (there.cuda or not cuda or there.state == "given"):
-        return Entry(name, str(path), environment=home)
-    state = "has no CUDA build" if there.usable else f"is {there.words}"
+def _in_environment(
+    name: str, path: Path, environment: str, cuda: bool, missing: tuple[str, str] | None
+) -> Entry:
+    """The entry of a backend whose library is not installed here, but may be in its own environment."""
+    candidate = find(environment, name)
+    if candidate.usable and (candidate.cuda or not cuda or candidate.state == "given"):
+        return Entry(name, str(path), environment=environment)
+    state = "has no CUDA build" if candidate.usable else f"is {candidate.words}"
     here = f"{missing[0]} here, and " if missing else ""
-    install = how_to_make(home, cuda)
-    return Entry(name, str(path), False, f"{here}the environment {home} {state}", install, home)
+    install = how_to_make(environment, cuda)
+    return Entry(name, str(path), False, f"{here}the environment {environment} {state}", install, environment)
 
 
 def _third_party() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
+    points: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
         # An editable install seen twice on the path is the same entry point, not a clash.
-        if all(point.value != other.value for other in found.setdefault(point.name, [])):
-            found[point.name].append(point)
-    return found
+        if all(point.value != other.value for other in points.setdefault(point.name, [])):
+            points[point.name].append(point)
+    return points
 
 
 def _owner(point: EntryPoint) -> str:
@@ -105,10 +107,10 @@ def _owner(point: EntryPoint) -> str:
 
 
 def entries(folder: Path | None = None) -> list[Entry]:
-    """Every backend by name, with what it would need; nothing is imported.
+    """Every backend by name, with what it needs; imports nothing.
 
-    `folder` takes the bundled backends from another folder (a worktree of a revision). A third-party name that
-    is taken already is listed as unavailable under `<distribution>:<name>`; the one that has the name stays.
+    `folder` is another folder of bundled backends (a worktree of a revision). A third-party name that is already
+    taken is listed as unavailable, under `<distribution>:<name>`.
     """
     listed = {
         name: _bundled_entry(name, path) for name, path in backends_in(folder or bundled_folder()).items()
@@ -129,10 +131,10 @@ def entries(folder: Path | None = None) -> list[Entry]:
 
 
 def _folder_package(folder: Path) -> str:
-    """The package through which the files of this folder are imported (relative imports work in it)."""
+    """The package that imports the files of this folder (so that their relative imports work)."""
     if folder == bundled_folder():
-        return BUNDLED
-    name = f"{BUNDLED}_at_{abs(hash(str(folder.resolve()))):x}"
+        return BACKENDS_PACKAGE
+    name = f"{BACKENDS_PACKAGE}_at_{abs(hash(str(folder.resolve()))):x}"
     if name not in sys.modules:
         package = ModuleType(name)
         package.__path__ = [str(folder)]
@@ -140,26 +142,26 @@ def _folder_package(folder: Path) -> str:
     return name
 
 
-def _as_backend(found: Any, name: str, contract: str | None = None) -> Backend:
-    if inspect.isclass(found) and issubclass(found, Backend):
-        found = found()
-    if isinstance(found, Backend):
-        found.name = name
-        return found
-    if callable(found):
-        return function_backend(found, name, contract)
+def _as_backend(value: Any, name: str, contract: str | None = None) -> Backend:
+    if inspect.isclass(value) and issubclass(value, Backend):
+        value = value()
+    if isinstance(value, Backend):
+        value.name = name
+        return value
+    if callable(value):
+        return function_backend(value, name, contract)
     raise UnknownBackend(
-        f"{name} is a {type(found).__name__}; give a Backend or a function fn(q, k, v, *, mask, scores, scale)"
+        f"{name} is a {type(value).__name__}; give a Backend or a function fn(q, k, v, *, mask, scores, scale)"
     )
 
 
 def function_backend(fn: Callable[..., Any], name: str = "", contract: str | None = None) -> FunctionBackend:
-    """A plain function as a backend, judged under the FLASH contract unless told another of CONTRACTS."""
-    known = {each: each for each in CONTRACTS}
-    if contract not in (None, *known):
+    """A plain function as a backend, judged by `contract`, one of CONTRACTS, or else by FLASH."""
+    contracts = {each: each for each in CONTRACTS}
+    if contract not in (None, *contracts):
         raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(CONTRACTS)}")
     name = name or getattr(fn, "__name__", type(fn).__name__)
-    return FunctionBackend(fn, name, Capabilities(contract=known[contract or "flash"]))  # type: ignore[index]
+    return FunctionBackend(fn, name, Capabilities(contract=contracts[contract or "flash"]))  # type: ignore[index]
 
 
 def _load_file(spec_text: str, contract: str | None) -> Backend:
@@ -171,7 +173,7 @@ def _load_file(spec_text: str, contract: str | None) -> Backend:
     if spec is None or spec.loader is None:
         raise UnknownBackend(f"{path_text!r} is no Python file; give path/to/file.py:function")
     module = importlib.util.module_from_spec(spec)
-    # Registered before it runs: dataclasses and triton kernels look their module up by name.
+    # Registered before it runs: dataclasses and Triton kernels look up their module by name.
     sys.modules[spec.name] = module
     _importing(spec_text, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     if not hasattr(module, attribute):
@@ -187,27 +189,27 @@ def _importing(name: str, load: Callable[[], Any]) -> Any:
         return load()
     except AttnbenchError:
         raise
-    except Exception as problem:
-        raise BackendUnavailable(f"{name} cannot be loaded: {type(problem).__name__}: {problem}") from problem
+    except Exception as error:
+        raise BackendUnavailable(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def resolve(name: str, folder: Path | None = None, contract: str | None = None) -> Backend:
     """Load a backend by name, or a function by `path/to/file.py:function`.
 
-    Raises UnknownBackend (with what is near) and BackendUnavailable (with the reason and the install command).
-    The backend's `name` is the name as given.
+    Raises UnknownBackend (with the nearest name) and BackendUnavailable (with the reason and the install command).
+    The backend's `name` is this name.
     """
     if ".py:" in name:
         return _load_file(name, contract)
     folder = folder or bundled_folder()
-    known = {entry.name: entry for entry in entries(folder)}
-    if name not in known:
-        installed = ", ".join(entry.name for entry in known.values() if entry.available)
-        near = did_you_mean(name, known)
+    listed = {entry.name: entry for entry in entries(folder)}
+    if name not in listed:
+        installed = ", ".join(entry.name for entry in listed.values() if entry.available)
+        near = did_you_mean(name, listed)
         raise UnknownBackend(
             f"no backend called {name!r}{near}; installed: {installed}; or give path/to/file.py:function"
         )
-    entry = known[name]
+    entry = listed[name]
     if not entry.available:
         hint = f"; to have it: {entry.install}" if entry.install else ""
         raise BackendUnavailable(f"{name}: {entry.reason}{hint}")

@@ -21,9 +21,14 @@ def tune_kernels(
 
     Example: [bold]attnbench tune triton[/bold]
     """
-    from attnbench.backend.sources import BUNDLED, bundled_folder
+    from attnbench.backend.sources import BACKENDS_PACKAGE, bundled_folder
 
     if not (bundled_folder() / backend / "tune.py").is_file():
         raise AttnbenchError(f"{backend} has nothing to tune; triton has")
-    command = [sys.executable, "-m", f"{BUNDLED}.{backend}.tune", *(["--out", str(to)] if to else [])]
+    command = [
+        sys.executable,
+        "-m",
+        f"{BACKENDS_PACKAGE}.{backend}.tune",
+        *(["--out", str(to)] if to else []),
+    ]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -156,9 +156,9 @@ def test_tensors_that_are_no_attention_problem_are_named() -> None:
     x = torch.zeros(1, 2, 4, 8)
     with pytest.raises(CaseError, match=r"q is \[B, heads, length, dim\]"):
         ab.attention(x[0], x, x)
-    with pytest.raises(CaseError, match="make them alike"):
+    with pytest.raises(CaseError, match="convert one of them"):
         ab.attention(x, x.half(), x)
-    with pytest.raises(CaseError, match="do not fit each other"):
+    with pytest.raises(CaseError, match="do not fit together"):
         ab.attention(x, x[..., :4], x)
     with pytest.raises(CaseError, match="describes a tensor"):
         ab.attention(x, x, x, scores=(ab.Bias("hqk"),))
