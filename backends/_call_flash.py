@@ -1,11 +1,11 @@
-"""How are FlashAttention 2, 3 and 4 called? The same mask's words, each library's own names. Imports no attnbench."""
+"""Calls FlashAttention 2, 3 or 4 with the same task, under each library's own names. Imports no attnbench."""
 
 import importlib
 from typing import Any
 
 import torch
 
-# Library -> the module that holds the functions, the keyword that gives the LSE, and further keywords.
+# Library -> the module of its functions, and the keywords that make them return the LSE.
 LIBRARIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flash_attn": ("flash_attn", {"return_attn_probs": True}),
     "flash_attn_3": ("flash_attn_interface", {"return_attn_probs": True}),
@@ -14,9 +14,9 @@ LIBRARIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> tuple[Any, str]:
-    """The call of a case, and the function that it names."""
-    where, keywords = LIBRARIES[task["library"]]
-    library = importlib.import_module(where)
+    """The call of a case, and the name of the library's function."""
+    module, keywords = LIBRARIES[task["library"]]
+    library = importlib.import_module(module)
     packed = "cu_seqlens_q" in fixed
     function = getattr(library, "flash_attn_varlen_func" if packed else "flash_attn_func")
     options = {
@@ -38,8 +38,8 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
 
     def attend(q: Any, k: Any, v: Any, changes: dict[str, Any]) -> tuple[Any, Any]:
         sink = {"learnable_sink": changes["sink"]} if "sink" in changes else {}
-        given = function(q, k, v, **options, **sink)
-        out, lse = given[:2] if isinstance(given, tuple) else (given, None)
+        result = function(q, k, v, **options, **sink)
+        out, lse = result[:2] if isinstance(result, tuple) else (result, None)
         return out, lse if task["lse"] else None
 
-    return attend, f"{where}.{function.__name__}"
+    return attend, f"{module}.{function.__name__}"

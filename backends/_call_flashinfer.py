@@ -1,4 +1,4 @@
-"""How is FlashInfer's ragged prefill called? A plan for the sequences, then runs. Imports no attnbench."""
+"""Calls FlashInfer's ragged prefill: one plan for the sequences, then runs. Imports no attnbench."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
     )
 
     def attend(q: Any, k: Any, v: Any, changes: dict[str, Any]) -> tuple[Any, None]:
-        # Its LSE is in base 2 and [T, H]: giving it would put a conversion on the clock.
+        # Its LSE is in base 2 and [T, H]: returning it would put a conversion on the clock.
         return wrapper.run(q, k, v), None
 
     return attend, "flashinfer.BatchPrefillWithRaggedKVCacheWrapper.run"

@@ -1,4 +1,4 @@
-"""How is scaled_dot_product_attention called on nested tensors? Packed sequences, jagged. Imports no attnbench."""
+"""Calls scaled_dot_product_attention on nested (jagged) tensors of packed sequences. Imports no attnbench."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
     scale = task["case"]["scale"]
 
     def nested(x: Any, ends: Any) -> Any:
-        # [T, H, D] -> [sequences, H, tokens of each, D]; it takes contiguous tokens only (no copy of "bshd" inputs).
+        # [T, H, D] -> [sequences, H, tokens of each, D]; tokens must be contiguous ("bshd" inputs need no copy).
         return torch.nested.nested_tensor_from_jagged(x.contiguous(), ends).transpose(1, 2)
 
     def attend(q: Any, k: Any, v: Any, changes: dict[str, Any]) -> tuple[Any, None]:

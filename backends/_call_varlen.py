@@ -1,4 +1,4 @@
-"""How is torch's varlen_attn called? Packed sequences and a window. Imports no attnbench."""
+"""Calls torch's varlen_attn on packed sequences, with a window. Imports no attnbench."""
 
 import inspect
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> tuple[Any, str]:
-    """The call of a case; NotImplementedError where this torch's function lacks what it needs."""
+    """The call of a case; NotImplementedError if this version of torch lacks an argument that it needs."""
     from torch.nn.attention import varlen
 
     takes = inspect.signature(varlen.varlen_attn).parameters

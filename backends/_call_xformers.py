@@ -1,4 +1,4 @@
-"""How is xFormers called? memory_efficient_attention with one operator pinned. Imports no attnbench."""
+"""Calls xFormers' memory_efficient_attention with one operator pinned. Imports no attnbench."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from xformers.ops import fmha
 
 
 def bias_of(name: str, numbers: dict[str, Any], device: Any) -> Any:
-    """The bias object of a class by its name, from the numbers of the lowering."""
+    """The bias object of the class with this name, from the numbers of the lowering."""
     classes = fmha.attn_bias
     make = getattr(classes, name)
     window = numbers.get("window")
@@ -49,9 +49,9 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, changes: dict[str, Any]
     ) -> tuple[Any, None]:
-        given = dense_bias(q, case, group, fixed, changes) if dense else bias
+        mask = dense_bias(q, case, group, fixed, changes) if dense else bias
         out = fmha.memory_efficient_attention(
-            shaped(q), shaped(k), shaped(v), attn_bias=given, p=0.0, scale=case["scale"], op=pinned
+            shaped(q), shaped(k), shaped(v), attn_bias=mask, p=0.0, scale=case["scale"], op=pinned
         )
         out = out if group == 1 else out.flatten(2, 3)
         return (out.squeeze(0) if packed else out), None
@@ -62,7 +62,7 @@ def build(task: dict[str, Any], fixed: dict[str, torch.Tensor], device: str) -> 
 def dense_bias(
     q: torch.Tensor, case: dict[str, Any], group: int, fixed: dict[str, torch.Tensor], changes: dict[str, Any]
 ) -> torch.Tensor:
-    """All biases added up, -inf where the mask forbids: [B, H, Q, K] in q's dtype, or [B, Hkv, group, Q, K]."""
+    """All biases added up, -inf where masked: [B, H, Q, K] in q's dtype, or [B, Hkv, group, Q, K]."""
     shape = (case["batch"], case["q_heads"], case["q_len"], case["k_len"])
     whole = torch.zeros((1, 1, 1, 1), dtype=q.dtype, device=q.device)
     if "alibi_slopes" in fixed:

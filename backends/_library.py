@@ -1,4 +1,4 @@
-"""How does a backend use a torch library that is installed here, or in an environment of its own? By the same file."""
+"""Backends on a library that is installed here or in its own environment; one program file serves both."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attnbench.problem import Case, Inputs
 
 from . import _program_torch
 
-Lowered = tuple[dict[str, Any], dict[str, Any]]  # the task in JSON values, and its arrays
+Lowered = tuple[dict[str, Any], dict[str, Any]]  # the task as JSON values, and its arrays
 
 
 class ForeignBackend(Backend):
-    """A backend whose program runs under another interpreter: `lower(case)` gives what it is told."""
+    """A backend whose program runs under another interpreter; `lower(case)` returns the program's task."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ForeignBackend(Backend):
         self._limit_bytes: int | None = None
 
     def version(self) -> str:
-        """Read from the environment's mark where there is one: a list of backends starts no process."""
+        """Read from the environment's mark if there is one, so that listing backends starts no process."""
         installed = environments.find(self._environment, self.name).packages
         if not all(name in installed for name in self._packages):
             installed = self._running().start()["packages"]
@@ -71,8 +71,8 @@ class ForeignBackend(Backend):
 
     def _process(self, device: str) -> Foreign:
         if device not in self._processes:
-            python, given = self._interpreter()
-            self._processes[device] = process = Foreign(python, self._program, device, keep_path=given)
+            python, keep_path = self._interpreter()
+            self._processes[device] = process = Foreign(python, self._program, device, keep_path=keep_path)
             self._limit(process)
         return self._processes[device]
 
@@ -81,19 +81,20 @@ class ForeignBackend(Backend):
             process.call("limit", limit_bytes=self._limit_bytes)
 
     def _interpreter(self) -> tuple[Path, bool]:
-        there = environments.find(self._environment, self.name)
-        if there.usable and there.python is not None:
-            return there.python, there.state == "given"
+        """The interpreter, and whether its process keeps our PYTHONPATH."""
+        environment = environments.find(self._environment, self.name)
+        if environment.usable and environment.python is not None:
+            return environment.python, environment.state == "given"
         if environments.importable(self._modules):
             return Path(sys.executable), True
         raise BackendUnavailable(
-            f"{self.name}: the environment {self._environment} is {there.state}; to have it: "
+            f"{self.name}: the environment {self._environment} is {environment.state}; to have it: "
             f"{environments.how_to_make(self._environment)}"
         )
 
 
 class LibraryBackend(ForeignBackend):
-    """A library on torch tensors: called in this process where it is installed, else under its own interpreter."""
+    """A library on torch tensors: called in this process if it is installed here, else under its own interpreter."""
 
     @property
     def is_here(self) -> bool:
@@ -109,23 +110,23 @@ class LibraryBackend(ForeignBackend):
             return super().version()
         from importlib.metadata import PackageNotFoundError, version
 
-        found = []
+        versions = []
         for name in self._packages:
             try:
-                found.append(f"{name} {version(name)}")
+                versions.append(f"{name} {version(name)}")
             except PackageNotFoundError:  # built by hand, without a distribution
-                found.append(name)
-        return ", ".join(found)
+                versions.append(name)
+        return ", ".join(versions)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         if not self.is_here:
             return super().prepare(case, inputs)
         task, arrays = self._lower(case)
-        return HerePrepared(task, arrays, case, inputs)
+        return LocalPrepared(task, arrays, case, inputs)
 
 
-class HerePrepared(Prepared):
-    """A job in this process, on views of the inputs' own storage; what must be packed is packed off the clock."""
+class LocalPrepared(Prepared):
+    """A job in this process, on views of the inputs' storage; packing is off the clock."""
 
     def __init__(self, task: dict[str, Any], arrays: dict[str, Any], case: Case, inputs: Inputs) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class HerePrepared(Prepared):
         self.kernel, self.prepare_ms = self._job.kernel, dict(self._job.prepare_ms)
 
     def forward(self) -> Output:
-        if self._writes() != self._taken:  # the storage holds new numbers; a packed copy must follow
+        if self._writes() != self._taken:  # the storage holds new values; a packed copy must follow
             self._job.refill(self._tensors())
             self._taken = self._writes()
         self._job.compute()
@@ -148,9 +149,9 @@ class HerePrepared(Prepared):
         same = dout is self._inputs.dout and self._writes() == self._taken
         packed = self._job.dout if same else self._job.pack_dout(dout.transpose(1, 2))
         self._job.compute_gradients(packed)
-        found = self._job.whole_gradients()
-        dq, dk, dv = (found.pop(name).transpose(1, 2) for name in ("dq", "dk", "dv"))  # [B, H, S, D]
-        return Gradients(dq, dk, dv, found)
+        grads = self._job.whole_gradients()
+        dq, dk, dv = (grads.pop(name).transpose(1, 2) for name in ("dq", "dk", "dv"))  # [B, H, S, D]
+        return Gradients(dq, dk, dv, grads)
 
     def drop_graph(self) -> None:
         self._job.drop()

@@ -1,6 +1,6 @@
-"""What of a mask do libraries without masks understand? A band, key lengths and documents; what is left is dense.
+"""Masks in the terms of libraries: a band, key lengths and documents; any other mask is a dense matrix.
 
-Everything here is a plain value: no library is imported, so that every lowering is tested where none is installed.
+Everything here is a plain value. No library is imported, so that every lowering is tested without one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Ints = np.ndarray
 
 @dataclass(frozen=True)
 class Parts:
-    """A mask as `-left <= j - p <= right` (None: unlimited), keys in use a batch row, documents a batch row.
+    """A mask as `-left <= j - p <= right` (None: unlimited), key lengths and documents per batch row.
 
     A negative `right` is top-left alignment with fewer queries than keys.
     """
@@ -44,39 +44,38 @@ class Parts:
 
 
 def _least(a: int | None, b: int | None) -> int | None:
-    known = [x for x in (a, b) if x is not None]
-    return min(known) if known else None
+    return min((x for x in (a, b) if x is not None), default=None)
 
 
 def parts(case: Case) -> Parts | None:
-    """The mask in parts, or None where it is none but a dense matrix."""
+    """The mask in parts, or None if only a dense matrix says it."""
     mask = case.mask.simplified()
-    found = Parts()
+    whole = Parts()
     for term in mask.terms if isinstance(mask, And) else (mask,):
-        joined = _with(found, term, case)
+        joined = _with(whole, term, case)
         if joined is None:
             return None
-        found = joined
-    return found
+        whole = joined
+    return whole
 
 
-def _with(found: Parts, term: Mask, case: Case) -> Parts | None:
-    left, right = found.left, found.right
+def _with(mask: Parts, term: Mask, case: Case) -> Parts | None:
+    left, right = mask.left, mask.right
     if isinstance(term, Full):
-        return found
+        return mask
     if isinstance(term, Causal):
         # j <= i is j - p <= q_len - k_len.
         reach = 0 if term.align == "bottom_right" else case.q_len - case.k_len
-        return Parts(left, _least(right, reach), found.key_lengths, found.documents)
+        return Parts(left, _least(right, reach), mask.key_lengths, mask.documents)
     if isinstance(term, SlidingWindow):
-        return Parts(_least(left, term.left), _least(right, term.right), found.key_lengths, found.documents)
+        return Parts(_least(left, term.left), _least(right, term.right), mask.key_lengths, mask.documents)
     if isinstance(term, Padding) and (term.side == "right" or set(term.lengths) == {case.k_len}):
-        before = found.key_lengths or (case.k_len,) * case.batch
+        before = mask.key_lengths or (case.k_len,) * case.batch
         kept = tuple(min(a, b) for a, b in zip(before, term.lengths, strict=True))
-        return Parts(left, right, kept, found.documents)
-    if isinstance(term, Documents) and found.documents is None:
+        return Parts(left, right, kept, mask.documents)
+    if isinstance(term, Documents) and mask.documents is None:
         lists = term.lists if len(term.lists) == case.batch else term.lists * case.batch
-        return Parts(left, right, found.key_lengths, lists)
+        return Parts(left, right, mask.key_lengths, lists)
     return None
 
 
@@ -84,7 +83,7 @@ def _with(found: Parts, term: Mask, case: Case) -> Parts | None:
 class Sequences:
     """Packed sequences: the first token and the length of each, for queries and keys, in tokens of [B * S].
 
-    Only tokens that are named take part; `covers_q` and `covers_k` say whether that is all of them.
+    Only these tokens take part; `covers_q` and `covers_k` say whether they are all.
     """
 
     q_starts: tuple[int, ...]
@@ -121,16 +120,16 @@ class Sequences:
         return np.cumsum([0, *self.k_lengths], dtype=np.int64).astype(np.int32)
 
 
-def sequences(case: Case, found: Parts) -> Sequences:
-    """The packed form of documents and key lengths; sequences without a query are left out."""
+def sequences(case: Case, mask: Parts) -> Sequences:
+    """The packed form of documents and key lengths, without the sequences that have no query."""
     rows: list[tuple[int, int, int, int]] = []
     for b in range(case.batch):
-        kept = case.k_len if found.key_lengths is None else found.key_lengths[b]
-        if found.documents is None:
+        kept = case.k_len if mask.key_lengths is None else mask.key_lengths[b]
+        if mask.documents is None:
             rows.append((b * case.q_len, case.q_len, b * case.k_len, kept))
             continue
         start = 0
-        for length in found.documents[b]:
+        for length in mask.documents[b]:
             keys = min(max(kept - start, 0), length)
             rows.append((b * case.q_len + start, length, b * case.k_len + start, keys))
             start += length
@@ -143,35 +142,35 @@ def sequences(case: Case, found: Parts) -> Sequences:
     return Sequences(q_starts, q_lengths, k_starts, k_lengths, covers_q, covers_k)
 
 
-def band_of_sequences(case: Case, found: Parts, packed: Sequences) -> tuple[int | None, int | None]:
-    """The band relative to each sequence's own last query and last key, where it is the same for all of them.
+def band_of_sequences(case: Case, mask: Parts, packed: Sequences) -> tuple[int | None, int | None]:
+    """The band relative to each sequence's last query and last key.
 
     Libraries align a band at the end of each sequence: `-left <= j - (i + keys - queries) <= right`, with i and j
-    counted in the sequence. NotImplementedError where the sequences would need different bands.
+    counted in the sequence. NotImplementedError if the sequences would need different bands.
     """
     # Within a sequence both counts start together, except that a padded row's first query is at p = k_len - q_len.
-    before = 0 if found.documents is not None else case.k_len - case.q_len
+    before = 0 if mask.documents is not None else case.k_len - case.q_len
     pairs = zip(packed.q_lengths, packed.k_lengths, strict=True)
     shifts = {before - (keys - queries) for queries, keys in pairs if keys}
-    if not shifts or (found.left is None and found.right is None):
-        return found.left, found.right
+    if not shifts or (mask.left is None and mask.right is None):
+        return mask.left, mask.right
     if len(shifts) > 1:
         raise NotImplementedError(
-            f"no {case.mask}: its band would lie differently in sequences of different lengths"
+            f"has no {case.mask}: its band would lie differently in sequences of different lengths"
         )
     shift = shifts.pop()
-    left = None if found.left is None else found.left - shift
-    right = None if found.right is None else found.right + shift
+    left = None if mask.left is None else mask.left - shift
+    right = None if mask.right is None else mask.right + shift
     return left, right
 
 
 def alibi_slopes(case: Case) -> list[float] | None:
-    """One slope a query head, or None."""
+    """One slope per query head, or None."""
     return next((list(s.slopes_for(case.q_heads)) for s in case.scores if isinstance(s, ALiBi)), None)
 
 
 def gradients_of_scores(case: Case) -> dict[str, str]:
-    """The names of gradients by the kind of the score change whose tensor they belong to."""
+    """The name of each gradient, by the kind of its score change."""
     return {s.kind: s.gradient for s in case.scores if s.gradient is not None}
 
 
@@ -185,20 +184,20 @@ def dense_mask(case: Case) -> Ints:
 
 
 def relative_index(case: Case) -> dict[str, tuple[str, Ints]]:
-    """The table entry of each pair, int32 [Q, K], where the case has a relative bias."""
-    found = next((s for s in case.scores if isinstance(s, RelativeBias)), None)
-    if found is None:
+    """The table entry of each pair, int32 [Q, K], if the case has a relative bias."""
+    bias = next((s for s in case.scores if isinstance(s, RelativeBias)), None)
+    if bias is None:
         return {}
-    return {"relative_index": ("int32", found.index(case.extent).numpy().astype(np.int32))}
+    return {"relative_index": ("int32", bias.index(case.extent).numpy().astype(np.int32))}
 
 
 def refuse_what_flash2_widens(
     case: Case, q_lengths: tuple[int, ...], k_lengths: tuple[int, ...], left: int | None, right: int | None
 ) -> None:
-    """FlashAttention-2 changes windows where there are more queries than keys: NotImplementedError for those.
+    """NotImplementedError for the windows that FlashAttention-2 changes if there are more queries than keys.
 
     Its flash_api.cpp (and torch's copy) takes a right window of the longest k_len or more as unlimited, and an
-    unlimited right window beside a left one as the longest k_len. Both are what was asked only up to so many queries.
+    unlimited right window beside a left one as the longest k_len. Both keep the mask only up to so many queries.
     """
     longest = max(k_lengths, default=0)
     kept_left = None if left is None or left >= longest else left
@@ -211,5 +210,5 @@ def refuse_what_flash2_widens(
     pairs = zip(q_lengths, k_lengths, strict=True)
     if any(min(reaches) < queries - 1 for queries, keys in pairs if keys):
         raise NotImplementedError(
-            f"has no {case.mask} with so many more queries than keys: its source changes the right window of it"
+            f"has no {case.mask} with so many more queries than keys: its source changes the right window"
         )

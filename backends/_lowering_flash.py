@@ -1,8 +1,8 @@
-"""What are the FlashAttention functions passed for a mask? A causal flag, a window, packed sequences; never a matrix.
+"""Masks as the FlashAttention functions take them: a causal flag, a window, packed sequences; never a matrix.
 
-As their documentation has it (flash_attn_interface.py from 2.1 on; FA3's and FA4's say the same): causal and window are
+Their documentation (flash_attn_interface.py from 2.1 on; FA3's and FA4's say the same): causal and window are
 aligned at the end of each sequence (bottom-right), and a window of (l, r) lets query i attend keys from
-`i + seqlen_k - seqlen_q - l` to `i + seqlen_k - seqlen_q + r`, both inclusive. A sequence is what lies between two
+`i + seqlen_k - seqlen_q - l` to `i + seqlen_k - seqlen_q + r`, both inclusive. A sequence lies between two
 entries of cu_seqlens. Query head h reads key head h // (heads / key heads). Rows without a key give 0.
 """
 
@@ -34,16 +34,16 @@ class FlashCall:
 
 
 def lowered(case: Case, unlimited: int | None = -1, second: bool = False) -> FlashCall:
-    """The call for a case; `unlimited` is the library's word for it (-1, in FA4 None); `second`: FlashAttention-2."""
-    found = lower.parts(case)
-    if found is None:
+    """The call for a case; `unlimited` is how the library says it (-1, in FA4 None); `second`: FlashAttention-2."""
+    mask = lower.parts(case)
+    if mask is None:
         raise NotImplementedError(f"has no {case.mask} mask, only bands, key lengths and documents")
     packed = None
-    left, right = found.left, found.right
-    if found.documents is not None or found.key_lengths is not None:
-        packed = lower.sequences(case, found)
-        left, right = lower.band_of_sequences(case, found, packed)
-        _same_place(case, found, packed)
+    left, right = mask.left, mask.right
+    if mask.documents is not None or mask.key_lengths is not None:
+        packed = lower.sequences(case, mask)
+        left, right = lower.band_of_sequences(case, mask, packed)
+        _refuse_shifted_alibi(case, mask, packed)
     if (left is not None and left < 0) or (right is not None and right < 0):
         # A negative number means unlimited there.
         raise NotImplementedError(
@@ -62,29 +62,29 @@ def lowered(case: Case, unlimited: int | None = -1, second: bool = False) -> Fla
 
 
 def lowered_varlen(case: Case) -> FlashCall:
-    """The varlen form whatever the mask: without documents, each batch row is a sequence."""
+    """The varlen form of any mask: without documents, each batch row is a sequence."""
     call = lowered(case, second=True)
     if call.sequences is not None:
         return call
     return FlashCall(call.causal, call.window_size, lower.sequences(case, lower.Parts()))
 
 
-def _same_place(case: Case, found: lower.Parts, packed: lower.Sequences) -> None:
-    """ALiBi counts distances in the sequence, from its end: refuse where that is not from the end of the keys."""
+def _refuse_shifted_alibi(case: Case, mask: lower.Parts, packed: lower.Sequences) -> None:
+    """The library counts ALiBi's distances from the end of the sequence: refuse if the keys end elsewhere."""
     if lower.alibi_slopes(case) is None:
         return
-    before = 0 if found.documents is not None else case.k_len - case.q_len
+    before = 0 if mask.documents is not None else case.k_len - case.q_len
     pairs = zip(packed.q_lengths, packed.k_lengths, strict=True)
     if any(keys - queries != before for queries, keys in pairs if keys):
         raise NotImplementedError(
-            f"has no ALiBi with {case.mask}: it would count from each sequence's last key in use"
+            f"has no ALiBi with {case.mask}: it would count from the last key in use of each sequence"
         )
 
 
 def task_of(
     case: Case, call: FlashCall, library: str, file: str = "_call_flash.py", deterministic: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The request and its arrays, as the program beside the library reads them; `deterministic`: its backward."""
+    """The task and its arrays, as _program_torch.py reads them; `deterministic` is about the backward."""
     slopes = lower.alibi_slopes(case)
     task: dict[str, Any] = {
         "call": file,
@@ -94,7 +94,7 @@ def task_of(
         "softcap": next((s.cap for s in case.scores if isinstance(s, Softcap)), 0.0),
         "gradients": lower.gradients_of_scores(case),
         "deterministic": deterministic,
-        # With causal, ALiBi is added without the query's place: the LSE is another one.
+        # With causal, the library adds ALiBi without the query's position, which changes the LSE.
         "lse": slopes is None and not any(s.kind == "sink" for s in case.scores),
     }
     arrays: dict[str, tuple[str, np.ndarray]] = {}
@@ -107,7 +107,7 @@ def task_of(
 
 
 def packed_arrays(sequences: lower.Sequences) -> dict[str, tuple[str, np.ndarray]]:
-    """cu_seqlens, and which tokens are packed where that is not all of them."""
+    """cu_seqlens, and which tokens are packed, unless all are."""
     arrays = {
         "cu_seqlens_q": ("int32", sequences.cu_seqlens_q),
         "cu_seqlens_k": ("int32", sequences.cu_seqlens_k),

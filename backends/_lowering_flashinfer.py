@@ -1,9 +1,9 @@
-"""What is FlashInfer's ragged prefill told of a mask? Packed sequences, causal, a left window; else every pair.
+"""Masks as FlashInfer's ragged prefill takes them: packed sequences, causal, a left window; else every pair.
 
-As its documentation has it (flashinfer.BatchPrefillWithRaggedKVCacheWrapper.plan, 0.6): sequence n is rows indptr[n] to
+Its documentation (flashinfer.BatchPrefillWithRaggedKVCacheWrapper.plan, 0.6): sequence n is rows indptr[n] to
 indptr[n + 1]; `causal` is aligned at the end of each sequence (append attention); `window_left` is inclusive, and -1 is
 unlimited; `custom_mask` is bool, True may attend, the sequences' [q_len, k_len] matrices flattened one after another,
-the same for all heads, and takes the place of `causal`.
+the same for all heads, and replaces `causal`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Arrays = dict[str, tuple[str, np.ndarray]]
 
 
 def request(case: Case) -> tuple[dict[str, Any], Arrays]:
-    """The task and its arrays; NotImplementedError where there is no such call."""
+    """The task and its arrays; NotImplementedError if there is no such call."""
     if case.head_dim not in HEAD_DIMS:
         raise NotImplementedError(f"takes head dims {', '.join(map(str, HEAD_DIMS))}, not {case.head_dim}")
     return lowered(case)
 
 
 def lowered(case: Case) -> tuple[dict[str, Any], Arrays]:
-    """The call of any head dim."""
+    """As `request`, for any head dim."""
     causal, window_left, packed = _band(case)
     arrays: Arrays = {}
     if packed is None:
@@ -51,14 +51,14 @@ def lowered(case: Case) -> tuple[dict[str, Any], Arrays]:
 
 
 def _band(case: Case) -> tuple[bool, int, lower.Sequences | None]:
-    """(causal, window_left, sequences); sequences None where only the matrix says it."""
+    """(causal, window_left, sequences); sequences is None if only a matrix says the mask."""
     dense: tuple[bool, int, None] = (False, -1, None)
-    found = lower.parts(case)
-    if found is None:
+    mask = lower.parts(case)
+    if mask is None:
         return dense
-    packed = lower.sequences(case, found)
+    packed = lower.sequences(case, mask)
     try:
-        left, right = lower.band_of_sequences(case, found, packed)
+        left, right = lower.band_of_sequences(case, mask, packed)
     except NotImplementedError:
         return dense
     if right is not None and right >= max(packed.q_lengths, default=0) - 1:

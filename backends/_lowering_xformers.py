@@ -1,10 +1,10 @@
-"""What is xFormers' memory_efficient_attention passed for a mask? The name and the numbers of one of its bias classes.
+"""Masks as xFormers' memory_efficient_attention takes them: the name and the numbers of one of its bias classes.
 
-As its documentation (xformers/ops/fmha/attn_bias.py) has the classes: LowerTriangular is aligned top-left,
+The classes by their documentation (xformers/ops/fmha/attn_bias.py): LowerTriangular is aligned top-left,
 ...FromBottomRight at the last key; LocalAttentionFromBottomRight(window_left, window_right) is inclusive on both
 sides; a `_window_size` of w is w - 1 keys to the left and the query's own; BlockDiagonal masks take packed sequences,
-Padded ones keys with a gap after each sequence's. Which operator takes which class is `OPERATORS` (fmha/cutlass.py,
-flash.py and flash3.py of 0.0.34 and 0.0.35); a class is chosen among those that the pinned operator takes.
+Padded ones keys with a gap after each sequence's. `OPERATORS` says which operator takes which class (fmha/cutlass.py,
+flash.py and flash3.py of 0.0.34 and 0.0.35); the chosen class is one that the pinned operator takes.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class XformersCall:
     """The mask's part of one call.
 
     `bias` names the class ("" for none, "Tensor" for a dense one), `numbers` are its arguments: q_lengths, k_lengths,
-    kv_padding, window (keys in a causal window, the query's own counted), window_left, window_right. `sequences` are
-    packed; a padded class takes their queries packed and all keys as they lie.
+    kv_padding, window (keys in a causal window, with the query's own), window_left, window_right. `sequences` are
+    packed; a padded class takes packed queries and unpacked keys.
     """
 
     bias: str = ""
@@ -112,12 +112,12 @@ def lowered(case: Case, operator: str) -> XformersCall:
 
 
 def _forms(case: Case, top_left: bool) -> Iterator[XformersCall]:
-    """Every form of the mask, the most special first; all of them mean the same."""
-    found = lower.parts(case)
-    if found is not None and found.documents is None and found.key_lengths is None:
-        yield from _band(case, found.left, found.right, top_left)
-    elif found is not None:
-        yield from _packed(case, found, lower.sequences(case, found), top_left)
+    """Every form of the mask, the most special first; all mean the same."""
+    mask = lower.parts(case)
+    if mask is not None and mask.documents is None and mask.key_lengths is None:
+        yield from _band(case, mask.left, mask.right, top_left)
+    elif mask is not None:
+        yield from _packed(case, mask, lower.sequences(case, mask), top_left)
     yield XformersCall("Tensor")
 
 
@@ -132,7 +132,7 @@ def _band(case: Case, left: int | None, right: int | None, top_left: bool) -> It
     elif right == 0 and left is not None:
         yield XformersCall("LowerTriangularFromBottomRightLocalAttentionMask", {"window": left + 1})
     if (right is None or right >= 0) and (left is not None or right is not None):
-        # Wider than any pair is far apart is unlimited.
+        # A window wider than any distance is unlimited.
         whole = case.q_len + case.k_len
         ends = {
             "window_left": whole if left is None else left,
@@ -141,20 +141,18 @@ def _band(case: Case, left: int | None, right: int | None, top_left: bool) -> It
         yield XformersCall("LocalAttentionFromBottomRightMask", ends)
 
 
-def _packed(
-    case: Case, found: lower.Parts, packed: lower.Sequences, top_left: bool
-) -> Iterator[XformersCall]:
+def _packed(case: Case, mask: lower.Parts, packed: lower.Sequences, top_left: bool) -> Iterator[XformersCall]:
     lengths = {"q_lengths": packed.q_lengths, "k_lengths": packed.k_lengths}
     alike = packed.q_lengths == packed.k_lengths
     no_fewer_keys = all(k >= q for q, k in zip(packed.q_lengths, packed.k_lengths, strict=True))
-    before = 0 if found.documents is not None else case.k_len - case.q_len
-    if top_left and not alike and found.left is None and found.right == -before:
+    before = 0 if mask.documents is not None else case.k_len - case.q_len
+    if top_left and not alike and mask.left is None and mask.right == -before:
         yield XformersCall("BlockDiagonalCausalMask", lengths, packed)
     try:
-        left, right = lower.band_of_sequences(case, found, packed)
+        left, right = lower.band_of_sequences(case, mask, packed)
     except NotImplementedError:
         return
-    if found.documents is None:
+    if mask.documents is None:
         yield from _padded_keys(case, packed, left, right)
     if left is None and right is None:
         yield XformersCall("BlockDiagonalMask", lengths, packed)
@@ -174,7 +172,7 @@ def _packed(
 def _padded_keys(
     case: Case, packed: lower.Sequences, left: int | None, right: int | None
 ) -> Iterator[XformersCall]:
-    """One sequence a batch row whose keys lie where they were, with those that are not in use after them."""
+    """One sequence per batch row, with its keys unpacked: those in use, then the others."""
     lengths = {"q_lengths": packed.q_lengths, "k_lengths": packed.k_lengths, "kv_padding": case.k_len}
     if left is None and right is None:
         yield XformersCall("BlockDiagonalPaddedKeysMask", lengths, packed)
@@ -193,7 +191,7 @@ def _padded_keys(
 
 
 def task_of(case: Case, call: XformersCall, operator: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The request and its arrays, as the program beside the library reads them."""
+    """The task and its arrays, as _program_torch.py reads them."""
     task = {
         "call": "_call_xformers.py",
         "library": "xformers",

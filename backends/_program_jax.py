@@ -1,7 +1,7 @@
-"""What runs in the JAX environment? jax.nn.dot_product_attention, or flax's layer, compiled for one case.
+"""The program of the JAX environment: jax.nn.dot_product_attention, or flax's layer, compiled for one case.
 
 Run by attnbench's foreign worker; imports neither torch nor attnbench. Tensors are [B, S, H, D]. The forward of a
-case with a backward is `jax.vjp`'s, compiled: it returns the residuals that the compiled backward is given.
+case with a backward is `jax.vjp`'s, compiled: it returns the residuals that the compiled backward takes.
 """
 
 import json
@@ -12,22 +12,20 @@ from typing import Any
 import numpy as np
 
 FLUSH_BYTES = 256 << 20
-KEPT = 16  # compiled cases: one that is prepared again on other numbers is not compiled again
+KEPT = 16  # compiled cases, so that a case prepared again on other numbers is not compiled again
 _COMPILED: dict[str, Any] = {}
 
 
 def start(device):
-    # Before jax is imported: it asks for its platforms once.
+    # Before jax is imported: it reads its platforms once.
     os.environ["JAX_PLATFORMS"] = "cpu" if device == "cpu" else "cuda"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     try:
         jax.devices()
-    except RuntimeError as problem:
-        raise ImportError(
-            f"jax finds no {device} here (attnbench env create jax --cuda): {problem}"
-        ) from problem
+    except RuntimeError as error:
+        raise ImportError(f"jax finds no {device} here (attnbench env create jax --cuda): {error}") from error
     return {}
 
 
@@ -40,10 +38,10 @@ def as_jax(array):
 
 
 def as_bits(value):
-    found = np.asarray(value)
-    if found.dtype.name == "bfloat16":
-        return "bf16", found.view(np.uint16)
-    return {"float32": "fp32", "float16": "fp16"}.get(found.dtype.name, found.dtype.name), found
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        return "bf16", array.view(np.uint16)
+    return {"float32": "fp32", "float16": "fp16"}.get(array.dtype.name, array.dtype.name), array
 
 
 def alibi(slopes, q_len, k_len):
@@ -56,7 +54,7 @@ def alibi(slopes, q_len, k_len):
 
 
 def attention_of(task):
-    """The function of q, k, v [B, S, H, D], the tensors of score changes, and what is fixed for a case."""
+    """The function of q, k, v [B, S, H, D], the tensors of score changes, and the fixed arrays of a case."""
     if task["program"] == "flax":
         return flax_layer(task)
     import jax
@@ -70,7 +68,7 @@ def attention_of(task):
         biases += [changes["bias"]] if "bias" in changes else []
         if "relative" in changes:
             table = changes["relative"]
-            # Read in float32: the gradient of an entry is a sum over many pairs, in the dtype that was read.
+            # Read in float32: the gradient of an entry is a sum over many pairs, in the dtype of the read.
             read = table.astype("float32")[:, fixed["relative_index"]]
             biases += [read.astype(table.dtype)[None]]  # [1, H, Q, K]
         return jax.nn.dot_product_attention(
@@ -90,7 +88,7 @@ def attention_of(task):
 
 
 def flax_layer(task):
-    """A MultiHeadDotProductAttention without biases; its projections are the identity matrix `eye` of what is fixed."""
+    """A MultiHeadDotProductAttention without biases, whose projections are the identity matrix `fixed["eye"]`."""
     import flax.linen as nn
 
     case = task["case"]
@@ -162,9 +160,9 @@ class Job:
         self.grads: Any = None
 
     def _compile(self, jax):
-        """The forward and the backward, compiled for these shapes; masks and tables are arguments, not constants."""
+        """The forward and the backward compiled for these shapes; masks and tables are arguments, not constants."""
         attend = attention_of(self.task)
-        # float32 means float32: XLA multiplies in TF32 on a GPU unless told otherwise.
+        # float32 means float32: by default XLA multiplies in TF32 on a GPU.
         with jax.default_matmul_precision("highest" if self.task["case"]["dtype"] == "fp32" else None):
             if not self.needs_backward:
                 return jax.jit(attend).lower(*self.leaves, self.fixed).compile(), None
@@ -173,7 +171,7 @@ class Job:
                 return jax.vjp(lambda *leaves: attend(*leaves, fixed), q, k, v, changes)
 
             compiled = jax.jit(forward).lower(*self.leaves, self.fixed).compile()
-            # The output stands for its gradient, which may come later.
+            # The output stands in for its gradient, which may come later.
             out, pull_back = compiled(*self.leaves, self.fixed)
             return compiled, jax.jit(lambda back, dout: back(dout)).lower(pull_back, out).compile()
 
@@ -198,7 +196,7 @@ class Job:
         self.grads = self._block(self._compiled_back(self.pull_back, self.dout))
 
     def _time_cold(self, direction, samples, calls):
-        """One call a sample by the host's clock; before each, a buffer larger than any L2 is written."""
+        """One call per sample by the host's clock; before each, a buffer larger than any L2 is written."""
         import jax
 
         assert calls == 1
@@ -224,29 +222,27 @@ class Job:
         return {name: as_bits(grad) for name, grad in named.items()}
 
     def memory(self):
-        """Peaks as XLA planned them (its arena and its outputs); `saved` counts the buffers that are really held."""
+        """Peaks as XLA planned them (its arena and its outputs); `saved` counts the buffers actually held."""
         planned = self._compiled.memory_analysis()
-        found = {"fwd_peak": planned.temp_size_in_bytes + planned.output_size_in_bytes}
+        sizes = {"fwd_peak": planned.temp_size_in_bytes + planned.output_size_in_bytes}
         if self.needs_backward:
             self.forward()
-            given = {x.unsafe_buffer_pointer() for x in self._tree((self.leaves, self.fixed))}
+            inputs = {x.unsafe_buffer_pointer() for x in self._tree((self.leaves, self.fixed))}
             held = {x.unsafe_buffer_pointer(): x.nbytes for x in self._tree((self.out, self.pull_back))}
-            found["saved"] = sum(size for place, size in held.items() if place not in given)
+            sizes["saved"] = sum(size for place, size in held.items() if place not in inputs)
             back = self._compiled_back.memory_analysis()
-            found["bwd_peak"] = found["saved"] + back.temp_size_in_bytes + back.output_size_in_bytes
-        return {name: int(size) for name, size in found.items()}
+            sizes["bwd_peak"] = sizes["saved"] + back.temp_size_in_bytes + back.output_size_in_bytes
+        return {name: int(size) for name, size in sizes.items()}
 
     def drop(self):
         self.out = self.pull_back = self.grads = None
 
     def _what_runs(self, jax):
-        where = jax.default_backend()
+        platform = jax.default_backend()
         if self.task["program"] == "flax":
             import flax
 
-            return (
-                f"flax {flax.__version__} MultiHeadDotProductAttention, identity projections, xla on {where}"
-            )
+            return f"flax {flax.__version__} MultiHeadDotProductAttention, identity projections, xla on {platform}"
         text = self._compiled.as_text()
         ran = sorted(
             {
@@ -255,9 +251,9 @@ class Job:
                 if "fmha" in piece.split('"')[0]
             }
         )
-        asked = self.task["implementation"]
-        if (asked == "cudnn") != bool(ran):
+        wanted = self.task["implementation"]
+        if (wanted == "cudnn") != bool(ran):
             raise RuntimeError(
-                "asked for {}, but the compiled program has {}".format(asked, ran or "no cuDNN call")
+                "pinned to {}, but the compiled program has {}".format(wanted, ran or "no cuDNN call")
             )
-        return "jax.nn.dot_product_attention, %s" % (", ".join(ran) if ran else f"xla on {where}")
+        return "jax.nn.dot_product_attention, %s" % (", ".join(ran) if ran else f"xla on {platform}")

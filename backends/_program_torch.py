@@ -1,9 +1,9 @@
-"""What runs beside a torch library? One case as leaves in the library's layout, its forward and its backward.
+"""The program of torch libraries: one case as leaves in the library's layout, its forward and its backward.
 
-Used at home where the library is installed, and by attnbench's foreign worker where it lives elsewhere; imports torch
-and nothing of attnbench. Tensors are [B, S, H, D]; packed sequences are [T, H, D]. The library's own call is in a
-file that the task names: `version() -> str`, `build(task, fixed, device) -> (attend, kernel)`, where
-`attend(q, k, v, changes) -> (out, lse or None)`, lse as [B, H, Q] or packed as [H, T].
+Imported by attnbench if the library is installed here, else run by its foreign worker; imports torch and nothing of
+attnbench. Tensors are [B, S, H, D]; packed sequences are [T, H, D]. The library's own call is in a file that the task
+names: `build(task, fixed, device) -> (attend, kernel)`, where `attend(q, k, v, changes) -> (out, lse or None)`, lse
+as [B, H, Q] or packed as [H, T].
 """
 
 import gc
@@ -22,7 +22,7 @@ TENSORS = ("q", "k", "v", "dout", *CHANGES)
 
 
 def load_call(file: str) -> Any:
-    """The file that calls the library, loaded from beside this one."""
+    """The module that calls the library, from the file of this name in this folder."""
     name = f"attnbench_call_{os.path.splitext(file)[0]}"
     if name not in sys.modules:
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), file)
@@ -64,7 +64,7 @@ def bits_of(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
 
 
 class Job:
-    """One case; `forward` and `backward` leave their results in `out`, `lse` and `grads`."""
+    """One case; `forward` and `backward` store their results in `out`, `lse` and `grads`."""
 
     def __init__(self, task: dict[str, Any], tensors: dict[str, torch.Tensor], device: str) -> None:
         self.task, self.case, self.device = task, task["case"], device
@@ -88,7 +88,7 @@ class Job:
         return "cu_seqlens_q" in self._fixed
 
     def refill(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take these numbers: q, k, v, dout [B, S, H, D] and the tensors of score changes."""
+        """Take these values: q, k, v, dout [B, S, H, D] and the tensors of score changes."""
         self._leaves = {
             "q": self._leaf(self._pack(tensors["q"], "q_tokens")),
             "k": self._leaf(self._pack(tensors["k"], "k_tokens")),
@@ -112,7 +112,7 @@ class Job:
             self.out, self.lse = self._attend(*self._leaves.values(), self._changes)
 
     def compute_gradients(self, dout: Any) -> None:
-        """The library's backward of the last forward; `dout` as packed as the queries are."""
+        """The library's backward of the last forward; `dout` is packed as the queries are."""
         if self.out is None:
             self.compute()
         wanted = [*self._leaves.values(), *self._changes.values()]
@@ -122,16 +122,16 @@ class Job:
         )
 
     def pack_dout(self, dout: torch.Tensor) -> torch.Tensor:
-        """dO [B, Q, H, Dv] as the library's output lies."""
+        """dO [B, Q, H, Dv] in the layout of the library's output."""
         return self._pack(dout, "q_tokens")
 
     def whole_output(self) -> tuple[torch.Tensor, Any]:
-        """out [B, Q, H, Dv] and lse [B, H, Q] or None; tokens of no sequence attend nothing: 0 and -inf."""
+        """out [B, Q, H, Dv] and lse [B, H, Q] or None; tokens of no sequence attend no key: 0 and -inf."""
         out = self._unpack(self.out.detach(), "q_tokens", "q_len")
         lse = self.lse
         if lse is not None:
             lse = lse.detach().float()
-            # The library's word for a row without a key; ours is the logarithm of zero.
+            # The library's LSE of a row without a key is +inf; attnbench's is the logarithm of zero.
             lse = torch.where(lse == torch.inf, -torch.inf, lse)
             if self.is_packed:
                 rows = self._unpack(lse.transpose(0, 1), "q_tokens", "q_len", -torch.inf)  # [B, Q, H]
@@ -157,7 +157,7 @@ class Job:
         self.out = self.lse = self.grads = None
 
     def memory(self) -> dict[str, int]:
-        """Peaks above the inputs, on CUDA; nothing is counted elsewhere."""
+        """Peaks above the inputs on CUDA; empty on other devices."""
         if not self.device.startswith("cuda"):
             return {}
         self.drop()
@@ -166,13 +166,13 @@ class Job:
         baseline = cuda.memory_allocated()
         cuda.reset_peak_memory_stats()
         self.forward()
-        found = {"fwd_peak": cuda.max_memory_allocated() - baseline}
+        sizes = {"fwd_peak": cuda.max_memory_allocated() - baseline}
         if self.needs_backward:
-            found["saved"] = cuda.memory_allocated() - baseline
+            sizes["saved"] = cuda.memory_allocated() - baseline
             cuda.reset_peak_memory_stats()
             self.backward()
-            found["bwd_peak"] = cuda.max_memory_allocated() - baseline
-        return found
+            sizes["bwd_peak"] = cuda.max_memory_allocated() - baseline
+        return sizes
 
     def kernels(self) -> list[str]:
         """The names of the GPU kernels of one forward and one backward."""
@@ -188,7 +188,7 @@ class Job:
         return sorted({event.key for event in profiler.key_averages()})
 
     def _time_with_events(self, direction: str, samples: int, calls: int) -> tuple[list[float], int]:
-        """One call a sample between events, after a flush of twice the L2, as at home."""
+        """One call per sample between events, after a flush of twice the L2, as attnbench's own clock does."""
         assert calls == 1
         size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size
         flush = torch.empty(size, dtype=torch.int8, device=self.device)

@@ -1,7 +1,7 @@
-"""How is torch's scaled_dot_product_attention pinned to one kernel, and what does each kernel take?
+"""torch's scaled_dot_product_attention pinned to one kernel, with what each kernel takes.
 
-A pinned kernel that does not take a case raises inside torch; that becomes a refusal with torch's own words, never
-another kernel.
+A pinned kernel that does not take a case raises inside torch; that becomes a refusal in torch's words, never another
+kernel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sdpa(Backend):
         return None
 
     def _causal_form(self, case: Case, device: str) -> str | None:
-        """ "full", "is_causal" (torch's is top-left), "lower_right", or None where only a dense mask will do."""
+        """ "full", "is_causal" (torch's is top-left), "lower_right", or None if only a dense mask says it."""
         mask = case.mask.simplified()
         if mask.kinds == {"full"} and not mask.is_combined:
             return "full"
@@ -109,7 +109,7 @@ FAMILY = {
 
 
 class _Operators(TorchDispatchMode):
-    """The names of all operators that reach a device."""
+    """Records the names of all operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,15 +121,15 @@ class _Operators(TorchDispatchMode):
 
 
 def _what_ran(kernel: SDPBackend, prepared: Prepared) -> str:
-    """The attention operator of one call; torch's own words why none ran become NotImplementedError."""
-    with warnings.catch_warnings(record=True) as said, _Operators() as operators:
+    """The attention operator of one call; if none ran, NotImplementedError in torch's words."""
+    with warnings.catch_warnings(record=True) as caught, _Operators() as operators:
         warnings.simplefilter("always")
         try:
             prepared.forward()
-        except RuntimeError as problem:
-            if "No available kernel" in str(problem) or "No viable backend" in str(problem):
-                reasons = [str(w.message).split(" (Triggered")[0] for w in said]
-                raise NotImplementedError("; ".join(reasons) or str(problem)) from problem
+        except RuntimeError as error:
+            if "No available kernel" in str(error) or "No viable backend" in str(error):
+                reasons = [str(w.message).split(" (Triggered")[0] for w in caught]
+                raise NotImplementedError("; ".join(reasons) or str(error)) from error
             raise
     ran = sorted(name for name in operators.names if "_attention" in name) or ["composed operators"]
     if not all(name.startswith(FAMILY[kernel]) for name in ran):

@@ -29,7 +29,9 @@ class AttentionPooling(DenseBackend):
 
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
         if case.q_len > MOST_QUERIES:
-            return Refusal(f"pools one query after the other: takes up to {MOST_QUERIES}, not {case.q_len}")
+            return Refusal(
+                f"pools one query after another: takes up to {MOST_QUERIES} queries, not {case.q_len}"
+            )
         return super().refuses(case, device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, case: DenseCase) -> Tensor:

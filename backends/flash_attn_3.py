@@ -1,4 +1,4 @@
-"""What does FlashAttention-3 (the folder hopper/) give? Bands, key lengths, packed documents and softcap, on Hopper."""
+"""FlashAttention-3 (the folder hopper/): bands, key lengths, packed documents and softcap, on Hopper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does FlashAttention-4 (flash_attn.cute) give? Bands, key lengths, packed documents, softcap and sinks."""
+"""FlashAttention-4 (flash_attn.cute): bands, key lengths, packed documents, softcap and sinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does FlashInfer give? Its ragged prefill, forward only: packed sequences, windows, softcap, any mask as bits."""
+"""FlashInfer's ragged prefill, forward only: packed sequences, windows, softcap, any mask as bits."""
 
 from __future__ import annotations
 

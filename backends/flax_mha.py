@@ -1,6 +1,6 @@
-"""What does flax's MultiHeadDotProductAttention cost? A whole layer, with identity projections, compiled by XLA.
+"""flax's MultiHeadDotProductAttention: a whole layer with identity projections, compiled by XLA.
 
-Layer level, like `torch_mha`: its time holds four products of [B * S, H * D] by [H * D, H * D].
+Layer level, like `torch_mha`: its time includes four products of [B * S, H * D] by [H * D, H * D].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENVIRONMENT = "jax"
 class FlaxMha(ForeignBackend):
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
         if case.scale is not None and case.scale != case.head_dim**-0.5:
-            return Refusal("has no scale of the caller's, only 1 / sqrt(head_dim)")
+            return Refusal("takes no scale but 1 / sqrt(head_dim)")
         return super().refuses(case, device)
 
 

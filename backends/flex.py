@@ -1,4 +1,4 @@
-"""What does torch's FlexAttention give, compiled, with block masks built from our own spans and predicate?"""
+"""torch's FlexAttention, compiled, with block masks built from the mask's spans and predicate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attnbench.problem import FULL, PARTIAL, ALiBi, Bias, Case, Inputs, Mask, Re
 BLOCK = 128
 COMPILERS = ("g++", "clang++", "c++")
 
-# A backward through a compiled graph frees its buffers by default; timing one backward again and again needs them.
+# By default a backward through a compiled graph frees its buffers; timing one backward repeatedly needs them.
 torch._functorch.config.donated_buffer = False
 
 
 def block_mask(mask: Mask, case: Case, device: torch.device) -> BlockMask:
-    """Our block map as FlexAttention's BlockMask: empty blocks skipped, full ones without a predicate."""
+    """The block map as FlexAttention's BlockMask: skips empty blocks, runs no predicate in full ones."""
     blocks = mask.block_map(case.extent, BLOCK, BLOCK)
     kinds = torch.from_numpy(blocks.kinds)  # [B|1, H|1, nq, nk]
 
@@ -42,7 +42,7 @@ def block_mask(mask: Mask, case: Case, device: torch.device) -> BlockMask:
 
 
 def score_mod(scores: tuple[Score, ...], case: Case, device: torch.device) -> Callable[..., Tensor] | None:
-    """The score changes as FlexAttention's score_mod, in canonical order, or None where there are none."""
+    """The score changes as FlexAttention's score_mod, in canonical order, or None if there are none."""
     steps: list[Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = []
     shift = case.k_len - case.q_len
     for score in scores:
@@ -100,11 +100,11 @@ class Flex(Backend):
         return None
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
-        # A new case is a new graph: nothing of the last one (dynamic shapes, guards) leaks into this one's code.
+        # A new case is a new graph: no dynamic shapes or guards of the last one get into its code.
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
-        full = case.mask.simplified()
-        needs_mask = full.kinds != {"full"} or full.is_combined
+        simple = case.mask.simplified()
+        needs_mask = simple.kinds != {"full"} or simple.is_combined
 
         def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
             changed = score_mod(scores, case, inputs.device) if case.needs_backward else fixed

@@ -1,4 +1,4 @@
-"""What does cuDNN give through JAX? jax.nn.dot_product_attention(implementation="cudnn"), GPU only."""
+"""cuDNN through JAX: jax.nn.dot_product_attention(implementation="cudnn"), GPU only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does JAX give, compiled by XLA? jax.nn.dot_product_attention, in an environment of its own."""
+"""jax.nn.dot_product_attention compiled by XLA, in its own environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENVIRONMENT = "jax"
 class JaxXla(ForeignBackend):
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
         if case.dtype == "fp16" and device == "cpu":
-            return Refusal("has no fp16 on a CPU: it asks XLA for F16_F16_F32, which XLA has on GPUs only")
+            return Refusal("has no fp16 on a CPU: it needs XLA's F16_F16_F32, which only GPUs have")
         return super().refuses(case, device)
 
 

@@ -1,7 +1,7 @@
-"""What does local attention cost when written in blocks? Each block of queries sees only the keys it can reach.
+"""Local attention in blocks: each block of queries computes only the keys that it can reach.
 
 Work and memory follow the reach of the mask: for a window of W tokens a block of queries computes about
-BLOCK + W columns. For a mask without a reach it is attention in blocks of queries, which saves memory only.
+BLOCK + W columns. For a mask of unlimited reach it is attention in blocks of queries, which saves memory only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Region:
-    """A block of queries, the keys that any of them may attend, and which pairs of these: bool [B|1, H|1, R, C]."""
+    """A block of queries, the keys that any of them may attend, and the allowed pairs: bool [B|1, H|1, R, C]."""
 
     rows: slice
     keys: slice
@@ -31,13 +31,13 @@ class Region:
 
 
 def regions(case: Case, device: torch.device) -> list[Region]:
-    """The blocks of a case, from the spans of its mask."""
+    """The regions of a case, from the spans of its mask."""
     batches = range(case.batch) if case.mask.varies_over_batch else range(1)
     heads = range(case.q_heads) if case.mask.varies_over_heads else range(1)
     predicate = case.mask.predicate(case.extent, device)
     b = torch.arange(len(batches), device=device)[:, None, None, None]
     h = torch.arange(len(heads), device=device)[None, :, None, None]
-    found = []
+    blocks = []
     for start in range(0, case.q_len, BLOCK):
         rows = np.arange(start, min(start + BLOCK, case.q_len))
         first, last = case.k_len, 0
@@ -48,18 +48,18 @@ def regions(case: Case, device: torch.device) -> list[Region]:
                 if some.any():
                     first, last = min(first, int(starts[some].min())), max(last, int(ends[some].max()))
         if last <= first:
-            first, last = 0, 1  # one forbidden key: rows without a key give zeros like any other
+            first, last = 0, 1  # one forbidden key, so that rows without a key give zeros like any other
         q = torch.from_numpy(rows).to(device)[None, None, :, None]
         k = torch.arange(first, last, device=device)[None, None, None, :]
         shape = (len(batches), len(heads), len(rows), last - first)
-        found.append(
+        blocks.append(
             Region(slice(start, start + len(rows)), slice(first, last), predicate(b, h, q, k).expand(shape))
         )
-    return found
+    return blocks
 
 
 class _Cut(torch.autograd.Function):
-    """Slices of the keys or values [B, H, K, D], in float32 as is what they give back, which is added up in it."""
+    """Slices of the keys or values [B, H, K, D] in float32; their gradients are added up in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slices: list[slice]) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class _Cut(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     """left [B, H, R, X] times right [B, H, X, Y] in left's dtype; right and its gradient are float32.
 
-    A block's share of that gradient is one of many: rounded to the dtype, sums that cancel keep the shares' errors.
+    A block's share of that gradient is one of many: rounded to the dtype, its error stays when the sum cancels.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""What does torch.nn.MultiheadAttention cost on its own path? A whole layer, with identity projections.
+"""torch.nn.MultiheadAttention on its own path: a whole layer with identity projections.
 
-Layer level: the projections are identity matrices (their products are exact), so the numbers can be compared, but
-its time holds four products of [B * S, H * D] by [H * D, H * D] that the bare kernels do not have.
+Layer level: the projections are identity matrices (their products are exact), so its output is comparable, but its
+time includes four products of [B * S, H * D] by [H * D, H * D] that the bare kernels do not have.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TorchMha(Backend):
         source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html",
     )
 
-    # On a CPU the layer runs the kernel that sdpa_flash pins, with its defects, but for a bias that has a gradient.
+    # On a CPU the layer runs the kernel of sdpa_flash, with its defects, except for a bias that has a gradient.
     known_defects = {
         key: replace(defect, shows=_shows(defect)) for key, defect in FLASH_ON_CPU_DEFECTS.items()
     }
@@ -65,7 +65,7 @@ class TorchMha(Backend):
 
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
         if case.scale is not None and case.scale != case.head_dim**-0.5:
-            return Refusal("has no scale of the caller's, only 1 / sqrt(head_dim)")
+            return Refusal("takes no scale but 1 / sqrt(head_dim)")
         return super().refuses(case, device)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
@@ -103,7 +103,7 @@ class TorchMha(Backend):
 
 
 def _chosen(case: Case, inputs: Inputs) -> str:
-    """The operator that torch will choose for such tensors inside the layer, which pins none."""
+    """The operator that torch chooses for such tensors inside the layer, which pins none."""
     masked = case.mask != Full() or case.scores
     mask = inputs.q.new_zeros(case.batch, case.q_heads, case.q_len, case.k_len) if masked else None
     q, k, v = (x.detach().requires_grad_(case.needs_backward) for x in (inputs.q, inputs.k, inputs.v))

@@ -1,4 +1,4 @@
-"""What does torch give for nested (jagged) tensors? Documents and key lengths, each sequence attended whole."""
+"""torch's SDPA on nested (jagged) tensors: documents and key lengths, each sequence attended whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUIRES = {"torch.nested": "pip install 'torch>=2.6'"}
 
 
 def request(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As varlen_attn's, where no sequence has a band: is_causal is refused by torch for jagged tensors."""
+    """As varlen_attn's, but without bands: torch refuses is_causal on jagged tensors."""
     call: FlashCall = lowered_varlen(case)
     if call.causal or call.window_size != (-1, -1):
         raise NotImplementedError(

@@ -1,4 +1,4 @@
-"""What does torch's varlen_attn give? Packed sequences on torch's own FlashAttention-2, GPU only."""
+"""torch's varlen_attn: packed sequences on torch's own FlashAttention-2, GPU only."""
 
 from __future__ import annotations
 

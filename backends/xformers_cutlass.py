@@ -1,4 +1,4 @@
-"""What does xFormers give with its CUTLASS operator? memory_efficient_attention, pinned (PyTorch's own kernel)."""
+"""xFormers' memory_efficient_attention pinned to its CUTLASS operator (PyTorch's own kernel)."""
 
 from __future__ import annotations
 

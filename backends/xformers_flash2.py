@@ -1,4 +1,4 @@
-"""What does xFormers give with its FlashAttention-2 operator? PyTorch's own kernel, unless flash-attn is there."""
+"""xFormers' memory_efficient_attention pinned to FlashAttention-2: flash-attn's kernel if installed, else PyTorch's."""
 
 from __future__ import annotations
 

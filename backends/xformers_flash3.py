@@ -1,4 +1,4 @@
-"""What does xFormers give with its FlashAttention-3 operator? Hopper, from the wheels that bring it."""
+"""xFormers' memory_efficient_attention pinned to FlashAttention-3: on Hopper, from the wheels that ship it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the textbook forms do the work that they are there to show?"""
+"""The textbook forms do the work that they are there to show, and refuse what they cannot."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_local_blocks_computes_its_window_and_no_more(
     from attnbench_backends.local_blocks import regions
 
     case = a_case(q_len=640, k_len=640, mask=Causal() & SlidingWindow(window, 0))
-    found = regions(case, torch.device("cpu"))
-    assert [r.keys.stop - r.keys.start for r in found] == [64, *[columns] * 9]
-    seen = sum(int(r.permitted.sum()) for r in found)
+    blocks = regions(case, torch.device("cpu"))
+    assert [r.keys.stop - r.keys.start for r in blocks] == [64, *[columns] * 9]
+    seen = sum(int(r.permitted.sum()) for r in blocks)
     assert seen * case.q_heads == case.pairs
 
 
@@ -38,4 +38,4 @@ def test_pooling_takes_one_query_as_it_comes_and_refuses_a_long_text(a_case: Cal
     assert pooling.refuses(a_case(q_len=1, k_len=4096)) is None
     refusal = pooling.refuses(a_case(q_len=257, k_len=257))
     assert refusal is not None
-    assert "up to 256, not 257" in refusal.reason
+    assert "up to 256 queries, not 257" in refusal.reason
