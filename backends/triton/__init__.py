@@ -1,6 +1,6 @@
-"""What does our own Triton attention give? Every mask and score change, both directions, gradients without a race.
+"""attnbench's own Triton attention: every mask and score change, both directions, gradients without a race.
 
-Without a GPU the same kernels run in Triton's interpreter, in float32 inside (its bf16 is wrong), too slow to be timed.
+Without a GPU the same kernels run in Triton's interpreter, in float32 inside (its bf16 is wrong), too slow to time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from attnbench.problem import Case, Inputs
 REQUIRES = {"triton": "pip install 'attnbench[triton]'"}
 
 ON_GPU = torch.cuda.is_available()
-# Set where the kernels are compiled for GPUs that are not here (ahead_of_time.py).
+# Set by ahead_of_time.py, which compiles the kernels for GPUs that are not here.
 COMPILES = os.environ.get("ATTNBENCH_TRITON") == "compile"
 if not ON_GPU and not COMPILES:
-    # Triton decides when it is imported whether its own library is interpreted; later is too late.
+    # Triton decides at import whether its own library is interpreted.
     if "triton" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
         from ._interpreter import interpret_triton
 
@@ -38,13 +38,13 @@ from .launch import Plan  # noqa: E402
 from .score_gradients import score_gradients  # noqa: E402
 
 MOST_INTERPRETED_SECONDS = 12.0
-# Measured on one core: tiles of 16 to 128 a side take much the same, most of it the interpreter's own.
+# Measured on one core: tiles of 16 to 128 a side take about the same, mostly the interpreter's overhead.
 SECONDS_A_PROGRAM, SECONDS_A_TILE, SECONDS_A_PAIR_AND_DIM = 5e-3, 9e-3, 1e-9
 BACKWARD_FACTOR, SCORES_FACTOR = 3.6, 1.5  # of the forward's time: with a backward; with changed scores
 
 
 class TritonPrepared(Prepared):
-    """One case: the plan is made here, off the clock; a call is kernel launches and nothing else."""
+    """One case: the plan is made here, off the clock; a call only launches kernels."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TritonPrepared(Prepared):
         with self.step("mask"):
             self.plan = Plan(case, inputs.device)
             self.plan.build()
-        # The inputs themselves, not what is computed from them: a call reads what they hold then.
+        # The inputs themselves, not copies: a call reads their values at that time.
         self._inputs = inputs
         self._saved: tuple[Tensor, Tensor] | None = None
         if self._interprets:
@@ -66,18 +66,18 @@ class TritonPrepared(Prepared):
             self.kernel = f"{ran}_kernel {self.plan.configuration(ran)}"
 
     def _computed(self, x: Tensor) -> Tensor:
-        """What the kernels take: float32 in the interpreter, the tensor itself on a GPU."""
+        """The tensor as the kernels take it: in float32 in the interpreter, itself on a GPU."""
         return x.detach().float() if self._interprets else x.detach()
 
     def _operands(self) -> tuple[Tensor, Tensor, Tensor, Changes]:
-        given = self._inputs
-        bound = (s if s.tensor is None else s.bound(self._computed(s.tensor)) for s in given.scores)
-        q, k, v = (self._computed(x) for x in (given.q, given.k, given.v))
+        inputs = self._inputs
+        bound = (s if s.tensor is None else s.bound(self._computed(s.tensor)) for s in inputs.scores)
+        q, k, v = (self._computed(x) for x in (inputs.q, inputs.k, inputs.v))
         return q, k, v, self.plan.bind(tuple(bound))
 
     def forward(self) -> Output:
         out, lse = self.plan.forward(*self._operands())
-        out = out.to(self._inputs.q.dtype)  # rounds what the interpreter kept in float32
+        out = out.to(self._inputs.q.dtype)  # the interpreter's is float32
         self._saved = (out, lse) if self.case.needs_backward else None
         return Output(out, lse)
 
@@ -97,7 +97,7 @@ class TritonPrepared(Prepared):
         self._saved = None
 
     def on(self, q: Tensor, k: Tensor, v: Tensor) -> TritonPrepared | None:
-        if self.case.scores:  # they carry tensors of the call that they were made for
+        if self.case.scores:  # they carry the tensors of the call that they were made for
             return None
         other = copy(self)
         other._inputs, other._saved = replace(self._inputs, q=q, k=k, v=v, dout=None), None
@@ -105,7 +105,7 @@ class TritonPrepared(Prepared):
 
 
 class TritonBackend(Backend):
-    """attnbench's own kernel, compiled on a GPU and interpreted without one."""
+    """The kernels compiled on a GPU, and interpreted without one."""
 
     capabilities = Capabilities(
         head_dims=(1, 256, 1),
@@ -120,7 +120,7 @@ class TritonBackend(Backend):
         return f"triton {triton.__version__}"
 
     def refuses(self, case: Case, device: str = "cpu") -> Refusal | None:
-        # Masks are compiled from their own predicates: one that is not among the declared kinds is taken as well.
+        # Masks are compiled from their predicates, so kinds that are not declared are taken as well.
         any_mask = replace(self.capabilities, masks=self.capabilities.masks | case.mask.kinds)
         refusal = declared_refusal(any_mask, case, device)
         if refusal is not None:
@@ -140,11 +140,11 @@ class TritonBackend(Backend):
 
 
 def _too_slow(case: Case) -> Refusal | None:
-    """The refusal of a case that the interpreter would not finish in time, with what it would take."""
+    """The refusal of a case that the interpreter would not finish in time, with the estimated time."""
     tile = interpreted("forward", case)
     programs = case.batch * case.q_heads * -(-case.q_len // tile.block_q)
     area = tile.block_q * tile.block_k
-    # The tiles are at least those that the allowed pairs fill; only where these are few is the map worth making.
+    # The allowed pairs fill at least so many tiles; the map is made only if these are few.
     seconds = _interpreted_seconds(case, programs, -(-case.pairs // area), area)
     if seconds <= MOST_INTERPRETED_SECONDS:
         blocks = case.mask.block_map(case.extent, tile.block_q, tile.block_k)
@@ -154,8 +154,8 @@ def _too_slow(case: Case) -> Refusal | None:
     if seconds <= MOST_INTERPRETED_SECONDS:
         return None
     return Refusal(
-        f"without a GPU it runs in Triton's interpreter, where this case takes about {seconds:.0f} s (the most is "
-        f"{MOST_INTERPRETED_SECONDS:.0f} s); take shorter lengths or fewer heads"
+        f"without a GPU it runs in Triton's interpreter, where this case takes about {seconds:.0f} s (limit: "
+        f"{MOST_INTERPRETED_SECONDS:.0f} s); use shorter lengths or fewer heads"
     )
 
 

@@ -1,4 +1,4 @@
-"""How is Triton interpreted when another library imported it first, compiled?"""
+"""Switches Triton to its interpreter after another library has imported it for compiling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def interpret_triton() -> None:
-    """Put Triton's own library (tl.max, tl.zeros, ...) on the interpreter, as TRITON_INTERPRET does at import."""
+    """Make Triton's own library (tl.max, tl.zeros, ...) interpreted, as TRITON_INTERPRET does at import."""
     os.environ["TRITON_INTERPRET"] = "1"
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction

@@ -1,7 +1,7 @@
-"""What do the kernels compile to on a GPU that is not here? Registers, spills, shared memory, matrix instructions.
+"""Compiles the kernels for GPUs that are not here and counts registers, spills, shared memory, matrix instructions.
 
-Run as a program of its own (`attnbench compile triton`, `python -m attnbench_backends.triton.ahead_of_time`), because
-whether Triton compiles or interprets is decided once a process.
+Runs as a separate program (`attnbench compile triton`, `python -m attnbench_backends.triton.ahead_of_time`), because
+a process decides only once whether Triton compiles or interprets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from attnbench.problem import (
     torch_dtype,
 )
 
-from .configurations import AMD, SHARED_BYTES, WALKING, Configuration, Kernel, chosen, staying
+from .configurations import AMD, SHARED_BYTES, WALKING, Configuration, Kernel, as_persistent, chosen
 from .launch import Launch, Plan
 from .score_gradients import score_gradients
 
@@ -48,7 +48,7 @@ MATRIX_INSTRUCTIONS = r"wgmma\.mma_async|tcgen05\.mma\.|mma\.sync"
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel became on one architecture. Register counts differ between Triton versions: it is recorded."""
+    """One kernel compiled for one architecture. Register counts differ between Triton versions, hence `triton`."""
 
     arch: str
     kernel: str
@@ -65,7 +65,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Specimen:
-    """A case whose kernels are compiled, with the tiles of the rule or those of programs that stay."""
+    """A case whose kernels are compiled, with the tiles of the rule or those of persistent programs."""
 
     case: Case
     persistent: bool = False
@@ -74,14 +74,16 @@ class Specimen:
         """The tile of each kernel on a GPU of this compute capability."""
 
         def tile(kernel: Kernel) -> Configuration:
-            found = chosen(kernel, self.case, capability, here=False)
-            return staying(found, kernel, self.case) if self.persistent and kernel in WALKING else found
+            configuration = chosen(kernel, self.case, capability, here=False)
+            if self.persistent and kernel in WALKING:
+                return as_persistent(configuration, kernel, self.case)
+            return configuration
 
         return tile
 
 
 def specimens() -> dict[str, Specimen]:
-    """What is compiled: what users run, and one for each piece that changes the code."""
+    """The compiled cases: what users run, and one for each part that changes the code."""
     plain = Case(
         batch=4, q_len=4096, k_len=4096, q_heads=16, head_dim=128, dtype="bf16", mask=Causal(), direction="fwd_bwd"
     )  # fmt: skip
@@ -104,16 +106,16 @@ def specimens() -> dict[str, Specimen]:
         "fp16-d128-causal": replace(plain, dtype="fp16"),
         "fp32-d64-causal": replace(narrow, dtype="fp32"),
     }
-    stay = ("bf16-d128-causal", "bf16-d64-causal", "bf16-d128-documents")
-    found = {name: Specimen(case) for name, case in cases.items()}
-    return found | {f"{name}-persistent": Specimen(cases[name], persistent=True) for name in stay}
+    also_persistent = ("bf16-d128-causal", "bf16-d64-causal", "bf16-d128-documents")
+    walking = {f"{name}-persistent": Specimen(cases[name], persistent=True) for name in also_persistent}
+    return {name: Specimen(case) for name, case in cases.items()} | walking
 
 
 def launches(
     case: Case, capability: tuple[int, int], tiles: Callable[[Kernel], Configuration] | None = None
 ) -> list[Launch]:
-    """The launches of a forward and a backward, none of them run; on tensors without memory."""
-    found: list[Launch] = []
+    """The launches of a forward and a backward on tensors without memory; none of them runs."""
+    recorded: list[Launch] = []
     meta = torch.device("meta")
     dtype = torch_dtype(case.dtype)
 
@@ -125,17 +127,17 @@ def launches(
     v = empty(case.batch, case.kv_heads, case.k_len, case.v_dim)
     shapes = [(score, score.tensor_shape(case.extent)) for score in case.scores]
     scores = tuple(score if shape is None else score.bound(empty(*shape)) for score, shape in shapes)
-    plan = Plan(case, meta, tiles or Specimen(case).tiles(capability), found.append)
+    plan = Plan(case, meta, tiles or Specimen(case).tiles(capability), recorded.append)
     changes = plan.bind(scores)
     out, lse = plan.forward(q, k, v, changes)
     if case.needs_backward:
         *_, delta = plan.backward(q, k, v, changes, out, lse, out)
         score_gradients(plan, q, k, v, changes, lse, delta, out)
-    return found
+    return recorded
 
 
 def _kind(value: Any, place: tuple[int, ...], constants: dict[Any, Any], aligned: dict[Any, Any]) -> Any:
-    """The type of an argument in Triton's signature, as its launcher would specialise it."""
+    """The type of an argument in Triton's signature, specialised as its launcher does."""
     if isinstance(value, tuple):
         parts = [_kind(part, (*place, n), constants, aligned) for n, part in enumerate(value)]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -171,7 +173,7 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
 
 
 def _spills(ptx: str, architecture: int) -> int:
-    """Bytes of spill stores, from the assembler that Triton brings."""
+    """Bytes of spill stores, by the assembler that comes with Triton."""
     tool = triton.knobs.nvidia.ptxas_blackwell if architecture >= 100 else triton.knobs.nvidia.ptxas
     suffix = "a" if architecture >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
@@ -185,8 +187,8 @@ def _spills(ptx: str, architecture: int) -> int:
             "-o",
             str(Path(folder) / "kernel"),
         ]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", log)))
 
 
 def _registers(cubin: bytes) -> int:
@@ -194,38 +196,38 @@ def _registers(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        said = subprocess.run(
+        usage = subprocess.run(
             [tool.path, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    return max(map(int, re.findall(r"REG:(\d+)", said)))
+    return max(map(int, re.findall(r"REG:(\d+)", usage)))
 
 
 def measured(launch: Launch, specimen: str, arch: str) -> Compiled:
-    """Compile one launch for `sm_90` or `gfx942` and count."""
+    """Compile one launch for an architecture (`sm_90`, `gfx942`) and count."""
     amd = arch.startswith("gfx")
     number = 0 if amd else int(arch.removeprefix("sm_"))
-    made = compiled(launch, GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", number, 32))
+    binary = compiled(launch, GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", number, 32))
     if amd:
-        text = made.asm["amdgcn"]
+        text = binary.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s+(\d+)", text)[0])
         spills = 4 * 64 * int(re.findall(r"\.vgpr_spill_count:\s+(\d+)", text)[0])
         matrix, lines = len(re.findall(r"v_mfma", text)), len(re.findall(r"^\s+[sv]_", text, re.M))
     else:
-        text = made.asm["ptx"]
-        registers, spills = _registers(made.asm["cubin"]), _spills(text, number)
+        text = binary.asm["ptx"]
+        registers, spills = _registers(binary.asm["cubin"]), _spills(text, number)
         matrix, lines = len(re.findall(MATRIX_INSTRUCTIONS, text)), len(re.findall(r";\s*$", text, re.M))
     limit = SHARED_AMD if amd else SHARED_BYTES[number]
     parts = [name for name, on in (("dK", "WITH_DK"), ("dV", "WITH_DV")) if launch.constants.get(on)]
     if len(parts) == 1:
         specimen += f" {parts[0]}"
     return Compiled(
-        arch, launch.name, specimen, str(launch.tile), registers, spills, made.metadata.shared, limit, matrix, lines,
+        arch, launch.name, specimen, str(launch.tile), registers, spills, binary.metadata.shared, limit, matrix, lines,
         triton.__version__,
     )  # fmt: skip
 
 
 def rows(architectures: list[str], only: list[str] | None = None) -> Iterator[Compiled]:
-    """A row per specimen, kernel and architecture; `only` keeps the named specimens."""
+    """One row per specimen, kernel and architecture; `only` names the specimens to compile."""
     for arch in architectures:
         number = 0 if arch.startswith("gfx") else int(arch.removeprefix("sm_"))
         capability = AMD if arch.startswith("gfx") else (number // 10, number % 10)
@@ -235,15 +237,15 @@ def rows(architectures: list[str], only: list[str] | None = None) -> Iterator[Co
                     yield measured(launch, name, arch)
 
 
-def with_rows(table: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table with what was compiled now in place of these architectures' rows of these specimens, in order."""
+def with_rows(table: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table with `new` in place of the rows of the same architectures and specimens, in order."""
 
     def place(row: dict[str, Any]) -> tuple[str, str]:
         return row["arch"], row["specimen"].split(" ")[0]
 
-    now, names = {place(row) for row in found}, list(specimens())
+    now, names = {place(row) for row in new}, list(specimens())
     kept = [row for row in table if place(row) not in now and place(row)[1] in names]
-    return sorted(kept + found, key=lambda row: (len(row["arch"]), row["arch"], names.index(place(row)[1])))
+    return sorted(kept + new, key=lambda row: (len(row["arch"]), row["arch"], names.index(place(row)[1])))
 
 
 def compiling_environment() -> dict[str, str]:
@@ -258,19 +260,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--arch", default="sm_80,sm_90,sm_100")
     parser.add_argument("--only", default="", help="specimens, separated by commas")
     parser.add_argument("--write", action="store_true")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if os.environ.get("ATTNBENCH_TRITON") != "compile":
-        # This process interprets, and cannot change its mind.
+        # This process interprets, which cannot be changed any more.
         again = [sys.executable, "-m", f"{__package__}.ahead_of_time", *arguments]
         return subprocess.run(again, env=compiling_environment(), check=False).returncode
-    only = [name for name in given.only.split(",") if name] or None
-    found = []
-    for row in rows(given.arch.split(","), only):
-        found.append(row)
+    only = [name for name in options.only.split(",") if name] or None
+    new = []
+    for row in rows(options.arch.split(","), only):
+        new.append(row)
         sys.stdout.write(json.dumps(asdict(row)) + "\n")
         sys.stdout.flush()
-    if given.write:
-        table = with_rows(json.loads(TABLE.read_text()), [asdict(row) for row in found])
+    if options.write:
+        table = with_rows(json.loads(TABLE.read_text()), [asdict(row) for row in new])
         lines = ",\n".join(f" {json.dumps(row)}" for row in table)
         TABLE.write_text(f"[\n{lines}\n]\n")
     return 0

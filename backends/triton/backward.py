@@ -1,8 +1,8 @@
-"""How are dq, dk and dv computed? FlashAttention-2's backward (Dao 2023, arXiv 2307.08691, Algorithm 2).
+"""dq, dk and dv: FlashAttention-2's backward (Dao 2023, arXiv 2307.08691, Algorithm 2).
 
-P is recomputed from the saved log-sum-exp, so nothing of size Q x K is kept. The paper's one kernel adds to dQ
-atomically; here one kernel owns a block of dQ and another a block of dK and dV, so there is no race, and two
-runs give the same bits. Query heads that share a key head are summed inside the program that owns its block.
+P is recomputed from the saved log-sum-exp, so nothing of size Q x K is kept. The paper's single kernel adds to dQ
+atomically; here one kernel owns a block of dQ and another a block of dK and dV, so there is no race and two runs give
+the same bits. Query heads that share a key head are summed inside the program that owns its block.
 """
 
 import triton
@@ -31,7 +31,7 @@ def delta_kernel(
 
 @triton.jit
 def load_lse(LSE, b, h, heads, i, q_len):
-    """The LSE of queries i in base 2; +inf for rows with no key and past the end, where exp2(s - lse) is to be 0."""
+    """The LSE of queries i in base 2; +inf for rows with no key and past the end, so that exp2(s - lse) is 0."""
     lse = tl.load(LSE + (tl.cast(b, tl.int64) * heads + h) * q_len + i, mask=i < q_len, other=float("inf"))
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
 
@@ -66,7 +66,7 @@ def add_query_block(
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
-    """Take query block m into (dk, dv), on transposed tiles [BLOCK_K, BLOCK_Q]: P^T and dS^T are left operands."""
+    """Add query block m to (dk, dv), on transposed tiles [BLOCK_K, BLOCK_Q]: P^T and dS^T are left operands."""
     i = m * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = load_tile(Q, b, h, m * BLOCK_Q, q_len, q_strides, D, D0, D1, BLOCK_Q, PARTIAL)
     do = load_tile(DO, b, h, m * BLOCK_Q, q_len, do_strides, DV, DV0, DV1, BLOCK_Q, PARTIAL)
@@ -79,7 +79,7 @@ def add_query_block(
         dv = add_product(dv, p, do, DV1)  # line 12: dV += P^T dO
     if WITH_DK:
         dp = inner_product(v, do, DV1)  # line 13: dP = dO V^T
-        # Loaded this late because in this transposed tile every thread holds many queries' statistics.
+        # Loaded this late because in this transposed tile each thread holds the statistics of many queries.
         delta = load_delta(DELTA, b, h, heads, i, q_len)
         ds = p * (dp - delta[None, :]) * slope  # line 14: dS = P * (dP - delta)
         dk = add_product(dk, ds, q, D1)  # line 16: dK += dS^T Q
@@ -94,12 +94,12 @@ def dk_dv_kernel(
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WITH_DK: tl.constexpr, WITH_DV: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the key blocks that are this program's, over all query heads of their group.
+    """dK and dV of this program's key blocks, over all query heads of their group.
 
-    Where both accumulators do not fit the registers (head dims above 128), one launch takes dK and another dV.
+    If the registers do not hold both accumulators (head dims above 128), one launch computes dK and another dV.
     """
     place, tiles = share_of_program(schedule)
-    for turn in tl.range(0, tiles, disable_licm=True):  # what is hoisted out of it takes registers in it
+    for turn in tl.range(0, tiles, disable_licm=True):  # code hoisted out of it would hold registers in it
         block, b, kv_h = tile_at(schedule, place + turn, tl.cdiv(k_len, BLOCK_K), heads // group)
         start = block * BLOCK_K
         j = start + tl.arange(0, BLOCK_K)
@@ -151,9 +151,9 @@ def dq_kernel(
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dQ of this program's query blocks: line 15, dQ += dS K, kept on chip instead of added to memory."""
+    """dQ of this program's query blocks: line 15, dQ += dS K, accumulated on chip instead of in memory."""
     place, tiles = share_of_program(schedule)
-    for turn in tl.range(0, tiles, disable_licm=True):  # what is hoisted out of it takes registers in it
+    for turn in tl.range(0, tiles, disable_licm=True):  # code hoisted out of it would hold registers in it
         block, b, h = tile_at(schedule, place + turn, tl.cdiv(q_len, BLOCK_Q), heads)
         row = b * walk.batch_rows + h * walk.head_rows + block
         kv_h = h // group

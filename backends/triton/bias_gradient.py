@@ -1,8 +1,8 @@
-"""How is the gradient of a bias computed, reduced over the dimensions it is broadcast over, without a race?
+"""The gradient of a bias, reduced over the dimensions that it is broadcast over, without a race.
 
-dS is the gradient of every logit, and of a bias that is added to it: dBias = the sum of dS over the pairs that read the
-same entry. One program owns one block of queries and walks its blocks for every batch row and head that
-share the bias, so each entry is added up by one program in one order: no atomics, the same bits every run.
+dS is the gradient of each logit, and of the bias added to it: dBias is the sum of dS over the pairs that read the
+same entry. One program owns one block of queries and walks its blocks for all batch rows and heads that share the
+bias, so each entry is added up by one program in one order: no atomics, the same bits in every run.
 """
 
 import triton
@@ -30,9 +30,9 @@ def add_to_gradient(
 ):
     """Add a tile of dS [BLOCK_Q, BLOCK_K] to its entries, summed first over a dimension that the bias lacks.
 
-    A bias without queries has a row of its own for each block of queries, which the host adds up.
+    A bias without queries gets one row per block of queries; the host adds these up.
     """
-    # What a thread reads here, another thread of this program may have written a step ago.
+    # Another thread of this program may have written in the last step what a thread reads here.
     tl.debug_barrier()
     j = n * BLOCK_K + tl.arange(0, BLOCK_K)
     down = tl.cast(r if OVER_Q else block, tl.int64) * strides[2]
@@ -61,7 +61,7 @@ def bias_gradient_kernel(
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
 ):  # fmt: skip
-    """GRADIENT float32 [B|1, H|1, Q or blocks of Q, K or 1], zero before.
+    """GRADIENT float32 [B|1, H|1, Q or blocks of Q, K or 1], initially zero.
 
     The bias has `own_heads` heads (1 or all); shared_batch and shared_heads count the rows and heads that read one
     entry. `blocks` query blocks from `first_block` on are computed, and the first row of GRADIENT is the first of

@@ -1,4 +1,4 @@
-"""How do a case's score changes reach the kernels, and their gradients come back?"""
+"""The score changes of a case as tensors and arguments of the kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .logits import ChangeArguments
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """The tensors of the score changes as kernels take them; None is a change that is not asked for.
+    """The tensors of the score changes as kernels take them; None: the case has no such change.
 
     bias [B|1, H|1, Q|1, K|1]; relative [H, entries of separable offsets]: the pair (i, j) reads
     relative[h, row[i] - column[j]]; slopes [H] float32; sink [H].
@@ -52,15 +52,15 @@ class Changes:
 
 @dataclass(frozen=True, eq=False)
 class Offsets:
-    """A rule of a relative bias made separable: pair (i, j) reads entry[row[i] - column[j]] of the table."""
+    """The rule of a relative bias made separable: pair (i, j) reads entry[row[i] - column[j]] of the table."""
 
     row: Tensor  # int32 [Q]
     column: Tensor  # int32 [K]
-    entry: Tensor | None  # int64 [offsets], or None where the offset is the entry
+    entry: Tensor | None  # int64 [offsets], or None if the offset is the entry
 
 
 def offsets_of(rule: RelativeBias, extent: Extent, device: torch.device) -> Offsets:
-    """Split a rule's index over queries and keys; NotImplementedError for a rule we do not know."""
+    """Split a rule's index over queries and keys; NotImplementedError for an unknown rule."""
     name, args = parse_call(rule.rule)
     i = torch.arange(extent.q_len, dtype=torch.int32, device=device)
     j = torch.arange(extent.k_len, dtype=torch.int32, device=device)
@@ -81,14 +81,14 @@ def offsets_of(rule: RelativeBias, extent: Extent, device: torch.device) -> Offs
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """What score changes need on the device beside their tensors: made once, so that a call copies nothing."""
+    """What score changes need on the device beside their tensors; made once, so that a call copies nothing."""
 
     slopes: Tensor | None = None
     offsets: Offsets | None = None
 
 
 def fix(case: Case, device: torch.device) -> Fixed:
-    """Move ALiBi's slopes and the index of a relative bias; NotImplementedError for a rule we do not know."""
+    """ALiBi's slopes and the index of a relative bias on the device; NotImplementedError for an unknown rule."""
     slopes, offsets = None, None
     for score in case.scores:
         if isinstance(score, ALiBi):
@@ -99,24 +99,24 @@ def fix(case: Case, device: torch.device) -> Fixed:
 
 
 def bind(fixed: Fixed, scores: tuple[Score, ...]) -> Changes:
-    """The kernels' view of score changes that carry their tensors, as these are now."""
-    found: dict[str, Any] = dict.fromkeys(("softcap", "slopes", "bias", "relative", "row", "column", "sink"))
+    """Score changes with their tensors, as the kernels take them."""
+    fields: dict[str, Any] = dict.fromkeys(("softcap", "slopes", "bias", "relative", "row", "column", "sink"))
     for score in scores:
         if isinstance(score, Softcap):
-            found["softcap"] = score.cap
+            fields["softcap"] = score.cap
         elif isinstance(score, ALiBi):
-            found["slopes"] = fixed.slopes
+            fields["slopes"] = fixed.slopes
         elif isinstance(score, Bias):
-            found["bias"] = score.tensor
+            fields["bias"] = score.tensor
         elif isinstance(score, RelativeBias):
             offsets = fixed.offsets
             assert offsets is not None
             assert score.tensor is not None
             table = score.tensor if offsets.entry is None else score.tensor[:, offsets.entry]
-            found |= {"relative": table.contiguous(), "row": offsets.row, "column": offsets.column}
-            found |= {"entry": offsets.entry, "entries": score.entries}
+            fields |= {"relative": table.contiguous(), "row": offsets.row, "column": offsets.column}
+            fields |= {"entry": offsets.entry, "entries": score.entries}
         elif isinstance(score, Sink):
-            found["sink"] = score.tensor
+            fields["sink"] = score.tensor
         else:
             raise NotImplementedError(f"the Triton kernel does not know {score}")
-    return Changes(**found)
+    return Changes(**fields)

@@ -1,8 +1,8 @@
-"""Which tile sizes, warps and pipeline stages does each kernel run with?
+"""The tile sizes, warps and pipeline stages of each kernel.
 
-Tuned entries come first: `attnbench tune` measures them on a GPU and keeps them in the user's cache, and what was
-measured for everybody is shipped in configurations.json. `rule` says what runs where both are silent. Nothing
-else in the package types in a tile size.
+Tuned entries come first: `attnbench tune` measures them on a GPU and keeps them in the user's cache; entries for all
+users are shipped in configurations.json. `rule` applies if neither has an entry. No other file of the package
+contains a tile size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Kernel = Literal["forward", "dk_dv", "dq", "delta", "bias_gradient", "decode"]
 WALKING: tuple[Kernel, ...] = ("forward", "dk_dv", "dq")  # they take the tiles of a schedule, and are tuned
 # Of one program, by compute capability.
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-AMD = (8, 0)  # which rule AMD's GPUs take: no copy engine, tiles as for Ampere
+AMD = (8, 0)  # AMD's GPUs take this rule: no copy engine, tiles as for Ampere
 SHIPPED = Path(__file__).parent / "configurations.json"
-# The keys and values of 3 waves are 26 MB at head dim 128, half of Hopper's L2 cache; tails.py counts what stays idle.
+# The keys and values of 3 waves are 26 MB at head dim 128, half of Hopper's L2; tools/triton_tails.py counts idle time.
 WAVES = 3
 SPARSE = 0.25  # share of allowed pairs below which a mask counts as sparse
 PLAIN_MASKS = frozenset({"full", "causal", "causal(top_left)", "window", "prefix", "global"})
@@ -32,16 +32,20 @@ PLAIN_MASKS = frozenset({"full", "causal", "causal(top_left)", "window", "prefix
 
 @dataclass(frozen=True)
 class Configuration:
-    """block_q queries x block_k keys a tile; warps of a program; stages that loads are issued ahead."""
+    """A tile of block_q queries x block_k keys, the warps of a program, the stages of its pipelined loads."""
 
     block_q: int
     block_k: int
     warps: int
     stages: int
-    descriptors: bool = False  # tiles are fetched by the copy engine (TMA) where tensors allow it
-    together: bool = True  # dK and dV in one launch; else one each, for accumulators that do not fit together
-    waves: int = WAVES  # heads that fill the GPU so often are taken together, their longest tiles first
-    persistent: int = 0  # programs a multiprocessor that stay and walk over the tiles; 0: a program a tile
+    descriptors: bool = False  # the copy engine (TMA) fetches tiles if the tensors allow it
+    together: bool = True  # dK and dV in one launch; else one each, if their accumulators do not fit together
+    waves: int = (
+        WAVES  # heads that fill the GPU this many times are taken together, their longest tiles first
+    )
+    persistent: int = (
+        0  # programs per multiprocessor that stay and walk over the tiles; 0: one program per tile
+    )
 
     def __str__(self) -> str:
         """In words, e.g. `128x64, 8 warps, 2 stages, TMA`."""
@@ -51,7 +55,7 @@ class Configuration:
 
 
 def interpreted(kernel: Kernel, case: Case) -> Configuration:
-    """The tile in the interpreter: three or four a side, so that every kind of block occurs at any length."""
+    """The tile in the interpreter: three or four per side, so that every kind of block occurs at any length."""
 
     def block(length: int) -> int:
         return min(128, max(16, triton.next_power_of_2(-(-length // 4))))
@@ -62,7 +66,7 @@ def interpreted(kernel: Kernel, case: Case) -> Configuration:
 
 
 def key(kernel: Kernel, case: Case, capability: tuple[int, int]) -> str:
-    """What a tuned entry is for, e.g. `sm_90/forward/bf16/d128/dense/plain`; `code_of` says what is last."""
+    """The key of a tuned entry, e.g. `sm_90/forward/bf16/d128/dense/plain`; the last part is `code_of`."""
     columns = max(case.head_dim, case.v_dim)
     density = case.pairs / (case.batch * case.q_heads * case.q_len * case.k_len)
     kind = "sparse" if density < SPARSE else "dense"
@@ -70,9 +74,9 @@ def key(kernel: Kernel, case: Case, capability: tuple[int, int]) -> str:
 
 
 def code_of(case: Case) -> str:
-    """What takes registers beside the products: scores that are changed, a mask that is combined or looked up, or none.
+    """What takes registers beside the products: "changed" scores, a "masked" lookup or combination, or "plain".
 
-    Tiles that are fastest without them spill with them, or do not fit.
+    The fastest tiles of plain code spill or do not fit with either.
     """
     if any(score.kind != "sink" for score in case.scores):
         return "changed"
@@ -80,42 +84,42 @@ def code_of(case: Case) -> str:
 
 
 def cache_file() -> Path:
-    """Where `attnbench tune` keeps what it measured on this machine."""
+    """The file in which `attnbench tune` keeps the entries of this machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "attnbench" / "triton" / "tuned.json"
 
 
 def entries_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The tuned entries of a file, fields by name; none where there is no file."""
+    """The tuned entries of a file, fields by name; empty if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @cache
 def tuned(here: bool = True) -> dict[str, Configuration]:
-    """The tuned entries: those shipped, and over them those of this machine; not `here`: those shipped."""
-    found: dict[str, Configuration] = {}
+    """The shipped entries, overridden by those of this machine if `here`."""
+    merged: dict[str, Configuration] = {}
     for path in (SHIPPED, cache_file()) if here else (SHIPPED,):
-        found |= {name: Configuration(**fields) for name, fields in entries_of(path).items()}
-    return found
+        merged |= {name: Configuration(**fields) for name, fields in entries_of(path).items()}
+    return merged
 
 
 def chosen(kernel: Kernel, case: Case, capability: tuple[int, int], here: bool = True) -> Configuration:
     """What runs on a GPU of this compute capability: the tuned entry, or the rule.
 
-    Not `here`: on any machine, whatever was tuned on this one. What is written down or compared is of that kind.
+    Not `here`: ignore what was tuned on this machine, for records that are committed or compared.
     """
-    found = tuned(here).get(key(kernel, case, capability)) or rule(kernel, case, capability)
-    # A decode's block of queries is the whole of them, whatever its rows are.
-    return found if kernel == "decode" else _fitted(found, case)
+    configuration = tuned(here).get(key(kernel, case, capability)) or rule(kernel, case, capability)
+    # A decode's block of queries is all of them, whatever block_q says.
+    return configuration if kernel == "decode" else _fitted(configuration, case)
 
 
 def rule(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configuration:
-    """What runs where nothing was tuned: the widest tiles whose kernel compiles without a spill (compiled.json).
+    """What runs without a tuned entry: the widest tiles whose kernel compiles without a spill (compiled.json).
 
-    The limit is registers. A program of 8 warps has 255 a thread: 128 queries x 128 columns of float32
-    take 64 of them, the scores of a tile another block_q * block_k / 256 (twice in the backward). The copy
-    engine of Hopper saves those for addresses. Where scores are changed or a table is read, dK and dV take
-    narrower tiles. float32 has no matrix unit here (IEEE products): small tiles.
+    The limit is registers. A program of 8 warps has 255 per thread: 128 queries x 128 columns of float32 take 64 of
+    them, the scores of a tile another block_q * block_k / 256 (twice in the backward). Hopper's copy engine saves
+    those for addresses. With changed scores or a lookup, dK and dV take narrower tiles. float32 has no matrix unit
+    (IEEE products): small tiles.
     """
     columns = max(triton.next_power_of_2(max(case.head_dim, case.v_dim)), 64)
     if kernel == "delta":
@@ -124,26 +128,26 @@ def rule(kernel: Kernel, case: Case, capability: tuple[int, int]) -> Configurati
         return Configuration(64 if kernel == "decode" else 32, 32, 8, 1)
     plain = code_of(case) == "plain"
     if kernel == "decode":
-        # Rows are those of the case; what matters is how many keys are on their way from memory at once.
+        # The rows are the case's; what matters is how many keys are being loaded at once.
         return Configuration(64, 64 if columns <= 128 else 32, 4, 2, descriptors=capability >= (9, 0))
     if kernel == "bias_gradient":
         return Configuration(64, 64, 8, 1)
     if capability >= (9, 0):
-        found = _hopper(kernel, columns, plain)
+        tile = _hopper(kernel, columns, plain)
         if capability >= (10, 0) and kernel == "dk_dv" and not plain:
-            return replace(found, block_k=64)
+            return replace(tile, block_k=64)
         odd = triton.next_power_of_2(case.head_dim) != case.head_dim
-        return replace(found, block_k=64) if capability >= (10, 0) and odd else found
+        return replace(tile, block_k=64) if capability >= (10, 0) and odd else tile
     return _ampere(kernel, columns, plain)
 
 
-def staying(found: Configuration, kernel: Kernel, case: Case) -> Configuration:
-    """The same with a program a multiprocessor that stays.
+def as_persistent(tile: Configuration, kernel: Kernel, case: Case) -> Configuration:
+    """The same with one persistent program per multiprocessor.
 
-    Its walk over tiles takes some 30 registers a thread more: half the queries where they are not left.
+    Its walk over tiles takes about 30 more registers per thread: half the queries if these are not free.
     """
     halved = kernel == "dk_dv" or (kernel == "forward" and code_of(case) != "plain")
-    return replace(found, persistent=1, block_q=max(16, found.block_q // (2 if halved else 1)))
+    return replace(tile, persistent=1, block_q=max(16, tile.block_q // (2 if halved else 1)))
 
 
 def _hopper(kernel: Kernel, columns: int, plain: bool) -> Configuration:
@@ -173,10 +177,10 @@ def _ampere(kernel: Kernel, columns: int, plain: bool) -> Configuration:
     return Configuration(*shape, together=columns <= 128)
 
 
-def _fitted(found: Configuration, case: Case) -> Configuration:
-    """No tile longer than the sequence needs."""
+def _fitted(tile: Configuration, case: Case) -> Configuration:
+    """The tile, no longer than the sequences need."""
     return replace(
-        found,
-        block_q=min(found.block_q, max(16, triton.next_power_of_2(case.q_len))),
-        block_k=min(found.block_k, max(16, triton.next_power_of_2(case.k_len))),
+        tile,
+        block_q=min(tile.block_q, max(16, triton.next_power_of_2(case.q_len))),
+        block_k=min(tile.block_k, max(16, triton.next_power_of_2(case.k_len))),
     )

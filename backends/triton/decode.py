@@ -1,12 +1,12 @@
-"""How are a few queries over many keys computed? Split-KV (FlashDecoding): the keys are cut, the parts merged by LSE.
+"""Few queries over many keys: split-KV (FlashDecoding). The keys are split, and the parts merged by their LSE.
 
-A forward whose queries fill one tile has a program a head, too few to keep a GPU's memory busy. Here the query heads
-that share a key head are the rows of one tile, so its keys are read once, and `splits` programs each take
-a part of its key blocks. Each part is a softmax of its own with its log-sum-exp; `combine_kernel` weighs them:
+A forward whose queries fill one tile has one program per head, too few to keep a GPU's memory busy. Here the query
+heads that share a key head are the rows of one tile, so its keys are read once, and `splits` programs each take a part
+of its key blocks. Each part is a separate softmax with its log-sum-exp; `combine_kernel` weighs them:
 
     O = sum_s 2^(L_s - L) O_s,  L = log2 sum_s 2^L_s
 
-A part that saw no key has L_s = -inf and weighs 0; a row whose parts are all such gives 0 and -inf.
+A part without a key has L_s = -inf and weight 0; a row of only such parts gives 0 and -inf.
 """
 
 import triton
@@ -20,17 +20,17 @@ from .tiles import zero_tile
 from .walking import listed, start_of_list
 
 MOST_ROWS = 64  # query heads of a group x queries that one tile takes
-FEWEST_TILES = 2  # of keys that are worth a program
-MOST_SPLITS = 64  # that the combining program holds in registers
-KEYS_A_QUERY = 16  # fewer keys a query are not a decode
+FEWEST_TILES = 2  # key blocks that are worth a program
+MOST_SPLITS = 64  # parts that the combining program holds in registers
+KEYS_A_QUERY = 16  # with fewer keys per query it is no decode
 
 
 def splits(case: Case, block_k: int, processors: int) -> int:
-    """Into how many parts the keys are cut on a GPU of so many multiprocessors; 1: the ordinary forward.
+    """The number of parts of the keys on a GPU with so many multiprocessors; 1: the ordinary forward.
 
-    Cut where the rows fit one tile, every head sees the same keys (one list of blocks serves the tile), the
-    keys are many for the queries, and the ordinary forward would leave multiprocessors idle; into as many parts as
-    fill them twice, of at least two key blocks each.
+    The keys are split if the rows fit one tile, all heads see the same keys (one list of blocks serves the tile),
+    there are many keys per query, and the ordinary forward would leave multiprocessors idle. The parts fill these
+    twice, with at least two key blocks each.
     """
     rows = case.group * case.q_len
     if rows > MOST_ROWS or case.mask.varies_over_heads or case.k_len < KEYS_A_QUERY * case.q_len:
@@ -76,7 +76,7 @@ def decode_kernel(
     acc = zero_tile(ROWS, DV0, DV1)
     l = tl.zeros([ROWS], tl.float32)
     m = tl.full([ROWS], float("-inf"), tl.float32)
-    # The queries are one block of the map; all its tiles are in the list of partial ones, and looked at.
+    # The queries are one block of the map; all its tiles are listed as partial ones, and masked.
     first, count = start_of_list(walk.partial, b * walk.batch_rows)
     share = tl.cdiv(count, splits)
     for t in range(split * share, tl.minimum(split * share + share, count)):

@@ -1,4 +1,4 @@
-"""How does a case become kernel launches? A Plan holds what depends on the case alone; calls take tensors."""
+"""A Plan turns a case into kernel launches: it holds what depends on the case alone; calls take tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .lowering import LoweredMask, Walk, lower, walk_over_all, walk_over_keys, w
 from .schedule import Schedule, schedule
 from .tiles import chunks
 
-INTERPRETED_PROCESSORS, COMPILED_PROCESSORS = 4, 132  # where there is no GPU to ask
+INTERPRETED_PROCESSORS, COMPILED_PROCESSORS = 4, 132  # without a GPU
 COMBINE = Configuration(1, 0, 4, 1)
 
 
@@ -40,12 +40,12 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The kernel's, without its ending: forward, dk_dv, decode, ..."""
+        """The kernel's name without its ending: forward, dk_dv, decode, ..."""
         return self.kernel.__name__.removesuffix("_kernel")
 
     def run(self) -> None:
         """Put it on the current stream (or interpret it)."""
-        # The interpreter's NumPy warns of exp2 overflowing where a GPU gives inf and the mask drops it.
+        # The interpreter's NumPy warns if exp2 overflows; a GPU gives inf, which the mask drops.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             self._run()
 
@@ -57,10 +57,10 @@ class Launch:
 
 @dataclass
 class Plan:
-    """A case on one device: its mask lowered, its tiles chosen, its walks built. Reused call after call.
+    """A case on one device: its mask lowered, its tiles chosen, its walks built; reused by all calls.
 
-    The rest is for tests, tuning and compiling ahead of time: the tile to take instead of the chosen one, by kernel;
-    what to do with a launch instead of running it; and multiprocessors to fill instead of the device's.
+    The other fields are for tests, tuning and compiling ahead of time: `tiles` replaces the chosen tile of a kernel,
+    `start` the running of a launch, `processors` the device's number of multiprocessors.
     """
 
     case: Case
@@ -85,7 +85,7 @@ class Plan:
         return bind(self.fixed, scores)
 
     def configuration(self, kernel: Kernel) -> Configuration:
-        """The tile of a kernel on this device; chosen once, because every call asks."""
+        """The tile of a kernel on this device; chosen once, because every call needs it."""
         if kernel not in self._configurations:
             self._configurations[kernel] = self._chosen(kernel)
         return self._configurations[kernel]
@@ -100,11 +100,11 @@ class Plan:
 
     @cached_property
     def splits(self) -> int:
-        """Into how many parts the forward cuts the keys; 1: it does not."""
+        """The number of parts into which the forward splits the keys; 1: none."""
         return splits(self.case, self.configuration("decode").block_k, self.processors)
 
     def walk(self, over: str, tile: Configuration) -> Walk:
-        """The blocks to visit, over "keys", "queries" or "all" keys (split-KV); built once for each tile size."""
+        """The blocks to visit, over "keys", "queries" or "all" keys (split-KV); built once per tile size."""
         at = (over, tile.block_q, tile.block_k)
         if at not in self._walks:
             size = (tile.block_q, tile.block_k)
@@ -123,7 +123,7 @@ class Plan:
         return work
 
     def schedule(self, over: str, tile: Configuration) -> Schedule:
-        """Which program computes which tiles of a walk over "keys" or "queries"; built once for each configuration."""
+        """The tiles of each program in a walk over "keys" or "queries"; built once per configuration."""
         if (over, tile) not in self._schedules:
             made = schedule(
                 self.work(over, tile),
@@ -135,7 +135,7 @@ class Plan:
         return self._schedules[over, tile]
 
     def build(self) -> None:
-        """Make everything that calls need, so that a call is launches only (and a CUDA graph can capture it)."""
+        """Build all that calls need, so that a call only launches (and a CUDA graph can capture it)."""
         if self.splits > 1:
             self.walk("all", self.configuration("decode"))
         else:
@@ -167,7 +167,7 @@ class Plan:
         return (case.q_heads, case.group, case.q_len, case.k_len, case.softmax_scale)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, changes: Changes) -> tuple[Tensor, Tensor]:
-        """out [B, H, Q, Dv] and lse float32 [B, H, Q]; out is laid out in memory as q is."""
+        """out [B, H, Q, Dv] and lse float32 [B, H, Q]; out has q's memory layout."""
         case = self.case
         q, k, v = map(within_reach, (q, k, v))
         out = empty_like_with(q, case.v_dim)
@@ -282,7 +282,7 @@ class Plan:
 
 
 def _processors(device: torch.device) -> int:
-    """Multiprocessors to fill. In the interpreter a few, so that long keys are split as on a GPU."""
+    """The multiprocessors to fill; a few in the interpreter, so that long keys are split as on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return COMPILED_PROCESSORS if device.type == "meta" else INTERPRETED_PROCESSORS

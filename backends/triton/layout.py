@@ -1,4 +1,4 @@
-"""How do tensors lie in memory, and how are their tiles fetched?"""
+"""The layout of tensors in memory, and how their tiles are fetched."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FURTHEST_ROW = (1 << 31) // LONGEST_TILE  # elements from one row to the next th
 
 
 def fetched(x: Tensor, rows: int, tile: Configuration) -> Tensor | TensorDescriptor:
-    """The operand as kernels take it: a descriptor of tiles of `rows` where asked for and possible, or the tensor.
+    """The operand as kernels take it: a descriptor of tiles of `rows` if wanted and possible, or the tensor.
 
-    The copy engine wants 16-byte alignment, a contiguous last dimension, and one chunk of columns.
+    The copy engine needs 16-byte alignment, a contiguous last dimension, and one chunk of columns.
     """
     d0, d1 = chunks(x.shape[3])
     aligned = x.stride(3) == 1 and all(s > 0 and s * x.element_size() % 16 == 0 for s in x.stride()[:3])
@@ -28,10 +28,10 @@ def fetched(x: Tensor, rows: int, tile: Configuration) -> Tensor | TensorDescrip
 
 
 def within_reach(x: Tensor) -> Tensor:
-    """The tensor, or a contiguous copy where its rows lie so far apart that 32 bits do not span a tile.
+    """The tensor, or a contiguous copy if its rows lie so far apart that 32 bits do not span a tile.
 
-    That takes rows 2^23 elements apart, as [S, B, H, D] with 8300 batch rows has them; wider offsets in
-    every load would cost all others registers.
+    Such rows are 2^23 elements apart, e.g. [S, B, H, D] with 8300 batch rows; wider offsets in every load would cost
+    all other cases registers.
     """
     return x if _reaches(x) else x.contiguous()
 
@@ -45,10 +45,10 @@ def blocks_of(length: int, block: int) -> int:
 
 
 def empty_like_with(x: Tensor, columns: int) -> Tensor:
-    """An empty tensor [B, heads, S, columns], with the dimensions in the order in which x has them in memory.
+    """An empty tensor [B, heads, S, columns], with the dimensions in the order that x has in memory.
 
-    Written by the kernel to the last element. An x that is expanded or overlapping gives a contiguous one, and so does
-    one whose rows, or those of the result, lie too far apart.
+    The kernel writes all of it. The result is contiguous if x is expanded or overlapping, or if its rows or those of
+    the result lie too far apart.
     """
     shape = (*x.shape[:3], columns)
     if all(s > 0 for s in x.stride()) and x.stride(3) == 1:

@@ -1,6 +1,6 @@
-"""What becomes of the raw products q k^T before the softmax? Scale, softcap, biases, in the canonical order.
+"""The logits: the products q k^T after scale, softcap and biases, in the canonical order.
 
-Logits are kept in base 2 (times log2 e), because the hardware's exponential is exp2.
+They are in base 2 (times log2 e), because the hardware's exponential is exp2.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ def tanh(x):
 
 
 class ChangeArguments(NamedTuple):
-    """The score changes as one argument of a kernel. What is None is not asked for, and compiled away."""
+    """The score changes as one argument of a kernel; None is compiled away."""
 
     softcap: Any  # the cap
     slopes: Any  # ALiBi's, float32 [H]
@@ -69,7 +69,7 @@ def logits(products, b, h, i, j, q_len, k_len, scale, changes):
             tl.float32
         )
     if changes.slopes is not None:
-        # ALiBi (arXiv 2108.12409): -slope * |p - j|, p the query's place among the keys.
+        # ALiBi (arXiv 2108.12409): -slope * |p - j|, p the query's position among the keys.
         distance = tl.abs(i + (k_len - q_len) - j)
         s -= tl.load(changes.slopes + h) * distance.to(tl.float32)
     return s * LOG2_E, slope

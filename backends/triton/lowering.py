@@ -1,4 +1,4 @@
-"""What does a kernel need to know of a mask? Lists of blocks to visit, and code and a table for the partial ones."""
+"""A mask as a kernel needs it: lists of blocks to visit, and code and a table for the partial ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .walking import BlocksArguments, WalkArguments
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """The blocks that are visited for each tile, on the device: rows run over batch, head, then block.
+    """The blocks that each tile visits, on the device: rows run over batch, head, then block.
 
-    Row r visits offsets[r + 1] - offsets[r] full blocks, and so many partial ones: the indices from offsets[r] on; or,
-    where those of every row are one run of neighbours, first[r] and the next, so that the kernel counts instead of
-    reading and its loads can be issued ahead. `*_rows` are the rows from one batch row, or one head, to the next: 0
-    where the mask does not vary. `work` counts the blocks of each row, on the host.
+    Row r visits offsets[r + 1] - offsets[r] blocks of each kind: the indices from offsets[r] on; or, if those of every
+    row are one run of neighbours, first[r] and the next, so that the kernel counts instead of reading and its loads
+    can be issued ahead. `*_rows` are the rows from one batch row, or one head, to the next: 0 if the mask does not
+    vary. `work` counts the blocks of each row, on the host.
     """
 
     full: BlocksArguments
@@ -39,7 +39,7 @@ class Walk:
 
 @dataclass(frozen=True, eq=False)
 class LoweredMask:
-    """A mask made ready for kernels on one device: the predicate (None: every pair is allowed) and its table."""
+    """A mask prepared for kernels on one device: the predicate (None: every pair is allowed) and its table."""
 
     mask: Mask
     extent: Extent
@@ -52,20 +52,20 @@ class LoweredMask:
 
 
 def lower(mask: Mask, extent: Extent, device: torch.device) -> LoweredMask:
-    """Compile the predicate and move its table. NotImplementedError where it uses an operation we cannot translate."""
+    """Compile the predicate and move its table; NotImplementedError if an operation of it has no translation."""
     predicate = compile_predicate(mask, extent)
     table = np.zeros(1, dtype=np.int32) if predicate is None else predicate.table
     return LoweredMask(mask.simplified(), extent, predicate, _moved(table, device))
 
 
 def walk_over_keys(blocks: BlockMap, extent: Extent, device: torch.device) -> Walk:
-    """For the forward and dQ: the key blocks of each query block. A ragged last key block is looked at."""
+    """For the forward and dQ: the key blocks of each query block. A ragged last key block counts as partial."""
     ragged = blocks.key_blocks - 1 if extent.k_len % blocks.block_k else None
     return _walk(blocks, blocks.partial, blocks.full, ragged, device)
 
 
 def walk_over_all(blocks: BlockMap, extent: Extent, device: torch.device) -> Walk:
-    """For split-KV: the key blocks of each query block in one list, all of them looked at."""
+    """For split-KV: the key blocks of each query block in one list, all as partial."""
     rows = blocks.partial.offsets.size - 1
     none = np.zeros(0, dtype=np.int64)
     return _walk(
@@ -74,7 +74,7 @@ def walk_over_all(blocks: BlockMap, extent: Extent, device: torch.device) -> Wal
 
 
 def walk_over_queries(blocks: BlockMap, extent: Extent, device: torch.device) -> Walk:
-    """For dK and dV: the query blocks of each key block. A ragged last query block is looked at."""
+    """For dK and dV: the query blocks of each key block. A ragged last query block counts as partial."""
     ragged = blocks.query_blocks - 1 if extent.q_len % blocks.block_q else None
     return _walk(blocks, blocks.partial_down, blocks.full_down, ragged, device)
 
@@ -96,7 +96,7 @@ def _walk(
 
 
 def _together(one: BlockRuns, other: BlockRuns) -> BlockRuns:
-    """The tiles of both, which share none."""
+    """The tiles of both; they have none in common."""
     row, start, end = (
         np.concatenate(pair)
         for pair in zip((one.rows, one.starts, one.ends), (other.rows, other.starts, other.ends), strict=True)
@@ -106,7 +106,7 @@ def _together(one: BlockRuns, other: BlockRuns) -> BlockRuns:
 
 
 def _with_moved(partial: BlockRuns, full: BlockRuns, last: int) -> tuple[BlockRuns, BlockRuns]:
-    """Full blocks of the last column become partial: they have pairs past the end, which must be masked."""
+    """Full blocks of the last column become partial: their pairs past the end must be masked."""
     rows = full.offsets.size - 1
     reach = full.ends > last
     kept = full.starts < np.where(reach, last, full.ends)
@@ -116,7 +116,7 @@ def _with_moved(partial: BlockRuns, full: BlockRuns, last: int) -> tuple[BlockRu
 
 
 def _arguments(runs: BlockRuns, device: torch.device) -> BlocksArguments:
-    """Listed where a row has more than one run, else counted from its first block."""
+    """Listed if a row has more than one run, else counted from its first block."""
     offsets = _moved(np.concatenate([[0], np.cumsum(runs.tiles)]), device)
     if (np.diff(runs.offsets) > 1).any():
         return BlocksArguments(offsets, _moved(runs.listed.indices, device), None)

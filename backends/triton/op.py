@@ -1,9 +1,9 @@
-"""How does torch see the kernel? As one operator with a shape rule and a gradient: torch.compile and CUDA graphs work.
+"""The kernel as one torch operator with a shape rule and a gradient, for torch.compile and CUDA graphs.
 
-`attend(q, k, v, ...)` is what a user calls, `varlen` for packed documents. Behind it is `attnbench::attend`, whose mask
-and score changes travel as texts, so that a compiled graph holds them as constants; what they are lowered to is made
-once for each shape and kept. A call makes no host synchronisation; the first call for a shape lowers the mask, so make
-it before a CUDA graph is captured.
+Users call `attend(q, k, v, ...)`, or `varlen` for packed documents. Both call `attnbench::attend`, which takes the mask
+and the score changes as texts, so that a compiled graph holds them as constants; they are lowered once per shape. A
+call does not synchronise with the host; the first call for a shape lowers the mask, so make it before capturing a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, H, Q, Dv], lse float32 [B, H, Q]) of q [B, H, Q, D], k [B, Hkv, K, D], v [B, Hkv, K, Dv].
 
-    Differentiable in q, k, v and the tensors that score changes carry, through out and through lse. Raises
-    CaseError where shapes or dtypes do not fit, ScoreError where a score change describes a tensor and carries
-    none, or one of another shape.
+    Differentiable in q, k, v and the tensors of score changes, through out and lse. Raises CaseError if shapes or
+    dtypes do not fit, ScoreError if a score change lacks its tensor or has one of another shape.
     """
-    # A case holds its changes in this order, whatever the caller's; their tensors travel apart from them.
+    # A case holds its changes in canonical order; their tensors are passed separately.
     scores = [_with_tensor(score, q) for score in canonical(scores)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = [score.tensor for score in scores if score.tensor is not None]
@@ -74,10 +73,10 @@ def varlen(
 ) -> tuple[Tensor, Tensor]:
     """(out [T, H, Dv], lse float32 [H, T]) of packed documents: q [T, H, D], k [T, Hkv, D], v [T, Hkv, Dv].
 
-    Document n is the tokens cu_seqlens[n] to cu_seqlens[n + 1], as in flash_attn_varlen_func; none may be left over.
+    Document n is the tokens cu_seqlens[n] to cu_seqlens[n + 1], as in flash_attn_varlen_func; they cover all tokens.
     `window` is (left, right), None unlimited. Differentiable as `attend`. A tensor of cu_seqlens is read on the host
-    (which waits for a GPU: give numbers, or a tensor of the CPU), and new lengths are lowered anew. Raises MaskError
-    where cu_seqlens is no such list.
+    (which waits for a GPU: pass numbers, or a CPU tensor), and new lengths are lowered anew. Raises MaskError if
+    cu_seqlens is no such list.
     """
     ends = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
     tokens = q.shape[0]
@@ -141,7 +140,7 @@ def _kept_case(
 
 
 def _plan(case: Case, device: torch.device) -> Plan:
-    """The plan of a case. One that a CUDA graph is captured with stays, since the graph goes on reading its lists."""
+    """The plan of a case. A plan that a CUDA graph was captured with is kept, since the graph reads its lists."""
     plan = _kept_plan(case, device)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _CAPTURED[case, device] = plan
@@ -153,24 +152,24 @@ _CAPTURED: dict[tuple[Case, torch.device], Plan] = {}
 
 @lru_cache(maxsize=256)
 def _kept_plan(case: Case, device: torch.device) -> Plan:
-    made = Plan(case, device)
-    made.build()
-    return made
+    plan = Plan(case, device)
+    plan.build()
+    return plan
 
 
 def _computed(x: Tensor) -> Tensor:
-    """float32 where the kernel is interpreted, whose half precision is wrong."""
+    """float32 if the kernel is interpreted: the interpreter's half precision is wrong."""
     return x if x.is_cuda else x.float()
 
 
 def _bound(plan: Plan, tensors: Sequence[Tensor]) -> Changes:
     case = plan.case
-    given = iter(tensors)
+    rest = iter(tensors)
     shapes = [score.tensor_shape(case.extent) for score in case.scores]
     bound = []
     for score, shape in zip(case.scores, shapes, strict=True):
         if shape is not None:
-            tensor = next(given)
+            tensor = next(rest)
             if tuple(tensor.shape) != shape:
                 raise ScoreError(f"{score} takes a tensor of shape {shape} here, not {tuple(tensor.shape)}")
             score = score.bound(_computed(tensor))
@@ -234,8 +233,8 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _differentiate(ctx, dout, dlse):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, *tensors = ctx.saved_tensors
     dout = torch.zeros_like(out) if dout is None else dout
-    given = (q, k, v, tensors, out, lse, dout, dlse, ctx.mask, ctx.scores, ctx.scale)
-    dq, dk, dv, *rest = torch.ops.attnbench.attend_backward(*given)
+    arguments = (q, k, v, tensors, out, lse, dout, dlse, ctx.mask, ctx.scores, ctx.scale)
+    dq, dk, dv, *rest = torch.ops.attnbench.attend_backward(*arguments)
     return dq, dk, dv, rest, None, None, None
 
 

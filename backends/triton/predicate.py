@@ -1,11 +1,11 @@
-"""How does a symbolic mask become Triton code? By tracing its own predicate, op by op.
+"""A symbolic mask becomes Triton code by tracing its predicate, operation by operation.
 
-A mask gives `predicate(extent) -> f(b, h, q, k)` on tensors. Traced once, f is a short list of ATen operations on the
-four indices, on numbers and on tables it captured. Each operation becomes one line of a `@triton.jit` function.
-A new mask in the algebra needs no change here as long as it is built from these operations.
+A mask has `predicate(extent) -> f(b, h, q, k)` on tensors. Traced once, f is a short list of ATen operations on the
+four indices, on numbers and on captured tables. Each operation becomes one line of a `@triton.jit` function. A new
+mask needs no change here if it is built from these operations.
 
-Numbers and tables are no part of the code: they go to one int32 buffer that the function reads, so every
-window length shares one compiled kernel. Tables of booleans are packed, 32 to a word, along their last dimension.
+Numbers and tables are not part of the code: they are in one int32 buffer that the function reads, so that all window
+lengths share one compiled kernel. Boolean tables are packed, 32 to a word, along their last dimension.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Predicate:
 
     @property
     def function(self) -> Any:
-        """The `@triton.jit` function, made once for each source."""
+        """The `@triton.jit` function, made once per source."""
         return _function(self.source)
 
 
@@ -73,7 +73,7 @@ class _Writer:
     lines: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     tables: list[np.ndarray] = field(default_factory=list)
-    start_places: list[int] = field(default_factory=list)  # which number is the start of each table
+    start_places: list[int] = field(default_factory=list)  # the number that is the start of each table
 
     def number(self, value: int) -> str:
         """A name for a number of the problem: loaded from the head of the table."""
@@ -82,7 +82,7 @@ class _Writer:
         return self.assign(f"tl.load(TABLE + {place})", "n")
 
     def start_of(self, table: np.ndarray) -> str:
-        """Keep a table and give a name for where it begins, which is known when all numbers are."""
+        """Keep a table and name the number of its start, which is set once all numbers are known."""
         self.tables.append(table)
         self.start_places.append(len(self.numbers))
         return self.number(0)
@@ -94,9 +94,9 @@ class _Writer:
 
 
 def compile_predicate(mask: Mask, extent: Extent) -> Predicate | None:
-    """The code and table of a mask; None where every pair is allowed.
+    """The code and table of a mask; None if every pair is allowed.
 
-    Raises NotImplementedError that names an operation which has no translation.
+    Raises NotImplementedError naming the operation that has no translation.
     """
     mask = mask.simplified()
     if mask.is_always:
@@ -105,7 +105,7 @@ def compile_predicate(mask: Mask, extent: Extent) -> Predicate | None:
     result = _translate(mask, extent, writer)
     body = "".join(f"    {line}\n" for line in writer.lines)
     source = f"{PROLOGUE}@triton.jit\ndef allowed(TABLE, b, h, i, j):\n{body}    return {result}\n"
-    # Where each captured table begins is one of the numbers at the head: [numbers..., table, table, ...].
+    # The start of each captured table is one of the numbers at the head: [numbers..., table, table, ...].
     start = len(writer.numbers)
     for place, table in zip(writer.start_places, writer.tables, strict=True):
         writer.numbers[place] = start
@@ -119,7 +119,7 @@ def compile_predicate(mask: Mask, extent: Extent) -> Predicate | None:
 
 
 def _translate(mask: Mask, extent: Extent, writer: _Writer) -> str:
-    # Of one element, not of none: indexing a table with a 0-dimensional tensor would read its value.
+    # 1-dimensional: indexing a table with a 0-dimensional tensor would read its value.
     index = [torch.zeros(1, dtype=torch.int64) for _ in range(4)]
     graph = make_fx(mask.predicate(extent))(*index)
     names: dict[Any, str] = {}
@@ -203,13 +203,13 @@ def _lookup(table: torch.Tensor, places: list[str], writer: _Writer) -> str:
 def _function(source: str) -> Any:
     """Import the source from a file named by its hash: Triton reads a kernel's text through its file.
 
-    The file is written beside and renamed over, so workers that make the same one at once do no harm.
+    The file is written under another name and renamed, so that workers may write the same one at once.
     """
     name = f"attnbench_mask_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnbench" / "triton"
     try:
         path = _written(folder, name, source)
-    except OSError:  # a home that cannot be written, as in many containers
+    except OSError:  # an unwritable home folder, as in many containers
         path = _written(Path(tempfile.mkdtemp(prefix="attnbench-")), name, source)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

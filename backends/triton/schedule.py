@@ -1,8 +1,8 @@
-"""In which order are tiles computed, and by which program? Longest first; a program a tile, or shares dealt before.
+"""The order of tiles and the program of each: longest first; one program per tile, or shares dealt in advance.
 
-A tile here is what a program makes at a time: a block of queries (forward, dQ) or of keys (dK, dV) of one head. A GPU
-gives each tile to the multiprocessor that is free first, in the order of the grid. `dealt` does the same on paper: for
-programs that stay and walk over their share of the tiles (persistent), and to see how long the last of them works on.
+A tile here is what a program computes at a time: a block of queries (forward, dQ) or of keys (dK, dV) of one head. A
+GPU gives each tile to the multiprocessor that is free first, in the order of the grid. `dealt` does the same in
+advance: for persistent programs, which walk over their share of the tiles, and to count the idle time at the end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from .walking import ScheduleArguments
 
-START_AND_END = 1  # of a tile, in blocks: its own rows come from memory and go there, loads begin anew
+START_AND_END = 1  # of a tile, in blocks: it loads and stores its own rows, and its pipeline starts again
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The tiles of a launch in their order, int32 [tiles], on the device.
+    """The tiles of a launch in order, int32 [tiles], on the device.
 
-    A tile is (b * heads + h) * blocks + block. Program p takes those from shares[p] to shares[p + 1] of the order;
+    A tile is (b * heads + h) * blocks + block. Program p takes the tiles shares[p] to shares[p + 1] of the order;
     without `shares` it takes the p-th.
     """
 
@@ -44,7 +44,7 @@ class Schedule:
 def schedule(work: np.ndarray, section_tiles: int, programs: int | None, device: torch.device) -> Schedule:
     """The schedule of a launch whose tiles visit `work` blocks each, [B, heads, blocks].
 
-    `programs`: so many share the tiles; None: a program a tile.
+    `programs`: the number of programs that share the tiles; None: one program per tile.
     """
     order = in_order(work, section_tiles)
     if programs is None:
@@ -57,26 +57,26 @@ def schedule(work: np.ndarray, section_tiles: int, programs: int | None, device:
 def in_order(work: np.ndarray, section_tiles: int) -> np.ndarray:
     """The tiles of work [B, heads, blocks]: section after section of heads, in each the most work first.
 
-    The heads are cut into as many equal sections as have `section_tiles` each; 0: every head is one. Tiles that run at
+    The heads are cut into equal sections of about `section_tiles` tiles; 0: every head is a section. Tiles that run at
     the same time should share keys and values in the L2 cache, so heads follow one another; but a section that does not
-    fill the GPU leaves its longest tiles, or those of the next one, to run beside nothing at the end.
+    fill the GPU leaves its longest tiles, or those of the next one, to run alone at the end.
     """
     heads, blocks = work.shape[0] * work.shape[1], work.shape[2]
     head, block = np.divmod(np.arange(work.size), blocks)
     sections = max(1, heads // max(1, -(-section_tiles // blocks)))
-    # Equal work keeps heads together, and the later block first: for causal masks that is falling work as well.
+    # With equal work, heads stay together and later blocks come first: falling work for causal masks as well.
     return np.lexsort((-block, head, -work.ravel(), head * sections // heads))
 
 
 def costs(work: np.ndarray) -> np.ndarray:
-    """What each tile takes, in blocks: those that it visits, and its start and end. [tiles]"""
+    """The cost of each tile in blocks: those that it visits, and its start and end. [tiles]"""
     return work.ravel() + START_AND_END
 
 
 def dealt(cost: Sequence[int] | np.ndarray, programs: int) -> list[list[int]]:
     """The places in the order that each program takes: each in turn to the one that is free first.
 
-    List scheduling (Graham 1966); with the longest first it is at most a third over the best there is (Graham 1969).
+    List scheduling (Graham 1966); with the longest first it is at most a third above the optimum (Graham 1969).
     """
     free = [(0, program) for program in range(programs)]
     shares: list[list[int]] = [[] for _ in range(programs)]
@@ -88,7 +88,7 @@ def dealt(cost: Sequence[int] | np.ndarray, programs: int) -> list[list[int]]:
 
 
 def idle_share(cost: Sequence[int] | np.ndarray, programs: int) -> float:
-    """Which share of the programs' time is spent waiting for the last of them, for tiles in this order."""
+    """The share of the programs' time that is spent waiting for the last of them, for tiles in this order."""
     loads = [sum(int(cost[place]) for place in share) for share in dealt(cost, programs)]
     return 1 - sum(loads) / (programs * max(loads))
 

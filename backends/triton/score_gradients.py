@@ -1,4 +1,4 @@
-"""How do the gradients of biases, relative tables and sinks come about? Launches and the sums that end them."""
+"""The gradients of biases, relative tables and sinks: launches, and the sums that finish them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TABLE_GRADIENT_BYTES = 256 << 20  # of scratch at a time for the gradient of a r
 def score_gradients(
     plan: Plan, q: Tensor, k: Tensor, v: Tensor, changes: Changes, lse: Tensor, delta: Tensor, dout: Tensor
 ) -> dict[str, Tensor]:
-    """dbias, dtable and dsink in float32, as far as the case has them."""
-    found: dict[str, Tensor] = {}
+    """dbias, dtable and dsink in float32, if the case has them."""
+    gradients: dict[str, Tensor] = {}
     q, k, v, dout = map(within_reach, (q, k, v, dout))
-    given = (q, k, v, changes, lse, delta, dout)
+    operands = (q, k, v, changes, lse, delta, dout)
     if changes.bias is not None:
         over_b, over_h, over_q, over_k = (size > 1 for size in changes.bias.shape)
         tile = plan.configuration("bias_gradient")
@@ -31,16 +31,16 @@ def score_gradients(
             shape if over_q else [*shape[:2], blocks, shape[3]], dtype=torch.float32, device=q.device
         )  # [B|1, H|1, Q or blocks, K|1]
         _add_logit_gradients(
-            plan, partial, partial.stride(), (over_b, over_h, over_q, over_k), 0, blocks, *given
+            plan, partial, partial.stride(), (over_b, over_h, over_q, over_k), 0, blocks, *operands
         )
-        found["dbias"] = partial if over_q else partial.sum(dim=2, keepdim=True)
+        gradients["dbias"] = partial if over_q else partial.sum(dim=2, keepdim=True)
     if changes.relative is not None:
-        found["dtable"] = _table_gradient(plan, changes, *given)
+        gradients["dtable"] = _table_gradient(plan, changes, *operands)
     if changes.sink is not None:
         # dL/dsink = sum of dS of a key whose value is 0: P_sink (0 - delta).
         weight = torch.exp(changes.sink.float()[None, :, None] - lse)  # [B, H, Q]
-        found["dsink"] = -(weight * delta).sum(dim=(0, 2))
-    return found
+        gradients["dsink"] = -(weight * delta).sum(dim=(0, 2))
+    return gradients
 
 
 def _add_logit_gradients(
@@ -62,19 +62,21 @@ def _add_logit_gradients(
     plan.start(Launch(bias_gradient_kernel, blocks * own_batch * own_heads, arguments, constants, tile))
 
 
-def _table_gradient(plan: Plan, changes: Changes, *given: Any) -> Tensor:
+def _table_gradient(plan: Plan, changes: Changes, *operands: Any) -> Tensor:
     """The gradient of a relative bias's table [H, entries], by chunks of queries so that memory stays bounded."""
-    case, q = plan.case, given[0]
+    case, q = plan.case, operands[0]
     assert changes.row is not None
     assert changes.column is not None
     tile = plan.configuration("bias_gradient")
     blocks = blocks_of(case.q_len, tile.block_q)
     if changes.entry is None:
         dense = torch.zeros(case.q_heads, case.q_len, case.k_len, dtype=torch.float32, device=q.device)
-        _add_logit_gradients(plan, dense, (0, *dense.stride()), (False, True, True, True), 0, blocks, *given)
+        _add_logit_gradients(
+            plan, dense, (0, *dense.stride()), (False, True, True, True), 0, blocks, *operands
+        )
         entry = (changes.row[:, None] - changes.column[None, :]).long()  # [Q, K]
         return _summed_by(entry.flatten(), dense.flatten(1), changes.entries)
-    # Entries follow from j - i: written askew, a row further left each time, diagonals become columns to sum.
+    # Entries follow from j - i: with each row written one further left, diagonals become columns to sum.
     rows = max(1, TABLE_GRADIENT_BYTES // (4 * case.q_heads * case.k_len * tile.block_q)) * tile.block_q
     by_offset = torch.zeros(case.q_heads, case.q_len + case.k_len - 1, dtype=torch.float32, device=q.device)
     for start in range(0, case.q_len, rows):
@@ -86,7 +88,7 @@ def _table_gradient(plan: Plan, changes: Changes, *given: Any) -> Tensor:
         strides = (0, height * width, width - 1, 1)
         _add_logit_gradients(plan, 
             origin, strides, (False, True, True, True), start // tile.block_q,
-            blocks_of(height, tile.block_q), *given,
+            blocks_of(height, tile.block_q), *operands,
         )  # fmt: skip
         first = case.q_len - start - height  # the offset q_len - 1 - i + j of the chunk's first column
         by_offset[:, first : first + width] += skewed.sum(dim=1)
@@ -94,7 +96,7 @@ def _table_gradient(plan: Plan, changes: Changes, *given: Any) -> Tensor:
 
 
 def _summed_by(entry: Tensor, values: Tensor, entries: int) -> Tensor:
-    """The sums [H, entries] of values [H, n] that have the same entry [n]; index_put_ adds in a fixed order."""
+    """The sums [H, entries] of the values [H, n] with the same entry [n]; index_put_ adds in a fixed order."""
     heads = torch.arange(values.shape[0], device=values.device)[:, None].expand_as(values)
     total = torch.zeros(values.shape[0], entries, dtype=values.dtype, device=values.device)
     return total.index_put_((heads, entry.expand_as(values)), values, accumulate=True)

@@ -1,8 +1,8 @@
-"""How does a kernel hold a tile [rows, D] when D is no power of two, and multiply such tiles?
+"""Tiles [rows, D] of any D, as kernels hold and multiply them: tuples of column chunks, each a power of two wide.
 
-A tile is a tuple of column chunks whose widths are powers of two, as Triton's tensors must be: one chunk of width D0,
-or two of D0 and D1 (192 = 128 + 64, where padding to 256 would waste a quarter of the products). `chunks` chooses.
-Columns past D are read as 0, which adds nothing to a product, and are never written.
+Triton's tensors must be that wide: one chunk of width D0, or two of D0 and D1 (192 = 128 + 64, where padding to 256
+would waste a quarter of the products). `chunks` chooses. Columns past D are read as 0, which adds nothing to a product,
+and are never written.
 """
 
 import triton
@@ -12,7 +12,7 @@ SMALLEST_DOT = 16  # tl.dot takes no dimension below 16
 
 
 def chunks(dim: int) -> tuple[int, int]:
-    """The widths (D0, D1) that hold `dim` columns; D1 is 0 where one chunk wastes less than a second one saves.
+    """The widths (D0, D1) that hold `dim` columns; D1 is 0 if one chunk wastes less than a second one saves.
 
     >>> [chunks(d) for d in (16, 40, 64, 72, 80, 96, 128, 192, 224, 256)]
     [(16, 0), (32, 16), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 64), (256, 0), (256, 0)]
@@ -48,10 +48,10 @@ def load_tile(
     X, b, h, start, limit, strides,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    """Rows start .. start + ROWS of X[b, h] as a tile; where CHECK, rows from `limit` on are read as 0.
+    """Rows start .. start + ROWS of X[b, h] as a tile; with CHECK, rows from `limit` on are read as 0.
 
     X is a pointer, or a descriptor of [B, H, S, D] whose tiles the copy engine of Hopper and later fetches (TMA): it
-    needs no address a thread, and reads 0 outside by itself.
+    needs no address per thread, and reads 0 outside.
     """
     if isinstance(X, tl.tensor_descriptor):
         return (X.load([b, h, start, 0]).reshape([ROWS, D0]),)

@@ -1,11 +1,11 @@
-"""Which configuration is fastest on this GPU? Measured kernel by kernel, checked, and kept for the next run.
+"""Finds the fastest configuration on this GPU: measures kernel by kernel, checks, and keeps it for the next run.
 
     attnbench tune triton                      # or: python -m attnbench_backends.triton.tune
-    python -m attnbench_backends.triton.tune --out results/nvidia-h200   # beside the results as well
+    python -m attnbench_backends.triton.tune --out results/nvidia-h200   # also beside the results
 
-What is found goes to the user's cache and from then on takes precedence over the rule (configurations.py); the
-maintainer copies a file of --out to configurations.json to ship it. First the sizes of the tiles are tried, then, with
-the best of them, the orders of the tiles and programs that stay and walk over many.
+The result goes to the user's cache and takes precedence over the rule (configurations.py); to ship it, the
+maintainer copies a file of --out to configurations.json. Tile sizes are tried first, then, with the best size, the
+orders of the tiles and persistent programs.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .launch import Launch, Plan
 
 REPEATS, WARM_UPS = 10, 3
 ALL_HEADS = 1_000  # waves: more than any launch has
-REHEARSED = (9, 0)  # the compute capability whose rule is tried where there is no GPU
-Note = Callable[[Case, Kernel, Configuration, float], None]  # is told of every measurement, in milliseconds
+REHEARSED = (9, 0)  # the compute capability whose rule is tried without a GPU
+Note = Callable[[Case, Kernel, Configuration, float], None]  # receives every measurement, in milliseconds
 
 
 def cases(rehearses: bool = False) -> Iterator[Case]:
-    """What is tuned for: dense and sparse masks at the head dims that models use, 16k tokens."""
+    """The tuned cases: dense and sparse masks at the head dims that models use, 16k tokens."""
     for head_dim, mask in product((128, 64, 256), (Causal(), Full(), Causal() & SlidingWindow(1023, 0))):
         heads = 2048 // head_dim
         case = Case(
@@ -53,9 +53,9 @@ def cases(rehearses: bool = False) -> Iterator[Case]:
 
 
 def sizes(kernel: Kernel, head_dim: int, hopper: bool, tried: str) -> Iterator[Configuration]:
-    """The tiles worth a measurement; those that do not compile or fit are skipped when tried.
+    """The tiles worth a measurement; those that do not compile or fit are skipped later.
 
-    Most of the time goes into compiling them: `tried` is "all", "few" or "none" of them.
+    Compiling them takes most of the time: `tried` is "all", "few" or "none" of them.
     """
     if tried == "none":
         return
@@ -72,9 +72,9 @@ def sizes(kernel: Kernel, head_dim: int, hopper: bool, tried: str) -> Iterator[C
 
 
 def walks(tile: Configuration) -> Iterator[Configuration]:
-    """The same tile in every order, with a program a tile, and with one or two a multiprocessor that stay.
+    """The same tile in every order, with one program per tile, or one or two persistent ones per multiprocessor.
 
-    Those need more registers, so they are tried with half the queries as well.
+    Persistent programs need more registers, so they are also tried with half the queries.
     """
     for waves in (0, WAVES, ALL_HEADS):
         yield replace(tile, waves=waves, persistent=0)
@@ -85,18 +85,18 @@ def walks(tile: Configuration) -> Iterator[Configuration]:
 def tiles_with(
     case: Case, capability: tuple[int, int], kernel: Kernel, tried: Configuration
 ) -> Callable[[Kernel], Configuration]:
-    """The tiles that a case has anyway, but for one kernel the one that is tried."""
-    return lambda asked: tried if asked == kernel else chosen(asked, case, capability)
+    """The chosen tiles of a case, but `tried` for one kernel."""
+    return lambda each: tried if each == kernel else chosen(each, case, capability)
 
 
 def elapsed_ms(launch: Launch, device: torch.device) -> float:
-    """How long a launch takes."""
+    """The time of a launch."""
     if device.type != "cuda":
         began = time.perf_counter()
         launch.run()
         return (time.perf_counter() - began) * 1e3
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    launch.run()  # the GPU is busy with it while the host puts the next one there: no launch's latency is in its time
+    launch.run()  # keeps the GPU busy while the host enqueues the next one, whose time then has no launch latency
     start.record()
     launch.run()
     end.record()
@@ -105,7 +105,7 @@ def elapsed_ms(launch: Launch, device: torch.device) -> float:
 
 
 def milliseconds(inputs: Inputs, kernel: Kernel, tiles: Callable[[Kernel], Configuration]) -> float:
-    """The median time of one kernel's launches with a configuration; raises what Triton raises if it does not fit."""
+    """The median time of one kernel's launches with these tiles; raises what Triton raises if they do not fit."""
     times: list[float] = []
 
     def start(launch: Launch) -> None:
@@ -129,11 +129,11 @@ def milliseconds(inputs: Inputs, kernel: Kernel, tiles: Callable[[Kernel], Confi
 
 
 def is_right(case: Case, device: torch.device, tiles: Callable[[Kernel], Configuration]) -> bool:
-    """Whether a short case with ragged ends is computed rightly with the configuration."""
+    """Whether a short case with ragged ends is right with these tiles."""
     length, heads = (1100, 2) if device.type == "cuda" else (70, 1)
     short = replace(case, batch=1, q_heads=heads, kv_heads=heads, q_len=length, k_len=length)
     inputs = make_inputs(short, device=str(device))
-    # So few multiprocessors that programs which stay walk over several tiles.
+    # So few multiprocessors that persistent programs walk over several tiles.
     plan = Plan(short, inputs.device, tiles, processors=2)
     changes = plan.bind(())
     out, lse = plan.forward(inputs.q, inputs.k, inputs.v, changes)
@@ -149,85 +149,85 @@ def fastest(
     candidates: Iterable[Configuration],
     note: Note,
 ) -> tuple[Configuration, float]:
-    """The fastest of these configurations that is right, and its time; `note` is told of each."""
+    """The fastest of these configurations that is right, and its time; `note` receives each."""
     case = inputs.case
     measured: list[tuple[float, Configuration]] = []
     for tried in candidates:
         try:
-            found = milliseconds(inputs, kernel, tiles_with(case, capability, kernel, tried))
-        except Exception as reason:  # noqa: BLE001 - Triton raises many kinds for what does not compile or fit
-            sys.stderr.write(f"{kernel} {tried}: {type(reason).__name__}\n")
+            median_ms = milliseconds(inputs, kernel, tiles_with(case, capability, kernel, tried))
+        except Exception as error:  # noqa: BLE001 - Triton raises many kinds for what does not compile or fit
+            sys.stderr.write(f"{kernel} {tried}: {type(error).__name__}\n")
             continue
-        measured.append((found, tried))
-        note(case, kernel, tried, found)
-    for found, tried in sorted(measured, key=lambda pair: pair[0]):
+        measured.append((median_ms, tried))
+        note(case, kernel, tried, median_ms)
+    for median_ms, tried in sorted(measured, key=lambda pair: pair[0]):
         if is_right(case, inputs.device, tiles_with(case, capability, kernel, tried)):
-            return tried, found
+            return tried, median_ms
     raise AttnbenchError(f"no configuration of {kernel} is right on {case.id}; run attnbench check triton")
 
 
 def tuned_for(
     case: Case, device: str, capability: tuple[int, int], tried: str, done: Collection[str], note: Note
 ) -> Iterator[tuple[str, Configuration, float]]:
-    """(entry, fastest configuration, its time) of each kernel whose entry is not done: its size, then its walk."""
+    """(entry, fastest configuration, its time) of each kernel that is not done: first its size, then its walk."""
     inputs = make_inputs(case, device=device)
     for kernel in WALKING:
         entry = key(kernel, case, capability)
         if entry in done:
             continue
-        asked = {chosen(kernel, case, capability)}
-        asked |= set(sizes(kernel, case.head_dim, capability >= (9, 0), tried))
-        tile, _ = fastest(inputs, kernel, capability, asked, note)
+        candidates = {chosen(kernel, case, capability)}
+        candidates |= set(sizes(kernel, case.head_dim, capability >= (9, 0), tried))
+        tile, _ = fastest(inputs, kernel, capability, candidates, note)
         yield entry, *fastest(inputs, kernel, capability, walks(tile), note)
 
 
 def main(arguments: list[str]) -> int:
-    """Tune every kernel and case, writing after each so that an interruption loses nothing."""
+    """Tune every kernel and case; each is written at once, so that an interruption loses nothing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, help="a folder that gets configurations.json too (entries there are kept), and tried.jsonl"
+        "--out", type=Path, help="folder that also gets configurations.json (its entries are kept) and tried.jsonl"
     )  # fmt: skip
     parser.add_argument(
         "--sizes", choices=("all", "few", "none"), default="all",
-        help="how many sizes of tiles are tried before the walks; none: the one that runs now",
+        help="tile sizes to try before the walks; none: only the one that runs now",
     )  # fmt: skip
     parser.add_argument(
         "--rehearse", action="store_true", help="one small case in the interpreter; its figures mean nothing"
     )
-    given = parser.parse_args(arguments)
-    if given.rehearse and given.out is None:
-        parser.error("--rehearse needs --out: its figures do not belong into the user's cache")
-    if not given.rehearse and not torch.cuda.is_available():
-        sys.stderr.write("tune: there is no CUDA GPU here; the rule of configurations.py holds without it\n")
+    options = parser.parse_args(arguments)
+    if options.rehearse and options.out is None:
+        parser.error("--rehearse needs --out: its figures do not belong in the user's cache")
+    if not options.rehearse and not torch.cuda.is_available():
+        sys.stderr.write("tune: there is no CUDA GPU here; the rule of configurations.py applies\n")
         return 3
     device, capability = (
-        ("cpu", REHEARSED) if given.rehearse else ("cuda", torch.cuda.get_device_capability())
+        ("cpu", REHEARSED) if options.rehearse else ("cuda", torch.cuda.get_device_capability())
     )
-    places = [] if given.rehearse else [cache_file()]
-    if given.out:
-        places.append(given.out / "configurations.json")
-    # Each file keeps its own entries: what is shipped with a later version is not to lie behind a copy in the cache.
+    places = [] if options.rehearse else [cache_file()]
+    if options.out:
+        places.append(options.out / "configurations.json")
+    # Each file keeps its own entries: a copy in the cache would hide those shipped with a later version.
     before = (
-        entries_of(places[-1]) if given.out else {}
+        entries_of(places[-1]) if options.out else {}
     )  # an earlier run's, perhaps cut off: it goes on there
-    found, done = {place: entries_of(place) | before for place in places}, set(before)
+    kept, done = {place: entries_of(place) | before for place in places}, set(before)
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
 
     def note(case: Case, kernel: Kernel, tried: Configuration, elapsed_ms: float) -> None:
-        if given.out:
+        if options.out:
             row = {"case": case.id, "kernel": kernel, "elapsed_ms": elapsed_ms, **asdict(tried)}
-            with (given.out / "tried.jsonl").open("a", encoding="utf-8") as file:
+            with (options.out / "tried.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    for case in cases(given.rehearse):
-        for entry, tile, best_ms in tuned_for(case, device, capability, given.sizes, done, note):
+    for case in cases(options.rehearse):
+        for entry, tile, best_ms in tuned_for(case, device, capability, options.sizes, done, note):
             done.add(entry)  # causal and full are one entry: the first, causal, decides
             sys.stdout.write(f"{entry}: {best_ms:.3f} ms, {tile}\n")
             sys.stdout.flush()
-            for place, entries in found.items():
+            for place, entries in kept.items():
                 entries[entry] = asdict(tile)
                 place.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     return 0

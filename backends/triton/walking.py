@@ -1,4 +1,4 @@
-"""Which tiles does a program compute, over which blocks, and which pairs of a block may attend? As kernels read it."""
+"""The walk of a program as kernels read it: its tiles, the blocks of each, and the pairs that may attend."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 class BlocksArguments(NamedTuple):
-    """The blocks that are visited for each tile, all full or all partial ones; see lowering.Walk."""
+    """The blocks that each tile visits, all full or all partial; see lowering.Walk."""
 
     offsets: Any
     indices: Any  # None: those of every row are one run of neighbours
@@ -15,7 +15,7 @@ class BlocksArguments(NamedTuple):
 
 
 class WalkArguments(NamedTuple):
-    """Where a program finds its blocks, as one argument of a kernel; see lowering.Walk."""
+    """The blocks of all programs, as one argument of a kernel; see lowering.Walk."""
 
     full: Any
     partial: Any
@@ -24,18 +24,18 @@ class WalkArguments(NamedTuple):
 
 
 class ScheduleArguments(NamedTuple):
-    """The tiles of each program as one argument of a kernel; see schedule.Schedule."""
+    """The tiles of all programs, as one argument of a kernel; see schedule.Schedule."""
 
     order: Any
-    shares: Any  # None: a program a tile
+    shares: Any  # None: one program per tile
 
 
 @triton.jit
 def share_of_program(schedule):
     """(first place in the order, tiles) of this program.
 
-    Everything is on grid axis 0, which takes 2^31 - 1 programs; the other axes take 65,535. Of one tile the count is a
-    constant, so that the loop over them is compiled away.
+    Everything is on grid axis 0, which takes 2^31 - 1 programs; the other axes take 65,535. With one tile per
+    program the count is a constant, so that the loop over tiles is compiled away.
     """
     program = tl.program_id(0)
     if schedule.shares is None:
@@ -66,7 +66,7 @@ def start_of_list(blocks, row):
 
 @triton.jit
 def listed(blocks, first, t):
-    """The t-th block of a row's list: read from it, or first + t where every row's list is one run of neighbours."""
+    """The t-th block of a row's list: read from it, or first + t if every row's list is one run of neighbours."""
     if blocks.indices is None:
         return first + t
     else:
@@ -78,6 +78,6 @@ def may_attend(MASK: tl.constexpr, table, b, h, i, j, q_len, k_len):
     """Whether query i may attend key j, and both exist. MASK None: every pair that exists may."""
     allowed = (i < q_len) & (j < k_len)
     if MASK is not None:
-        # Past the end the predicate's tables have no entry: ask about the last one that has.
+        # The predicate's tables have no entry past the end: read the last one.
         allowed &= MASK(table, b, h, tl.minimum(i, q_len - 1), tl.minimum(j, k_len - 1))
     return allowed

@@ -37,7 +37,7 @@ def test_a_case_too_long_for_the_interpreter_is_refused_with_its_time(
     refusal = triton_backend.refuses(a_case(**changes), "cpu")
     assert refusal is not None
     assert "interpreter" in refusal.reason
-    assert "s (the most is" in refusal.reason
+    assert "s (limit: 12 s)" in refusal.reason
 
 
 @without_a_gpu
