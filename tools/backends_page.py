@@ -1,7 +1,7 @@
-"""Writes docs/backends.md: who takes which mask, score change, dtype, head dim and direction, and who refuses why.
+"""Writes docs/backends.md: each backend's masks, score changes, dtypes, head dims, directions and refusals.
 
-Everything on the page is asked of the backends themselves, whether their libraries are installed or not:
-`python tools/backends_page.py` writes it, `--check` fails where it is out of date.
+All of it comes from the backends themselves, whether their libraries are installed or not:
+`python tools/backends_page.py` writes the page, `--check` fails if it is out of date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attnbench.problem import ALiBi, Bias, Case, Mask, RelativeBias, Score, Sink
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backends.md"
 
-# Column -> mask, and changes of the case where it needs them.
+# Column -> mask, and other fields of its case.
 MASKS: dict[str, tuple[str, dict[str, int]]] = {
     "full": ("full", {}),
     "causal": ("causal", {}),
@@ -45,13 +45,13 @@ BOTH, FORWARD, NEITHER = "●", "○", "·"
 
 
 def every_backend() -> dict[str, Backend]:
-    """The bundled backends; none of their files needs its library to be read but those that torch brings along."""
-    found = {}
+    """The bundled backends; loading their files needs no library but torch and Triton."""
+    loaded = {}
     for name in backends_in(bundled_folder()):
         backend = importlib.import_module(f"{BACKENDS_PACKAGE}.{name}").backend
         backend.name = name
-        found[name] = backend
-    return found
+        loaded[name] = backend
+    return loaded
 
 
 def a_case(device: str, mask: Mask | None = None, **changes: object) -> Case:
@@ -61,21 +61,26 @@ def a_case(device: str, mask: Mask | None = None, **changes: object) -> Case:
 
 
 def refusal(backend: Backend, case: Case, device: str) -> str:
-    """The reason, or an empty text. What only this machine lacks is no refusal of the backend's."""
-    found = backend.refuses(case, device)
-    if found is None or " here" in found.reason or "compiler" in found.reason:
+    """The reason, or an empty text if it is refused only for what this machine lacks."""
+    refused = backend.refuses(case, device)
+    if refused is None or " here" in refused.reason or "compiler" in refused.reason:
         return ""
-    return found.reason
+    return refused.reason
 
 
-def answer(backend: Backend, device: str, reasons: dict[str, list[str]], column: str, **asked: object) -> str:
-    """One cell; the reason goes to `reasons` with the columns it holds for."""
-    said = {d: refusal(backend, a_case(device, direction=d, **asked), device) for d in ("fwd", "fwd_bwd")}  # type: ignore[arg-type]
-    if said["fwd"]:
-        reasons.setdefault(said["fwd"], []).append(column)
+def answer(
+    backend: Backend, device: str, reasons: dict[str, list[str]], column: str, **fields: object
+) -> str:
+    """One cell; a refusal adds its column to `reasons`."""
+    forward, both = (
+        refusal(backend, a_case(device, direction=direction, **fields), device)  # type: ignore[arg-type]
+        for direction in ("fwd", "fwd_bwd")
+    )
+    if forward:
+        reasons.setdefault(forward, []).append(column)
         return NEITHER
-    if said["fwd_bwd"]:
-        reasons.setdefault(said["fwd_bwd"], []).append(f"{column} (backward)")
+    if both:
+        reasons.setdefault(both, []).append(f"{column} (backward)")
         return FORWARD
     return BOTH
 
@@ -122,39 +127,38 @@ def declared(backends: dict[str, Backend]) -> list[str]:
 
 def answered(backends: dict[str, Backend], device: str) -> list[str]:
     """The tables of one device: masks, score changes, and the reasons of all refusals in them."""
-    there = {name: b for name, b in backends.items() if device in b.capabilities.devices}
+    runs = {name: b for name, b in backends.items() if device in b.capabilities.devices}
     columns = [*MASKS, *SCORES]
     lines = [row(["backend", *columns]), row(["---"] + [":-:"] * len(columns))]
-    said: dict[str, dict[str, list[str]]] = {}
-    for name, backend in there.items():
+    refusals: dict[str, dict[str, list[str]]] = {}
+    for name, backend in runs.items():
         reasons: dict[str, list[str]] = {}
         cells = []
         for column, (text, changes) in MASKS.items():
             cells.append(answer(backend, device, reasons, column, mask=parse_mask(text), **changes))
         for column, score in SCORES.items():
             cells.append(answer(backend, device, reasons, column, scores=(score,)))
-        answer(backend, device, reasons, "grouped heads", kv_heads=2)  # listed where it is refused
+        answer(backend, device, reasons, "grouped heads", kv_heads=2)  # listed only if refused
         lines.append(row([f"`{name}`", *cells]))
-        said[name] = reasons
+        refusals[name] = reasons
     lines.append("")
-    for name, reasons in said.items():
-        for reason, where in reasons.items():
-            lines.append(f"- `{name}`: {', '.join(where)}: {reason}")
+    for name, reasons in refusals.items():
+        for reason, refused_columns in reasons.items():
+            lines.append(f"- `{name}`: {', '.join(refused_columns)}: {reason}")
     return lines
 
 
-def lives(backends: dict[str, Backend]) -> list[str]:
+def environments() -> list[str]:
+    """The table of environments."""
     lines = [row(("environment", "backends", "made by")), row(("---",) * 3)]
-    homes: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {}
     for name, path in backends_in(bundled_folder()).items():
-        home = registry._literals(path).get("ENVIRONMENT")
-        if home:
-            homes.setdefault(home, []).append(f"`{name}`")
-    for home, names in sorted(homes.items()):
-        made = registry.how_to_make(home)
-        text, sign, command = made.rpartition(", then ")
-        command = f"{text}{sign}`{command}`"
-        lines.append(row((f"`{home}`", ", ".join(names), command)))
+        environment = registry._literals(path).get("ENVIRONMENT")
+        if environment:
+            users.setdefault(environment, []).append(f"`{name}`")
+    for environment, names in sorted(users.items()):
+        text, sign, command = registry.how_to_make(environment).rpartition(", then ")
+        lines.append(row((f"`{environment}`", ", ".join(names), f"{text}{sign}`{command}`")))
     return lines
 
 
@@ -164,10 +168,10 @@ def page() -> str:
         [
             "# Backends",
             "",
-            "Generated by `python tools/backends_page.py` from what the backends themselves answer; do not edit.",
+            "Generated by `python tools/backends_page.py` from the backends' own answers; do not edit.",
             "",
-            "A refusal is an answer: no backend is patched, and none runs another kernel than the one it names. The",
-            "refused cases of a sweep carry these reasons.",
+            "A refusal is an answer: no backend is patched, and none runs another kernel than the one it names.",
+            "Refused cases of a sweep carry these reasons.",
             "",
             "## What they declare",
             "",
@@ -175,7 +179,7 @@ def page() -> str:
             "",
             "The contract is the numeric one (see [how we judge](method.md)): *flash* keeps scores and statistics in",
             "float32, *flash splits* also merges splits of the keys by their float32 LSE, *dense* may round any",
-            "intermediate. Unless rows without a key give zero, such cases are refused.",
+            "intermediate. Cases with rows without a key are refused unless these give zero.",
             "",
             "## What they take on a GPU",
             "",
@@ -189,12 +193,12 @@ def page() -> str:
             "",
             *answered(backends, "cpu"),
             "",
-            "## Where their libraries live",
+            "## Environments",
             "",
-            "A library that cannot be installed beside the others has an environment of its own",
+            "A library that cannot be installed beside the others has its own environment",
             "(`attnbench env list`); `attnbench run --python NAME=/path/to/python` takes any interpreter that has it.",
             "",
-            *lives(backends),
+            *environments(),
             "",
         ]
     )

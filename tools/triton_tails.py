@@ -1,6 +1,6 @@
-"""How many waves of tiles is a launch, and how much of the GPU's time goes by waiting for the last of them?
+"""Counts the waves of tiles in a launch, and the share of a GPU's time spent waiting for the last of them.
 
-Counted from the blocks that tiles visit, not measured: `python -m tools.triton_tails` prints the table of
+Counted from the blocks that tiles visit, not measured. `python -m tools.triton_tails` prints the table of
 docs/triton-predictions.md.
 """
 
@@ -27,9 +27,9 @@ KERNELS: tuple[Kernel, ...] = ("forward", "dk_dv")  # dq has the tiles of the fo
 
 @dataclass(frozen=True)
 class Tail:
-    """The tiles of a launch, its waves of one tile a multiprocessor, and the share of time that is idle.
+    """The tiles of a launch, its waves of one tile per multiprocessor, and the share of time that is idle.
 
-    `idle` is of the order that runs; `idle_by_head` of head after head, `idle_across` of all heads together.
+    `idle` is for the order that runs; `idle_by_head` for head after head, `idle_across` for all heads together.
     """
 
     tiles: int
@@ -42,11 +42,11 @@ class Tail:
 def tail(
     case: Case, kernel: Kernel, processors: int = PROCESSORS, capability: tuple[int, int] = HOPPER
 ) -> Tail:
-    """The tail of a kernel's launch, with one program a multiprocessor at a time."""
+    """The tail of a kernel's launch, with one program per multiprocessor at a time."""
     plan = Plan(
         case,
         torch.device("cpu"),
-        lambda asked: chosen(asked, case, capability, here=False),
+        lambda each: chosen(each, case, capability, here=False),
         processors=processors,
     )
     tile = plan.configuration(kernel)
@@ -57,7 +57,7 @@ def tail(
 
 
 def cases() -> Iterator[Case]:
-    """Of what is swept on a GPU, 16k tokens a batch: causal, full, packed documents of very different lengths."""
+    """Some cases of the GPU sweep, 16k tokens per batch: causal, full, packed documents of very different lengths."""
     for length in LENGTHS:
         yield _case(length, Causal())
     yield _case(TOKENS, Full())
@@ -76,9 +76,11 @@ def rows() -> Iterator[str]:
     yield "| tokens | mask | kernel | tiles | waves | idle: head after head | as it runs | all heads together |"
     yield "|" + "---|" * 8
     for case, kernel in product(cases(), KERNELS):
-        found = tail(case, kernel)
-        idle = " | ".join(f"{share:.1%}" for share in (found.idle_by_head, found.idle, found.idle_across))
-        yield f"| {case.q_len} | {case.mask} | {kernel} | {found.tiles} | {found.waves:.1f} | {idle} |"
+        counted = tail(case, kernel)
+        idle = " | ".join(
+            f"{share:.1%}" for share in (counted.idle_by_head, counted.idle, counted.idle_across)
+        )
+        yield f"| {case.q_len} | {case.mask} | {kernel} | {counted.tiles} | {counted.waves:.1f} | {idle} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does every bundled CPU backend give what float64 attention gives, and refuse what it cannot?"""
+"""Every bundled CPU backend gives what float64 attention gives, and refuses what it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every backend found, named and loaded, and does a broken one cost only itself?"""
+"""Every backend is listed, named and loaded; a broken one affects only itself."""
 
 from __future__ import annotations
 

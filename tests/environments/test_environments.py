@@ -1,4 +1,4 @@
-"""Is an environment whole or not there? Locks, states, a crash half-way, and interpreters of the user's."""
+"""An environment is whole or missing: locks, states, a crash half-way, and interpreters that the user names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnbench.errors import BackendUnavailable, EnvironmentUnavailable
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Environments in a folder of the test's, from locks of the test's: `tmp_path/locks/NAME.txt`."""
+    """A temporary folder of environments, made from the locks `tmp_path/locks/NAME.txt`."""
     monkeypatch.setenv("ATTNBENCH_ENVS", str(tmp_path / "envs"))
     monkeypatch.delenv(environments.OVERRIDES, raising=False)
     (tmp_path / "locks").mkdir()
@@ -86,7 +86,7 @@ def test_one_that_failed_half_way_is_unfinished_and_is_made_anew(places: Path) -
     assert not environments.remove("tiny")
 
 
-def test_pip_saying_no_is_told_with_its_words(places: Path) -> None:
+def test_an_error_of_pip_is_shown_in_its_words(places: Path) -> None:
     (places / "locks" / "never.txt").write_text(
         "# modules: json\n# step: --no-index\nno-such-distribution==1\n"
     )
@@ -107,7 +107,7 @@ def test_an_unknown_environment_gets_the_nearest() -> None:
         environments.create("xformer")
 
 
-def test_an_interpreter_of_the_users_comes_first_and_is_handed_to_workers(
+def test_an_interpreter_that_the_user_names_comes_first_and_is_inherited_by_workers(
     places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(environments.OVERRIDES, "")

@@ -1,4 +1,4 @@
-"""Is the process in another Python environment held to its word? Bytes, faults, time, its end and ours."""
+"""The worker in another Python environment: its bytes, faults and times, its end and ours."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_flipped_bit_on_the_way_back_is_seen(foreign: Foreign, a_case: Any) ->
         ("die", ForeignDied, "crashed"),
     ],
 )
-def test_what_fails_over_there_has_its_status_here(
+def test_what_fails_in_the_worker_has_its_status_here(
     foreign: Foreign, a_case: Any, fail: str, kind: type[Exception], status: str
 ) -> None:
     inputs = make_inputs(a_case())
@@ -167,13 +167,13 @@ def test_an_interpreter_that_is_not_there_makes_the_backend_unavailable(tmp_path
         Foreign(tmp_path / "no-python", tmp_path / "program.py", "cpu").start()
 
 
-def test_blocks_are_timed_over_there_and_their_last_answer_is_judged_here(
+def test_blocks_are_timed_in_the_worker_and_their_last_answer_is_judged_here(
     foreign: Foreign, a_case: Any
 ) -> None:
     inputs = make_inputs(a_case())
     prepared = ForeignPrepared(foreign, inputs.case, inputs, {}, {})
     before = prepared.memory()["fwd_peak"]
-    # A clock of home's that stands still cannot have timed anything.
+    # A clock of this process that stands still cannot have timed anything.
     timed = time_block(FakeClock(), prepared.call("fwd", None), Pace(1.0, 5, 1, True), block_ms=15.0)
     assert len(timed.samples_ms) == 3
     assert all(ms > 0 for ms in timed.samples_ms)
@@ -192,7 +192,7 @@ def test_the_process_ends_with_its_owner(tmp_path: Path) -> None:
     assert gone(pid)
 
 
-def test_the_process_ends_when_home_is_killed_and_leaves_no_file(tmp_path: Path) -> None:
+def test_the_process_ends_when_its_parent_is_killed_and_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     program = f"""
 import os, signal, sys
@@ -210,7 +210,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert not [name for name in set(os.listdir("/dev/shm")) - left if name.startswith("attnbench")]
 
 
-def test_the_process_ends_when_home_is_killed_while_it_computes(tmp_path: Path) -> None:
+def test_the_process_ends_when_its_parent_is_killed_while_it_computes(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     program = f"""
 import os, sys
@@ -225,17 +225,17 @@ prepared = ForeignPrepared(made, inputs.case, inputs, {{}}, {{}})
 print(made._popen.pid, flush=True)
 prepared.forward()
 """
-    home = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert home.stdout is not None
-    pid = int(home.stdout.readline())
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
     time.sleep(0.5)
-    home.kill()
-    home.wait()
-    home.stdout.close()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
     assert gone(pid)
 
 
-def test_a_memory_limit_of_home_does_not_bind_the_process_and_its_own_does(foreign: Foreign) -> None:
+def test_a_memory_limit_of_the_parent_does_not_bind_the_process_and_its_own_does(foreign: Foreign) -> None:
     resource = pytest.importorskip("resource")
     foreign.start()
     foreign.call("limit", limit_bytes=64 << 20)

@@ -1,6 +1,6 @@
-"""Are JAX and flax right, in the environment that `attnbench env create jax` makes?
+"""JAX and flax are right, in the environment that `attnbench env create jax` makes.
 
-Asked for with ATTNBENCH_TEST_JAX=1: the environment is made once (about 45 s, 750 MB) in its usual place and kept.
+Runs with ATTNBENCH_TEST_JAX=1: the environment is made once (about 45 s, 750 MB) in its usual place and kept.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def test_the_gradient_of_a_table_is_added_up_in_float32(sizes: dict[str, int], d
 
 
 @pytest.mark.parametrize("mask", ["window(3, 1)", "causal & padding(9)", "prefix(5)", "documents(5, 6, 5)"])
-def test_the_library_masks_what_was_asked(mask: str) -> None:
-    """q = 0 and V the identity: out is above zero exactly where a key is seen."""
+def test_the_library_applies_the_mask_of_the_case(mask: str) -> None:
+    """q = 0 and V the identity: out is above zero exactly where a key is attended."""
     case = Case(q_len=16, k_len=16, q_heads=2, head_dim=16, dtype="fp32", mask=parse_mask(mask))
     inputs = make_inputs(case)
     inputs.q.zero_()
@@ -117,7 +117,7 @@ def test_rows_without_a_key_and_half_precision_on_a_cpu_are_refused() -> None:
     assert "F16_F16_F32" in half.reason
 
 
-def test_a_persons_own_tensors_have_gradients() -> None:
+def test_tensors_of_the_caller_have_gradients() -> None:
     import attnbench as ab
 
     q, k, v = (torch.randn(1, 2, 12, 16, requires_grad=True) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Which backend takes which mask forward, by hand? And how is its request made and read?"""
+"""The cases of the lowering tests: which backend takes which mask, by hand, and how its request is made and read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MATRIX = frozenset(
     {"jax_xla", "flax_mha", "xformers_cutlass", "jax_cudnn", "flashinfer"}
 )  # forward; jax_cudnn has no backward of one
 
-# (mask, q_len, k_len, batch) -> who takes it forward, by hand.
+# (mask, q_len, k_len, batch) -> the backends that take it forward, by hand.
 CASES: dict[tuple[str, int, int, int], frozenset[str]] = {
     ("full", 8, 8, 2): ALL | NESTED,
     ("causal", 8, 8, 1): ALL,

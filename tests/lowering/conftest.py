@@ -1,4 +1,4 @@
-"""One thread a test: the machine is shared, and torch's threads fight for its cores."""
+"""One thread per test: the machine is shared, and torch's threads compete for its cores."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What does each library make of a request, by its own documentation?
+"""What each library makes of a request, by its own documentation.
 
-Each reading is written from the library's documentation (named in its docstring) and knows nothing of our lowerings: it
-takes the request as it is handed to the library's call, pair by pair, and gives a dense mask bool [B, H, Q, K].
+Each reading is written from the library's documentation (named in its docstring), independently of the lowerings: it
+reads the request of the library's call, pair by pair, and returns a dense mask bool [B, H, Q, K].
 """
 
 from __future__ import annotations

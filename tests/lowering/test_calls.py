@@ -1,7 +1,7 @@
-"""Do the calls give what was asked, whole? The backends on stand-ins of the libraries that compute what is documented.
+"""The calls compute the case: backends on stand-ins of the libraries that compute what is documented.
 
 The stand-ins have the libraries' names, argument names and documented meanings, and compute plainly on the CPU. The
-answers are judged as any backend's are. This holds layouts, packing, heads, gradients, scale, LSE; the kernels
+answers are judged like any backend's. This tests layouts, packing, heads, gradients, scale and LSE; the kernels
 themselves need a GPU.
 """
 
@@ -46,7 +46,9 @@ def forget_libraries() -> None:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
     """`stand_in("flash_attn")` makes the library importable here; its folder."""
-    monkeypatch.setenv(environments.OVERRIDES, "")  # set, not deleted: what a test leaves there goes with it
+    monkeypatch.setenv(
+        environments.OVERRIDES, ""
+    )  # set, not deleted: restored after the test, whatever it sets
     forget_libraries()
 
     def install(name: str) -> Path:
@@ -106,7 +108,7 @@ PROBLEMS = [
 
 @pytest.mark.parametrize("name", [*FLASH, *XFORMERS])
 @pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.id)
-def test_the_call_computes_what_was_asked(stand_in: Any, name: str, case: Case) -> None:
+def test_the_call_computes_the_case(stand_in: Any, name: str, case: Case) -> None:
     stand_in(place_of(name))
     backend = resolve(name)
     if name == "xformers_cutlass" and "window" in str(case.mask):

@@ -1,7 +1,7 @@
-"""Is what a library is passed the mask that was asked for? Read back by what the library documents, without it.
+"""What a library is passed means the mask of the case, read back by its documentation, without the library.
 
 Backends that run on this CPU (naive, per_head, torch_mha, flex, triton, ...) are judged on their answers by the
-conformance.
+conformance tests.
 """
 
 from __future__ import annotations

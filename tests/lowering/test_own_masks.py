@@ -1,4 +1,4 @@
-"""Do the libraries that are here say the same of their own masks? xFormers' classes, and SDPA's flags."""
+"""The installed libraries agree on their own masks: xFormers' classes, and SDPA's flags."""
 
 from __future__ import annotations
 

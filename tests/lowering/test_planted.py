@@ -1,4 +1,4 @@
-"""Would a wrong request be seen? Errors are planted in requests, each where it can be, and must be read."""
+"""A wrong request is found: errors are planted in all requests that can hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do the tests of the Triton kernel share? The backend, and one way to judge a case on it."""
+"""Shared by the tests of the Triton kernel: the backend, and one way to judge a case on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnbench.problem import Case, make_inputs, parse_mask
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
-    # Without a GPU, loading the backend puts Triton on its interpreter; kernels of the tests come after that.
+    # Without a GPU, loading the backend switches Triton to its interpreter; the tests' kernels come after that.
     resolve("triton")
 
 
@@ -28,7 +28,7 @@ def triton_backend() -> Backend:
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """The GPU where there is one, else the CPU (and Triton's interpreter)."""
+    """The GPU if there is one, else the CPU (and Triton's interpreter)."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def judged(triton_backend: Backend, device: str) -> Callable[..., None]:
-    """`judged(distribution=..., **changes)`: a small case on the kernel, held against the float64 reference."""
+    """`judged(distribution=..., **changes)`: a small case on the kernel, judged by the float64 reference."""
 
     def run(distribution: str = "randn", seed: int = 0, **changes: Any) -> None:
         small: dict[str, Any] = {"q_len": 40, "k_len": 40, "q_heads": 2, "head_dim": 16, "dtype": "fp32"}

@@ -1,7 +1,7 @@
-"""Launches through Triton's own JIT: its binder, its specialisation, its compiler, on a driver that only writes down.
+"""Launches through Triton's own JIT (binder, specialisation, compiler) on a driver that only records.
 
-Run as a program of its own, since whether Triton compiles or interprets is decided once a process. Prints the kernels
-and their programs as JSON, one line a specimen.
+Runs as a separate program, since a process decides only once whether Triton compiles or interprets. Prints the kernels
+and their programs as JSON, one line per specimen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ launched: list[tuple[str, int]] = []
 
 
 class Utils:
-    """What the handles of a compiled kernel are made of."""
+    """The driver's functions that load a compiled kernel."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 232_448, "warpSize": 32, "max_num_regs": 65_536}
@@ -39,7 +39,7 @@ class Utils:
 
 
 class Launcher:
-    """In place of the stub that puts arguments on the GPU."""
+    """Replaces the stub that puts arguments on the GPU."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.name = source.fn.__name__
@@ -49,7 +49,7 @@ class Launcher:
 
 
 class Hopper:
-    """A driver of a GPU that is not here."""
+    """A driver for a GPU that is not here."""
 
     utils, launcher_cls = Utils(), Launcher
 
@@ -77,8 +77,8 @@ def launch(specimen: Specimen) -> None:
 if __name__ == "__main__":
     driver.set_active(Hopper())  # type: ignore[arg-type]
     for name in sys.argv[1:]:
-        asked = specimens()[name]
-        short = {} if asked.case.q_len == 1 else {"q_len": 500, "k_len": 500}
-        launch(replace(asked, case=replace(asked.case, batch=1, q_heads=2, kv_heads=1, **short)))
+        specimen = specimens()[name]
+        short = {} if specimen.case.q_len == 1 else {"q_len": 500, "k_len": 500}
+        launch(replace(specimen, case=replace(specimen.case, batch=1, q_heads=2, kv_heads=1, **short)))
         sys.stdout.write(json.dumps({"specimen": name, "launched": launched}) + "\n")
         launched.clear()

@@ -1,4 +1,4 @@
-"""What does the backend take, refuse and say of itself?"""
+"""The Triton backend: what it takes, what it refuses, and how it describes itself."""
 
 from __future__ import annotations
 

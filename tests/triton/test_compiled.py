@@ -1,4 +1,4 @@
-"""What do the kernels compile to on GPUs that are not here? Held against the committed table, without a GPU."""
+"""The kernels compiled for GPUs that are not here are no worse than the committed table."""
 
 from __future__ import annotations
 

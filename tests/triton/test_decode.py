@@ -1,4 +1,4 @@
-"""Are few queries over many keys right when the keys are split, and are they split by the rule?"""
+"""Few queries over many keys are right when the keys are split, and are split by the rule."""
 
 from __future__ import annotations
 

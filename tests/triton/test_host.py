@@ -1,6 +1,6 @@
-"""Does a call wait for the device? Nothing is read from it and nothing copied to it, so a CUDA graph can hold a call.
+"""A call reads nothing from the device and copies nothing to it, so a CUDA graph can hold it.
 
-On meta tensors, which have no values: reading one raises by itself, and what crosses between devices is caught.
+On meta tensors, which have no values: reading one raises, and a copy between devices is recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnbench.backend import Backend
 from attnbench.problem import ALiBi, Bias, Case, RelativeBias, Score, Sink, Softcap, make_inputs, parse_mask
 
 META = torch.device("meta")
-# Long enough that every kernel has tiles of its own size, each with its own walk.
+# Long enough that every kernel has its own tile size and walk.
 CALLS: list[dict[str, Any]] = [
     {"mask": "causal", "kv_heads": 2},
     {"mask": "documents([5, 0, 251], [250, 1])", "batch": 2},
@@ -28,7 +28,7 @@ CALLS: list[dict[str, Any]] = [
 
 
 class Crossings(TorchDispatchMode):
-    """Writes down the operations that have a part on the CPU."""
+    """Records the operations that have an operand or result on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_a_call_reads_nothing_from_the_device_and_copies_nothing_to_it(
     assert call(**changes) == []
 
 
-def test_what_is_not_made_before_is_seen_to_be_copied(call: Any) -> None:
+def test_what_is_not_built_in_advance_is_seen_to_be_copied(call: Any) -> None:
     assert any("copy" in name for name in call(built=False, mask="causal"))
 
 

@@ -1,4 +1,4 @@
-"""Does a call get through Triton's own launch path, without a GPU? Named tuples, descriptors, predicates and all."""
+"""A call passes Triton's own launch path without a GPU: named tuples, descriptors, predicates."""
 
 from __future__ import annotations
 

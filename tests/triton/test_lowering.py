@@ -1,4 +1,4 @@
-"""Does a program visit each tile that has a pair exactly once, and no other?"""
+"""A program visits each tile that has a pair exactly once, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the kernel read and write where it should, and nowhere else? Strides, offsets beyond 32 bits, poison around."""
+"""The kernel reads and writes only its tensors: strides, offsets beyond 32 bits, poison around them."""
 
 from __future__ import annotations
 

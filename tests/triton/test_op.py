@@ -1,4 +1,4 @@
-"""Does the operator give what it says: gradients, LSE, memory layout, packed documents, and words for what is wrong?"""
+"""The torch operator: gradients, LSE, memory layout, packed documents, and errors."""
 
 from __future__ import annotations
 

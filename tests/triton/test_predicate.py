@@ -1,4 +1,4 @@
-"""Does a symbolic mask become the right Triton code, a new one too, with its numbers in a table?"""
+"""Any symbolic mask, a new one too, becomes the right Triton code, with its numbers in a table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ask(out, table, q_len, k_len, heads, MASK: tl.constexpr, Q: tl.constexpr, K
 
 @pytest.fixture
 def answers(triton_backend: Backend, device: str) -> Callable[[Mask, Extent], torch.Tensor]:
-    """What the generated code says of every pair: bool [B, H, Q, K]."""
+    """The generated code evaluated for every pair: bool [B, H, Q, K]."""
     from attnbench_backends.triton.predicate import compile_predicate
 
     def ask(mask: Mask, extent: Extent) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_an_explicit_mask_takes_a_bit_a_pair(triton_backend: Backend) -> None:
 
 @dataclass(frozen=True)
 class _Checkerboard(Leaf):
-    """A mask that the kernel has never heard of: every s-th diagonal of squares of a learned table."""
+    """A mask unknown to the kernel: squares along diagonals, read from a table."""
 
     squares: tuple[int, ...]
     name: ClassVar[str] = "checkerboard"
@@ -124,7 +124,7 @@ class _Checkerboard(Leaf):
         return runs(np.array(self.squares)[place % len(self.squares)] != 0)
 
 
-def test_a_mask_the_kernel_never_heard_of_needs_no_change_of_it(answers: Any, judged: Any) -> None:
+def test_a_mask_unknown_to_the_kernel_needs_no_change_of_it(answers: Any, judged: Any) -> None:
     mask = _Checkerboard((1, 0, 0, 1)) & Causal()
     extent = Extent(1, 2, 40, 40)
     assert torch.equal(answers(mask, extent), mask.materialize(1, 2, 40, 40))

@@ -1,4 +1,4 @@
-"""Is the kernel right? Forward and backward of every mask, score change and shape, against the float64 reference.
+"""The kernel is right: forward and backward of every mask, score change and shape, by the float64 reference.
 
 Without a GPU this runs in Triton's interpreter, on tiles of 16 to 32, so that empty, partial, full and ragged tiles,
 lists and runs of tiles all occur at these lengths.

@@ -1,4 +1,4 @@
-"""Is every tile computed once, by the program that it was dealt to, the longest first, whatever the schedule?"""
+"""Under every schedule each tile is computed once, by the program it was dealt to, the longest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the tiles hold what they must, and can the kernel's constants be trusted?"""
+"""Tiles hold every head dim, and the split index of a relative bias is its index."""
 
 from __future__ import annotations
 

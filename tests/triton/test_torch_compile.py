@@ -1,4 +1,4 @@
-"""Does torch see a well-behaved operator, and can torch.compile take it whole and train through it?"""
+"""torch finds the operator well-behaved; torch.compile takes it in one graph and trains through it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does tuning choose by measurement among sizes and walks, keep only what is right, and go on where it stopped?"""
+"""Tuning measures sizes and walks, keeps only what is right, and continues where it stopped."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_what_was_tuned_takes_precedence_over_the_rule(tune: Any, a_case: Any) -
     tuned.cache_clear()
     assert chosen("forward", case, (9, 0)) == found
     assert chosen("forward", case, (8, 0)) == rule("forward", case, (8, 0))
-    # What is compiled ahead of time and held against the committed table is what everybody has.
+    # What is compiled ahead of time and held against the committed table is what all users have.
     assert Specimen(case).tiles((9, 0))("forward") == rule("forward", case, (9, 0))
-    # Tuned without a look at the mask: what fits there does not where a tile needs more registers.
+    # Tuned with a plain mask: its tile may not fit code that needs more registers.
     for changes in ({"scores": (Softcap(3.0),)}, {"mask": Causal() & Documents((4096,))}):
         other = replace(case, **changes)
         assert chosen("forward", other, (9, 0)) == rule("forward", other, (9, 0))

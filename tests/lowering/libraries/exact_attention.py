@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""What the libraries' documentation says, computed plainly: stand-ins for them where there is no GPU."""
+"""What the libraries' documentation says, computed plainly: the core of their stand-ins without a GPU."""
 
 import torch
 
