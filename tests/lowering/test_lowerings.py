@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench.problem import ALiBi, Case
-from tests.lowering.asked import BACKENDS, CASES, NESTED, problem, wanted
+from tests.lowering.cases import BACKENDS, CASES, NESTED, problem, wanted
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.lowering.asked import CASES, XFORMERS, problem, taken, wanted
+from tests.lowering.cases import CASES, XFORMERS, problem, taken, wanted
 from tests.lowering.readings import of_tokens
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attnbench.problem import Case, Causal
-from tests.lowering.asked import ALL, BACKENDS, FLASH, MATRIX, NESTED, XFORMERS, Lower, taken, wanted
+from tests.lowering.cases import ALL, BACKENDS, FLASH, MATRIX, NESTED, XFORMERS, Lower, taken, wanted
 from tests.lowering.readings import Request
 
 # Each plant changes a request where it can, and gives None where there is nothing to change.
