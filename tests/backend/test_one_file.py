@@ -17,9 +17,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-backend.md"
 
 def shown(name: str) -> str:
     """The file of this name on the page."""
-    found = re.search(rf'^```python title="{name}"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found.group(1)
+    block = re.search(rf'^```python title="{name}"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    return block.group(1)
 
 
 def failures(spec: str, folder: Path | None = None, directions: tuple[str, ...] = ("fwd",)) -> list[str]:

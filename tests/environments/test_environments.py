@@ -65,9 +65,9 @@ def test_one_that_failed_half_way_is_unfinished_and_is_made_anew(places: Path) -
     assert half.size_bytes > 0
 
     lock.write_text("# modules: json\n")
-    said: list[str] = []
-    made = environments.create("tiny", say=said.append)
-    assert any("unfinished" in line for line in said)
+    messages: list[str] = []
+    made = environments.create("tiny", say=messages.append)
+    assert any("unfinished" in line for line in messages)
     assert (made.state, made.usable) == ("ready", True)
     assert made.python is not None
     assert made.python.is_file()
@@ -114,8 +114,8 @@ def test_an_interpreter_that_the_user_names_comes_first_and_is_inherited_by_work
     (places / "locks" / "tiny.txt").write_text("# modules: json\n")
     environments.use_python(f"tiny={sys.executable}")
     environments.use_python(f"other={sys.executable}")
-    given = environments.find("tiny")
-    assert (given.state, given.python, given.usable) == ("given", Path(sys.executable), True)
+    named = environments.find("tiny")
+    assert (named.state, named.python, named.usable) == ("given", Path(sys.executable), True)
     assert environments.made("tiny").state == "missing"
     assert {e.name: e.state for e in environments.every()} == {"tiny": "given", "other": "given"}
     for wrong in ("tiny", "tiny=", "=x", "tiny=/no/such/python"):

@@ -75,8 +75,8 @@ def test_forward_and_backward_are_right(name: str, case: Case) -> None:
     output = prepared.forward()
     assert inputs.dout is not None
     gradients = prepared.backward(inputs.dout)
-    found = judge(make_reference(inputs, backend.capabilities.contract, 0), output, gradients, inputs)
-    assert found.ok, found.reason
+    verdict = judge(make_reference(inputs, backend.capabilities.contract, 0), output, gradients, inputs)
+    assert verdict.ok, verdict.reason
     assert {"fwd_peak", "saved", "bwd_peak"} <= set(prepared.memory() or {})
     assert "xla on cpu" in prepared.kernel
 
@@ -121,9 +121,9 @@ def test_tensors_of_the_caller_have_gradients() -> None:
     import attnbench as ab
 
     q, k, v = (torch.randn(1, 2, 12, 16, requires_grad=True) for _ in range(3))
-    found = []
+    results = []
     for backend in ("jax_xla", "naive"):
         out = ab.attention(q, k, v, mask=ab.Causal(), backend=backend)
-        found.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)

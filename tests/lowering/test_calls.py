@@ -113,8 +113,8 @@ def test_the_call_computes_the_case(stand_in: Any, name: str, case: Case) -> Non
     backend = resolve(name)
     if name == "xformers_cutlass" and "window" in str(case.mask):
         case = problem(mask=case.mask, k_len=case.k_len, batch=case.batch)
-    found = verdict_of(backend, case)
-    assert found.ok, found.reason
+    verdict = verdict_of(backend, case)
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_nested_tensors_are_right_on_this_machine(mask: str, changes: dict[str, 
     prepared = backend.prepare(case, inputs)
     assert inputs.dout is not None
     output, gradients = prepared.forward(), prepared.backward(inputs.dout)
-    found = judge(make_reference(inputs, "dense", 0), output, gradients, inputs)
-    assert found.ok, found.reason
+    verdict = judge(make_reference(inputs, "dense", 0), output, gradients, inputs)
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("mask", ["causal", "window(3, 3)", "documents(10, 14) & causal"])
@@ -152,8 +152,8 @@ FORWARD = [
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.id)
 def test_flashinfer_is_called_as_it_documents(stand_in: Any, case: Case) -> None:
     stand_in("flashinfer")
-    found = verdict_of(resolve("flashinfer"), replace(case, direction="fwd", head_dim=64, v_dim=64))
-    assert found.ok, found.reason
+    verdict = verdict_of(resolve("flashinfer"), replace(case, direction="fwd", head_dim=64, v_dim=64))
+    assert verdict.ok, verdict.reason
 
 
 def test_flashinfers_interleaved_heads_are_found(stand_in: Any) -> None:
@@ -190,8 +190,8 @@ GROUPED = [
 @pytest.mark.parametrize("case", GROUPED, ids=lambda case: case.id)
 def test_query_heads_read_the_key_head_of_their_group(stand_in: Any, name: str, case: Case) -> None:
     stand_in(place_of(name))
-    found = verdict_of(resolve(name), case)
-    assert found.ok, found.reason
+    verdict = verdict_of(resolve(name), case)
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("name", [*FLASH, *XFORMERS])
@@ -212,35 +212,37 @@ def test_interleaved_heads_are_found(stand_in: Any, name: str) -> None:
     assert not verdict_of(resolve(name), GROUPED[0]).ok
 
 
-@pytest.mark.parametrize(("name", "asked"), [("flash_attn", False), ("flash_attn_deterministic", True)])
+@pytest.mark.parametrize(
+    ("name", "deterministic"), [("flash_attn", False), ("flash_attn_deterministic", True)]
+)
 @pytest.mark.parametrize("mask", ["causal", "documents(10, 14)"])
 def test_only_the_deterministic_backend_asks_for_the_slower_backward(
-    stand_in: Any, monkeypatch: pytest.MonkeyPatch, name: str, asked: bool, mask: str
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch, name: str, deterministic: bool, mask: str
 ) -> None:
     stand_in("flash_attn")
     import flash_attn  # type: ignore[import-not-found]
 
-    given: list[bool] = []
+    flags: list[bool] = []
     for function in ("flash_attn_func", "flash_attn_varlen_func"):
         whole = getattr(flash_attn, function)
 
         def noted(*tensors: Any, whole: Any = whole, **options: Any) -> Any:
-            given.append(options.get("deterministic", False))
+            flags.append(options.get("deterministic", False))
             return whole(*tensors, **options)
 
         monkeypatch.setattr(flash_attn, function, noted)
     backend = resolve(name)
-    found = verdict_of(backend, problem(mask=parse_mask(mask)))
-    assert found.ok, found.reason
-    assert set(given) == {asked}
-    assert backend.capabilities.deterministic is asked
+    verdict = verdict_of(backend, problem(mask=parse_mask(mask)))
+    assert verdict.ok, verdict.reason
+    assert set(flags) == {deterministic}
+    assert backend.capabilities.deterministic is deterministic
 
 
 @pytest.mark.parametrize("name", FLASH)
 def test_grouped_heads_have_gradients(stand_in: Any, name: str) -> None:
     stand_in(name)
-    found = verdict_of(resolve(name), problem(kv_heads=2, batch=2, mask=parse_mask("causal")))
-    assert found.ok, found.reason
+    verdict = verdict_of(resolve(name), problem(kv_heads=2, batch=2, mask=parse_mask("causal")))
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("name", XFORMERS)
@@ -269,8 +271,8 @@ def test_torchs_varlen_is_called_as_it_documents(
         return packed(query, key, value, cu_seq_q, cu_seq_k, scale, False, window_size)[0]
 
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    found = verdict_of(resolve("torch_varlen"), case)
-    assert found.ok, found.reason
+    verdict = verdict_of(resolve("torch_varlen"), case)
+    assert verdict.ok, verdict.reason
 
 
 @pytest.mark.parametrize("name", FLASH)
@@ -278,8 +280,8 @@ def test_tokens_of_no_document_and_rows_without_a_key_give_zero(stand_in: Any, n
     stand_in(name)
     for text, batch in (("documents(7, 9)", 2), ("padding(0, 5)", 2), ("causal", 1)):
         case = problem(mask=parse_mask(text), batch=batch, k_len=24 if batch == 2 else 8)
-        found = verdict_of(resolve(name), case)
-        assert found.ok, f"{text}: {found.reason}"
+        verdict = verdict_of(resolve(name), case)
+        assert verdict.ok, f"{text}: {verdict.reason}"
 
 
 @pytest.mark.parametrize(
@@ -294,8 +296,8 @@ def test_tokens_of_no_document_and_rows_without_a_key_give_zero(stand_in: Any, n
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_score_changes_and_their_gradients(stand_in: Any, name: str, score: Any, mask: str) -> None:
     stand_in(place_of(name))
-    found = verdict_of(resolve(name), problem(mask=parse_mask(mask), scores=(score,), batch=2))
-    assert found.ok, found.reason
+    verdict = verdict_of(resolve(name), problem(mask=parse_mask(mask), scores=(score,), batch=2))
+    assert verdict.ok, verdict.reason
 
 
 def test_the_lse_is_the_natural_logarithm_of_the_sum(stand_in: Any) -> None:
@@ -332,8 +334,8 @@ def test_the_same_library_answers_from_another_interpreter(
     case = problem(mask=parse_mask("documents(10, 6, 8) & causal"), batch=2, dtype="bf16")
     backend = resolve(name)
     try:
-        found = verdict_of(backend, case)
-        assert found.ok, found.reason
+        verdict = verdict_of(backend, case)
+        assert verdict.ok, verdict.reason
         inputs = make_inputs(case)
         prepared = backend.prepare(case, inputs)
         samples, last, _ = prepared.call("bwd", inputs.dout).timed(3, 1)  # type: ignore[attr-defined]

@@ -17,11 +17,11 @@ from tests.lowering.cases import BACKENDS, CASES, NESTED, problem, wanted
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("asked", CASES, ids=str)
-def test_what_the_library_is_passed_is_the_mask(name: str, asked: tuple[str, int, int, int]) -> None:
+@pytest.mark.parametrize("fields", CASES, ids=str)
+def test_what_the_library_is_passed_is_the_mask(name: str, fields: tuple[str, int, int, int]) -> None:
     lower, read = BACKENDS[name]
-    case = problem(*asked)
-    if name not in CASES[asked]:
+    case = problem(*fields)
+    if name not in CASES[fields]:
         with pytest.raises(NotImplementedError):
             lower(case)
         return
@@ -32,8 +32,8 @@ def test_what_the_library_is_passed_is_the_mask(name: str, asked: tuple[str, int
 def test_the_backward_is_passed_the_same_mask_or_refused(name: str) -> None:
     lower, read = BACKENDS[name]
     took = 0
-    for asked in CASES:
-        case = problem(*asked, direction="fwd_bwd")
+    for fields in CASES:
+        case = problem(*fields, direction="fwd_bwd")
         try:
             request = lower(case)
         except NotImplementedError:
@@ -46,7 +46,7 @@ def test_the_backward_is_passed_the_same_mask_or_refused(name: str) -> None:
 def leaves(batch: int, q_len: int, k_len: int) -> st.SearchStrategy[str]:
     few = st.integers(0, 9)
     lengths = st.lists(st.integers(0, k_len), min_size=batch, max_size=batch)
-    found = [
+    kinds = [
         st.sampled_from(["full", "causal", "causal(top_left)", "dilated(2)"]),
         st.builds("window({}, {})".format, few, st.one_of(few, st.just("inf"))),
         st.builds("window(inf, {})".format, few),
@@ -55,10 +55,10 @@ def leaves(batch: int, q_len: int, k_len: int) -> st.SearchStrategy[str]:
     ]
     if q_len == k_len:
         cuts = st.lists(st.integers(0, q_len), max_size=3).map(sorted)
-        found.append(
+        kinds.append(
             cuts.map(lambda c: f"documents({', '.join(map(str, np.diff([0, *c]) if c else [q_len]))})")
         )
-    return st.one_of(found)
+    return st.one_of(kinds)
 
 
 @st.composite
@@ -98,10 +98,10 @@ def test_alibi_is_refused_where_the_library_would_count_from_another_key() -> No
 
 def test_no_class_is_chosen_that_the_operator_does_not_take() -> None:
     for operator, (forward, both) in xformers.OPERATORS.items():
-        for asked in CASES:
+        for fields in CASES:
             for direction, takes in (("fwd", forward), ("fwd_bwd", both)):
                 try:
-                    call = xformers.lowered(problem(*asked, direction=direction), operator)
+                    call = xformers.lowered(problem(*fields, direction=direction), operator)
                 except NotImplementedError:
                     continue
                 assert call.bias in takes

@@ -49,8 +49,8 @@ def test_sdpas_flags_mean_the_mask(name: str, device: str) -> None:
 
     backend: Any = resolve(name)
     forms = set()
-    for asked in CASES:
-        case = problem(*asked)
+    for fields in CASES:
+        case = problem(*fields)
         form = backend._causal_form(case, device)
         forms.add(form)
         triangle = np.tril(np.ones((case.q_len, case.k_len), bool), k=0)

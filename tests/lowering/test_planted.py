@@ -116,18 +116,18 @@ PLANTED: dict[Callable[[Case, Request, Lower], Request | None], frozenset[str]] 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_a_planted_error_is_found(name: str, plant: Any) -> None:
     lower, read = BACKENDS[name]
-    changed, found = 0, 0
+    changed, noticed = 0, 0
     for case, request in taken(name):
         wrong = plant(case, request, lower)
         if wrong is None:
             continue
         changed += 1
         try:
-            found += not np.array_equal(read(case, wrong), wanted(case))
+            noticed += not np.array_equal(read(case, wrong), wanted(case))
         except AssertionError:
-            found += 1  # the request does not even hold together
+            noticed += 1  # the request does not even hold together
     if name not in PLANTED[plant]:
         assert changed == 0, "it can be planted here: name the backend above"
         return
     assert changed > 0, "there is no mask that this could be planted in"
-    assert found > 0
+    assert noticed > 0

@@ -76,8 +76,8 @@ def test_all_of_the_table_compiles_today_and_is_no_worse() -> None:
     ],
 )
 def test_a_kernel_that_got_worse_is_named_and_fails(change: dict[str, Any], words: str) -> None:
-    ((row, said),) = regressions([_row(**change)], [_row()])
-    assert words in said
+    ((row, message),) = regressions([_row(**change)], [_row()])
+    assert words in message
     (finding,) = compiled_findings("triton", [row], [_row()])
     assert finding.kind == "worse compiled"
     assert finding.kind in FAILING
@@ -100,15 +100,15 @@ def test_kernels_of_another_folder_are_compiled_from_there(tmp_path: Path) -> No
     """Planted: the copy calls its kernels by another name."""
     import attnbench_backends
 
-    there = tmp_path / "backends"
-    shutil.copytree(Path(attnbench_backends.__path__[0]), there, ignore=shutil.ignore_patterns("__pycache__"))
-    file = there / "triton" / "launch.py"
+    copy = tmp_path / "backends"
+    shutil.copytree(Path(attnbench_backends.__path__[0]), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "triton" / "launch.py"
     file.write_text(
         file.read_text().replace(
             "def name(self) -> str:", 'def name(self) -> str:\n        return "another name"'
         )
     )
-    rows = compiled_rows("triton", "sm_90", "bf16-d128-causal", folder=there)
+    rows = compiled_rows("triton", "sm_90", "bf16-d128-causal", folder=copy)
     assert {row["kernel"] for row in rows} == {"another name"}
 
 
@@ -121,8 +121,8 @@ def test_a_part_of_the_table_is_written_anew_in_its_place(triton_backend: Any) -
 
     assert with_rows(TABLE, []) == TABLE
     some = [row | {"registers": 1} for row in TABLE if row["specimen"].startswith("bf16-d256-causal")]
-    found = with_rows(TABLE, [row for row in some if row["arch"] == "sm_90"])
-    changed = [new["specimen"] for new, old in zip(found, TABLE, strict=True) if new != old]
+    table = with_rows(TABLE, [row for row in some if row["arch"] == "sm_90"])
+    changed = [new["specimen"] for new, old in zip(table, TABLE, strict=True) if new != old]
     # forward, delta, dk_dv in two launches, dq
     assert [name.removeprefix("bf16-d256-causal") for name in changed] == ["", "", " dK", " dV", ""]
     assert with_rows([TABLE[0] | {"specimen": "gone"}], TABLE) == TABLE

@@ -32,13 +32,13 @@ class Crossings(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         leaves = torch.utils._pytree.tree_leaves((args, kwargs, result))
         if any(leaf.device.type == "cpu" for leaf in leaves if isinstance(leaf, torch.Tensor)):
-            self.found.append(str(function))
+            self.operations.append(str(function))
         return result
 
 
@@ -69,7 +69,7 @@ def call(triton_backend: Backend) -> Callable[..., list[str]]:
             out, lse = plan.forward(q, k, v, bound)
             *_, delta = plan.backward(q, k, v, bound, out, lse, out)
             score_gradients(plan, q, k, v, bound, lse, delta, out)
-        return crossings.found
+        return crossings.operations
 
     return run
 

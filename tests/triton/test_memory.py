@@ -42,9 +42,9 @@ def test_what_lies_around_the_tensors_changes_no_bit(
 ) -> None:
     case = a_case(mask=parse_mask(mask), q_len=37, k_len=37, head_dim=24, direction="fwd_bwd")
     inputs = make_inputs(case, device=device)
-    given = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
-    clean = planned(case, *(_around(x, 0.0) for x in given))
-    poisoned = planned(case, *(_around(x, POISON) for x in given))
+    tensors = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
+    clean = planned(case, *(_around(x, 0.0) for x in tensors))
+    poisoned = planned(case, *(_around(x, POISON) for x in tensors))
     for one, other in zip(
         (clean[0], clean[1], *clean[2]), (poisoned[0], poisoned[1], *poisoned[2]), strict=True
     ):
@@ -82,11 +82,13 @@ def test_gradients_of_an_expanded_dout_are_right(planned: Any, a_case: Any, devi
 def test_strides_of_any_order_give_the_same_bits(planned: Any, a_case: Any, device: str) -> None:
     case = a_case(mask=parse_mask("causal"), q_len=20, k_len=20, direction="fwd_bwd", batch=2)
     inputs = make_inputs(case, device=device)
-    given = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
-    plain = planned(case, *given)
+    tensors = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
+    plain = planned(case, *tensors)
     for order in ((3, 2, 1, 0), (2, 0, 3, 1)):
         back = [order.index(axis) for axis in range(4)]
-        moved = planned(case, *(x.permute(order).contiguous().permute(back) for x in given if x is not None))
+        moved = planned(
+            case, *(x.permute(order).contiguous().permute(back) for x in tensors if x is not None)
+        )
         assert torch.equal(plain[0], moved[0])
         assert all(torch.equal(a, b) for a, b in zip(plain[2], moved[2], strict=True))
 
@@ -115,9 +117,9 @@ def test_more_heads_than_a_grid_axis_takes_are_on_the_axis_that_takes_them(plann
     from attnbench_backends.triton.ahead_of_time import launches
 
     case = a_case(batch=65_537, q_heads=2, q_len=20, k_len=20, dtype="bf16", direction="fwd_bwd")
-    found = launches(case, (9, 0))
-    assert min(launch.programs for launch in found) >= 2 * 65_537
-    assert all(launch.programs < 1 << 31 for launch in found)
+    launched = launches(case, (9, 0))
+    assert min(launch.programs for launch in launched) >= 2 * 65_537
+    assert all(launch.programs < 1 << 31 for launch in launched)
 
 
 def test_tiles_fetched_by_descriptors_give_what_pointers_give(planned: Any, a_case: Any, device: str) -> None:
@@ -127,7 +129,7 @@ def test_tiles_fetched_by_descriptors_give_what_pointers_give(planned: Any, a_ca
         mask=parse_mask("causal & window(20, 0)"), q_len=50, k_len=41, head_dim=16, direction="fwd_bwd"
     )
     inputs = make_inputs(case, device=device)
-    given = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
+    tensors = tuple(inputs.tensors[name] for name in ("q", "k", "v", "dout"))
     started: list[Any] = []
 
     def start(launch: Any) -> None:
@@ -137,7 +139,7 @@ def test_tiles_fetched_by_descriptors_give_what_pointers_give(planned: Any, a_ca
     runs = []
     for descriptors in (False, True):
         tile = Configuration(16, 32, 4, 1, descriptors=descriptors)
-        runs.append(planned(case, *given, tiles=lambda kernel, tile=tile: tile, start=start))
+        runs.append(planned(case, *tensors, tiles=lambda kernel, tile=tile: tile, start=start))
     assert hasattr(started[-1].arguments[0], "block_shape")
     for one, other in zip((runs[0][0], *runs[0][2]), (runs[1][0], *runs[1][2]), strict=True):
         assert torch.equal(one, other)

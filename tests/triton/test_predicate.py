@@ -67,8 +67,8 @@ def answers(triton_backend: Backend, device: str) -> Callable[[Mask, Extent], to
 @pytest.mark.parametrize("text", MASKS)
 def test_the_generated_code_says_what_the_mask_says(answers: Any, text: str) -> None:
     mask, extent = parse_mask(text), Extent(2, 3, 20, 20)
-    said = mask.materialize(extent.batch, extent.heads, extent.q_len, extent.k_len)
-    assert torch.equal(answers(mask, extent), said.expand(2, 3, 20, 20))
+    expected = mask.materialize(extent.batch, extent.heads, extent.q_len, extent.k_len)
+    assert torch.equal(answers(mask, extent), expected.expand(2, 3, 20, 20))
 
 
 @pytest.mark.parametrize("lengths", [(3, 50), (50, 3), (1, 33)])

@@ -138,13 +138,13 @@ def test_a_causal_tail_by_hand(triton_backend: Backend) -> None:
 
     # Queries of 128 by keys of 128: tiles of 1, 2, 3 and 4 blocks, and one for the start and end of each: 14 a head.
     case = Case(q_len=512, k_len=512, q_heads=3, head_dim=128, dtype="bf16", mask=parse_mask("causal"))
-    found = tail(case, "forward", processors=4)
-    assert (found.tiles, found.waves) == (12, 3.0)
+    counted = tail(case, "forward", processors=4)
+    assert (counted.tiles, counted.waves) == (12, 3.0)
     # By head on four: 5 4 3 2, then 5 4 3 2 on those free at 2 3 4 5, all free at 7; then 12 11 10 9: 42 of 48.
-    assert found.idle_by_head == pytest.approx(1 - 42 / 48)
+    assert counted.idle_by_head == pytest.approx(1 - 42 / 48)
     # The longest of all first: 5 5 5 4, then 4 4 3 3 from 4 5 5 5 to 8 9 8 8, then 3 2 2 2: 42 of 44.
-    assert found.idle_across == pytest.approx(1 - 42 / 44)
-    assert found.idle == found.idle_across  # three waves are all there is
+    assert counted.idle_across == pytest.approx(1 - 42 / 44)
+    assert counted.idle == counted.idle_across  # three waves are all there is
 
 
 @pytest.mark.parametrize(

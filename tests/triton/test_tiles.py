@@ -40,5 +40,5 @@ def test_the_split_index_of_a_relative_bias_is_its_index(
     extent, bias = Extent(1, 1, *lengths), RelativeBias(rule)
     offsets = offsets_of(bias, extent, torch.device("cpu"))
     index = (offsets.row[:, None] - offsets.column[None, :]).long()
-    found = index if offsets.entry is None else offsets.entry[index]
-    assert torch.equal(found, bias.index(extent))
+    entry = index if offsets.entry is None else offsets.entry[index]
+    assert torch.equal(entry, bias.index(extent))

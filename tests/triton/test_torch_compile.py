@@ -23,8 +23,8 @@ def test_opcheck_finds_nothing_wrong(triton_backend: Backend, qkv: tuple[Tensor,
 
     q, k, v = (x.requires_grad_() for x in qkv)
     bias = torch.randn(1, 2, 24, 24, device=q.device, requires_grad=True)
-    given = (q, k, v, [bias], "causal", "bias(hqk);softcap(3)", 0.25)
-    assert set(torch.library.opcheck(op._attend, given).values()) == {"SUCCESS"}
+    arguments = (q, k, v, [bias], "causal", "bias(hqk);softcap(3)", 0.25)
+    assert set(torch.library.opcheck(op._attend, arguments).values()) == {"SUCCESS"}
 
 
 class Layer(torch.nn.Module):
@@ -43,8 +43,8 @@ class Layer(torch.nn.Module):
 
         split = self.into(x).unflatten(-1, (2 * self.heads, self.dim)).transpose(1, 2)  # [B, H + 2 Hkv, S, D]
         q, k, v = split.split([self.heads, self.heads // 2, self.heads // 2], dim=1)
-        found, lse = attend(q, k, v, mask="causal & window(9, 0)", scores=(Sink(self.sinks), Bias(self.bias)))
-        return self.out(found.transpose(1, 2).flatten(2)) * lse.mean()
+        out, lse = attend(q, k, v, mask="causal & window(9, 0)", scores=(Sink(self.sinks), Bias(self.bias)))
+        return self.out(out.transpose(1, 2).flatten(2)) * lse.mean()
 
 
 def test_a_compiled_function_is_one_graph_with_the_same_bits(
@@ -81,7 +81,7 @@ def test_the_backward_is_shaped_and_laid_out_as_torch_is_told(
     bias = torch.randn(1, 2, 24, 24, device=q.device)
     out, lse = op._attend(q, k, v, [bias], mask, scores, 0.25)
     for dlse in (None, torch.randn_like(lse)):
-        given = (q, k, v, [bias], out, lse, torch.randn_like(out), dlse, mask, scores, 0.25)
+        arguments = (q, k, v, [bias], out, lse, torch.randn_like(out), dlse, mask, scores, 0.25)
         checks = ("test_schema", "test_faketensor")
-        results = torch.library.opcheck(op._attend_backward, given, test_utils=checks)
+        results = torch.library.opcheck(op._attend_backward, arguments, test_utils=checks)
         assert set(results.values()) == {"SUCCESS"}

@@ -74,12 +74,12 @@ def test_what_was_tuned_takes_precedence_over_the_rule(tune: Any, a_case: Any) -
     from attnbench_backends.triton.configurations import Configuration, cache_file, chosen, key, rule, tuned
 
     case = a_case(q_len=4096, k_len=4096, head_dim=64, dtype="bf16")
-    found = Configuration(64, 32, 4, 3, waves=0, persistent=2)
-    assert chosen("forward", case, (9, 0)) == rule("forward", case, (9, 0)) != found
+    tile = Configuration(64, 32, 4, 3, waves=0, persistent=2)
+    assert chosen("forward", case, (9, 0)) == rule("forward", case, (9, 0)) != tile
     cache_file().parent.mkdir(parents=True)
-    cache_file().write_text(json.dumps({key("forward", case, (9, 0)): asdict(found)}))
+    cache_file().write_text(json.dumps({key("forward", case, (9, 0)): asdict(tile)}))
     tuned.cache_clear()
-    assert chosen("forward", case, (9, 0)) == found
+    assert chosen("forward", case, (9, 0)) == tile
     assert chosen("forward", case, (8, 0)) == rule("forward", case, (8, 0))
     # What is compiled ahead of time and held against the committed table is what all users have.
     assert Specimen(case).tiles((9, 0))("forward") == rule("forward", case, (9, 0))
@@ -98,7 +98,7 @@ def test_the_cache_keeps_what_was_measured_here_and_not_what_is_shipped(
     tile = configurations.Configuration(16, 16, 4, 1)
     shipped.write_text(json.dumps({"sm_90/forward/fp32/d16/sparse/plain": asdict(tile)}))
     monkeypatch.setattr(configurations, "SHIPPED", shipped)
-    monkeypatch.setattr(tune, "tuned_for", lambda *asked: [("sm_90/dq/fp32/d16/dense/plain", tile, 1.0)])
+    monkeypatch.setattr(tune, "tuned_for", lambda *arguments: [("sm_90/dq/fp32/d16/dense/plain", tile, 1.0)])
     assert tune.main(["--rehearse", "--out", str(out)]) == 0
     assert len(configurations.tuned()) == 1
     assert set(json.loads((out / "configurations.json").read_text())) == {"sm_90/dq/fp32/d16/dense/plain"}

@@ -14,12 +14,12 @@ def attend(q, k, v, allowed, scale, softcap=0.0, bias=None, sink=None):
     if bias is not None:
         scores = scores + bias
     scores = scores.masked_fill(~allowed, -torch.inf)
-    everything = (
+    with_sink = (
         scores
         if sink is None
         else torch.cat([scores, sink.float()[:, None, None].expand(-1, q.shape[0], 1)], -1)
     )
-    lse = torch.logsumexp(everything, -1)
+    lse = torch.logsumexp(with_sink, -1)
     finite = torch.where(lse == -torch.inf, torch.zeros_like(lse), lse)
     out = torch.einsum("hqk,khd->qhd", torch.exp(scores - finite[..., None]), values)
     return out.to(q.dtype), torch.where(lse == -torch.inf, torch.inf, lse)
@@ -46,14 +46,14 @@ def alibi(slopes, queries, keys):
 
 def dense(q, k, v, scale, causal, window, softcap=0.0, slopes=None, sink=None):
     """[B, S, H, D]: out and lse [B, H, Q]."""
-    found = []
+    rows = []
     for b in range(q.shape[0]):
         queries, keys = q.shape[1], k.shape[1]
         bias = None if slopes is None else alibi(slopes, queries, keys)
-        found.append(
+        rows.append(
             attend(q[b], k[b], v[b], band(queries, keys, causal, *window), scale, softcap, bias, sink)
         )
-    return torch.stack([o for o, _ in found]), torch.stack([lse for _, lse in found])
+    return torch.stack([o for o, _ in rows]), torch.stack([lse for _, lse in rows])
 
 
 def packed(q, k, v, cu_q, cu_k, scale, causal, window, softcap=0.0, slopes=None, sink=None):
