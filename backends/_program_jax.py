@@ -1,6 +1,6 @@
 """The program of the JAX environment: jax.nn.dot_product_attention, or flax's layer, compiled for one case.
 
-Run by attnbench's foreign worker; imports neither torch nor attnbench. Tensors are [B, S, H, D]. The forward of a
+Run by attnbench's foreign process; imports neither torch nor attnbench. Tensors are [B, S, H, D]. The forward of a
 case with a backward is `jax.vjp`'s, compiled: it returns the residuals that the compiled backward takes.
 """
 

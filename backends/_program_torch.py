@@ -1,6 +1,6 @@
 """The program of torch libraries: one case as leaves in the library's layout, its forward and its backward.
 
-Imported by attnbench if the library is installed here, else run by its foreign worker; imports torch and nothing of
+Imported by attnbench if the library is installed here, else run by its foreign process; imports torch and nothing of
 attnbench. Tensors are [B, S, H, D]; packed sequences are [T, H, D]. The library's own call is in a file that the task
 names: `build(task, fixed, device) -> (attend, kernel)`, where `attend(q, k, v, changes) -> (out, lse or None)`, lse
 as [B, H, Q] or packed as [H, T].

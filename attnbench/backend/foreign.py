@@ -1,7 +1,7 @@
-"""A backend in another Python environment: this process's side of the worker that runs it.
+"""A backend in another Python environment: this process's side of the foreign process that runs it.
 
 The inputs travel as bytes through a mapped file, each array with a checksum, never as a seed; outputs come back the
-same way and are judged in this process. Blocks of timed calls run in the worker.
+same way and are judged in this process. Blocks of timed calls run in the foreign process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Arrays = dict[str, tuple[str, np.ndarray[Any, Any]]]  # name -> dtype name, valu
 
 
 class Foreign:
-    """A worker under another interpreter that runs one program; starts at the first call, ends with its owner."""
+    """A process under another interpreter that runs one program; starts at the first call, ends with its owner."""
 
     def __init__(self, python: Path, program: Path, device: str, *, keep_path: bool = False) -> None:
         self.python, self.program, self.device = python, program, device
@@ -65,7 +65,7 @@ class Foreign:
         return self._ask(do, **fields)
 
     def send(self, arrays: Arrays) -> dict[str, Any]:
-        """Write arrays to the file that the worker reads; returns the fields of the request that describe them."""
+        """Write arrays to the file that the foreign process reads; returns the request fields that describe them."""
         self.start()
         listed: dict[str, Any] = {}
         file = self._inputs
@@ -219,7 +219,7 @@ def tensor_of(dtype: str, shape: list[int], data: bytearray) -> Tensor:
 
 
 class ForeignPrepared(Prepared):
-    """A case prepared in the worker. Tensors cross as [B, S, H, D], the layout of all libraries that run there.
+    """A case prepared in the foreign process. Tensors cross as [B, S, H, D], the layout of all its libraries.
 
     `task` is the lowered case; `arrays` are the arrays that belong to it (masks, index tables).
     """
@@ -257,18 +257,18 @@ class ForeignPrepared(Prepared):
         return ForeignCall(self, direction, dout)
 
     def memory(self) -> dict[str, int]:
-        """Bytes, as the library in the worker accounts for them."""
+        """Bytes, as the library in the foreign process accounts for them."""
         return self._foreign.call("memory", job=self._job)
 
     def kernels(self) -> list[str]:
-        """The names of the GPU kernels that run in the worker, if the program knows them."""
+        """The names of the GPU kernels that run in the foreign process, if the program knows them."""
         return list(self._foreign.call("kernels", job=self._job)["names"])
 
     def drop_graph(self) -> None:
         self._foreign.call("drop", job=self._job)
 
     def timed(self, direction: str, samples: int, calls: int) -> tuple[list[float], Any, int]:
-        """Time calls in the worker: milliseconds per call, the result of the last one, forced switches."""
+        """Time calls in the foreign process: milliseconds per call, the last result, forced switches."""
         answer = self._foreign.call("time", job=self._job, direction=direction, samples=samples, calls=calls)
         last = self._output(answer) if direction == "fwd" else self._gradients(answer)
         return answer["samples_ms"], last, answer["switches"]
@@ -305,7 +305,7 @@ class ForeignPrepared(Prepared):
 
 
 class ForeignCall:
-    """One direction of a prepared case, as a callable that times itself in the worker."""
+    """One direction of a prepared case, as a callable that times itself in the foreign process."""
 
     def __init__(self, prepared: ForeignPrepared, direction: str, dout: Tensor | None) -> None:
         self._prepared, self._direction, self._dout = prepared, direction, dout
@@ -322,7 +322,7 @@ class ForeignCall:
 
 
 def facts_of(case: Case) -> dict[str, Any]:
-    """What the worker must know of a case; the mask and the score changes are in the task."""
+    """What the foreign process must know of a case; the mask and the score changes are in the task."""
     names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim", "dtype", "direction")
     return {name: getattr(case, name) for name in names} | {"scale": case.softmax_scale}
 

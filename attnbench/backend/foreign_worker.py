@@ -1,4 +1,4 @@
-"""The worker in a backend's own Python environment: answers requests, maps arrays, times calls.
+"""The foreign process, in a backend's own Python environment: answers requests, maps arrays, times calls.
 
 This file is run by path under another interpreter: it needs numpy and nothing of attnbench. A *program* (a file
 named by the first request) holds the library: `start(device) -> {}` and `prepare(task, arrays, device) -> job`. A

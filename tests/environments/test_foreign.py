@@ -1,4 +1,4 @@
-"""The worker in another Python environment: its bytes, faults and times, its end and ours."""
+"""The foreign process in another Python environment: its bytes, faults and times, its end and ours."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_flipped_bit_on_the_way_back_is_seen(foreign: Foreign, a_case: Any) ->
         ("die", ForeignDied, "crashed"),
     ],
 )
-def test_what_fails_in_the_worker_has_its_status_here(
+def test_what_fails_in_the_foreign_process_has_its_status_here(
     foreign: Foreign, a_case: Any, fail: str, kind: type[Exception], status: str
 ) -> None:
     inputs = make_inputs(a_case())
@@ -167,7 +167,7 @@ def test_an_interpreter_that_is_not_there_makes_the_backend_unavailable(tmp_path
         Foreign(tmp_path / "no-python", tmp_path / "program.py", "cpu").start()
 
 
-def test_blocks_are_timed_in_the_worker_and_their_last_answer_is_judged_here(
+def test_blocks_are_timed_in_the_foreign_process_and_their_last_answer_is_judged_here(
     foreign: Foreign, a_case: Any
 ) -> None:
     inputs = make_inputs(a_case())
