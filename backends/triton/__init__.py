@@ -39,7 +39,7 @@ from .score_gradients import score_gradients  # noqa: E402
 
 MOST_INTERPRETED_SECONDS = 12.0
 # Measured on one core: tiles of 16 to 128 a side take about the same, mostly the interpreter's overhead.
-SECONDS_A_PROGRAM, SECONDS_A_TILE, SECONDS_A_PAIR_AND_DIM = 5e-3, 9e-3, 1e-9
+SECONDS_PER_PROGRAM, SECONDS_PER_TILE, SECONDS_PER_PAIR_AND_DIM = 5e-3, 9e-3, 1e-9
 BACKWARD_FACTOR, SCORES_FACTOR = 3.6, 1.5  # of the forward's time: with a backward; with changed scores
 
 
@@ -161,7 +161,7 @@ def _too_slow(case: Case) -> Refusal | None:
 
 def _interpreted_seconds(case: Case, programs: int, tiles: int, area: int) -> float:
     products = tiles * area * (case.head_dim + case.v_dim)
-    seconds = programs * SECONDS_A_PROGRAM + tiles * SECONDS_A_TILE + products * SECONDS_A_PAIR_AND_DIM
+    seconds = programs * SECONDS_PER_PROGRAM + tiles * SECONDS_PER_TILE + products * SECONDS_PER_PAIR_AND_DIM
     seconds *= SCORES_FACTOR if case.scores else 1.0
     return seconds * (BACKWARD_FACTOR if case.needs_backward else 1.0)
 

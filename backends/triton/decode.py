@@ -22,7 +22,7 @@ from .walking import listed, start_of_list
 MOST_ROWS = 64  # query heads of a group x queries that one tile takes
 FEWEST_TILES = 2  # key blocks that are worth a program
 MOST_SPLITS = 64  # parts that the combining program holds in registers
-KEYS_A_QUERY = 16  # with fewer keys per query it is no decode
+KEYS_PER_QUERY = 16  # with fewer keys per query it is no decode
 
 
 def splits(case: Case, block_k: int, processors: int) -> int:
@@ -33,7 +33,7 @@ def splits(case: Case, block_k: int, processors: int) -> int:
     twice, with at least two key blocks each.
     """
     rows = case.group * case.q_len
-    if rows > MOST_ROWS or case.mask.varies_over_heads or case.k_len < KEYS_A_QUERY * case.q_len:
+    if rows > MOST_ROWS or case.mask.varies_over_heads or case.k_len < KEYS_PER_QUERY * case.q_len:
         return 1
     programs = case.batch * case.kv_heads
     if programs >= 2 * processors:

@@ -103,7 +103,7 @@ def scale_rows(tile, factor, D1: tl.constexpr):
 
 @triton.jit
 def inner_product(x, y, D1: tl.constexpr):
-    """x y^T over the columns of two tiles: float32 [rows of x, rows of y], IEEE products where they are float32."""
+    """x y^T over the columns of two tiles: float32 [rows of x, rows of y], IEEE products if they are float32."""
     s = tl.dot(x[0], tl.trans(y[0]), input_precision="ieee")
     if D1 != 0:
         s = tl.dot(x[1], tl.trans(y[1]), s, input_precision="ieee")
