@@ -25,13 +25,13 @@ from attnbench_suites.into_pytest_benchmark import (
     timed_in,
     without_times,
 )
-from attnbench_suites.lost import Asked, Lost, lost, told
 from attnbench_suites.measured import Measurements, extra_info, seconds_of, verdict
+from attnbench_suites.missing import Asked, Lost, lost, told
 
 from attnbench.backend import entries
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError, did_you_mean
-from attnbench.sweep.attempt import Protocol
+from attnbench.sweep.case_run import Protocol
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 
 HERE = Path(__file__).parent

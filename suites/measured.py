@@ -10,11 +10,11 @@ from typing import Any
 
 from attnbench.measure import pin_threads
 from attnbench.problem import Case, make_inputs
-from attnbench.sweep import references
-from attnbench.sweep.attempt import Attempt, Protocol
+from attnbench.sweep import reference_files
+from attnbench.sweep.case_run import Attempt, Protocol
 from attnbench.sweep.executors import InProcess
-from attnbench.sweep.lanes import Lane
 from attnbench.sweep.result import Result
+from attnbench.sweep.slots import Lane
 from attnbench.sweep.suite import Planned
 
 
@@ -75,15 +75,16 @@ class Measurements:
         """The file with the right answer of the case in hand; those of the cases before it are removed."""
         from attnbench.judge import make_reference
 
-        path = references.path_of(self._folder, case, self._seed, "randn", contract)
+        path = reference_files.path_of(self._folder, case, self._seed, "randn", contract)
         if not path.exists():
             others = {
-                references.path_of(self._folder, case, self._seed, "randn", c) for c in ("flash", "dense")
+                reference_files.path_of(self._folder, case, self._seed, "randn", c)
+                for c in ("flash", "dense")
             }
             for old in set(self._folder.glob("*.npz")) - others:
                 old.unlink()
             inputs = make_inputs(case, self._seed, self._device)
-            references.save(path, make_reference(inputs, contract, self._seed))
+            reference_files.save(path, make_reference(inputs, contract, self._seed))
         return str(path)
 
 

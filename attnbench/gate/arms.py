@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.measure import BLOCK_MS, commit_label
-from attnbench.sweep.attempt import Attempt, Protocol, time_together
+from attnbench.sweep.case_run import Attempt, Protocol, time_together
 from attnbench.sweep.executors import WorkerProcess
-from attnbench.sweep.lanes import Lane
 from attnbench.sweep.limits import default_memory_limit_bytes
 from attnbench.sweep.reference_worker import Oracle
 from attnbench.sweep.result import Result
+from attnbench.sweep.slots import Lane
 from attnbench.sweep.suite import Planned
 
 ROUNDS = 20

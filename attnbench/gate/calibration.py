@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError, BackendUnavailable
 from attnbench.gate.options import GateOptions
 from attnbench.gate.recording import SAME, SLOWER, Recorded, frame_of, record, recorded, write_rows
 from attnbench.gate.sequential import Rule, decide
-from attnbench.sweep.lanes import make_lanes
+from attnbench.sweep.slots import make_lanes
 from attnbench.sweep.suite import load_suite
 
 NO_CHANGE = "no change"

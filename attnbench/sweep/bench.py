@@ -38,9 +38,9 @@ from attnbench.measure import (
 from attnbench.measure.kernels import attention_kernels, gpu_kernels, not_the_one_named
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case, Inputs, make_inputs
-from attnbench.sweep import references
-from attnbench.sweep.faults import Fault, one_line
+from attnbench.sweep import reference_files
 from attnbench.sweep.limits import limit_memory
+from attnbench.sweep.step_errors import Fault, one_line
 
 Phase = Callable[[str], None]
 CACHE_SHARE = 32  # a resting arm may keep this fraction of the GPU's memory in its allocator
@@ -133,7 +133,7 @@ class Bench:
         self._phase("computing the reference in float64")
         start = time.perf_counter()
         inputs = make_inputs(Case.from_json(case), seed, self._device, distribution)
-        references.save(Path(path), make_reference(inputs, contract, seed))
+        reference_files.save(Path(path), make_reference(inputs, contract, seed))
         return {"seconds": time.perf_counter() - start}
 
     def admit(self, case: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Bench:
         prepared = self._opened.prepare(asked, inputs)
         prepare_ms = dict(prepared.prepare_ms)
         prepare_ms["other"] = max(0.0, (time.perf_counter() - start) * 1e3 - sum(prepare_ms.values()))
-        self._on = on = _Open(asked, inputs, prepared, checksum, references.load(Path(reference)))
+        self._on = on = _Open(asked, inputs, prepared, checksum, reference_files.load(Path(reference)))
         self._phase("the first forward")
         on.output, prepare_ms["first_call"] = _timed(prepared.forward)
         if inputs.dout is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from attnbench.sweep.channel import Channel, Closed, Late
-from attnbench.sweep.faults import Fault, one_line, out_of_memory_in
+from attnbench.sweep.step_errors import Fault, one_line, out_of_memory_in
 from attnbench.sweep.worker import answer
 
 TAIL_BYTES = 1 << 16

@@ -8,10 +8,10 @@ from typing import Any
 from attnbench.backend.interface import CONTRACTS
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case
-from attnbench.sweep import references
+from attnbench.sweep import reference_files
 from attnbench.sweep.executors import Executor
-from attnbench.sweep.faults import Fault
-from attnbench.sweep.lanes import Lane
+from attnbench.sweep.slots import Lane
+from attnbench.sweep.step_errors import Fault
 
 
 class Oracle:
@@ -46,7 +46,7 @@ class Oracle:
 
         A Fault of status `error` where it cannot be: that a reference takes too much is no fault of the backend's.
         """
-        path = references.path_of(self._folder, case, seed, distribution, contract)
+        path = reference_files.path_of(self._folder, case, seed, distribution, contract)
         if path in self._failed:
             raise self._failed[path]
         if not path.exists():
@@ -63,4 +63,4 @@ class Oracle:
     def forget(self, case: Case, seed: int, distribution: str) -> None:
         """Remove what is kept of a case."""
         for contract in CONTRACTS:
-            references.path_of(self._folder, case, seed, distribution, contract).unlink(missing_ok=True)
+            reference_files.path_of(self._folder, case, seed, distribution, contract).unlink(missing_ok=True)

@@ -19,13 +19,13 @@ from attnbench.errors import UnknownBackend
 from attnbench.measure import BLOCK_MS, commit_label
 from attnbench.problem import Case
 from attnbench.sweep import events
-from attnbench.sweep.attempt import Attempt, Protocol, joined, time_together
+from attnbench.sweep.case_run import Attempt, Protocol, joined, time_together
 from attnbench.sweep.executors import InProcess, WorkerProcess
-from attnbench.sweep.faults import UNKNOWN, Fault
-from attnbench.sweep.lanes import Lane, make_lanes
 from attnbench.sweep.limits import default_memory_limit_bytes
 from attnbench.sweep.reference_worker import Oracle
 from attnbench.sweep.result import Result
+from attnbench.sweep.slots import Lane, make_lanes
+from attnbench.sweep.step_errors import UNKNOWN, Fault
 from attnbench.sweep.store import Store
 
 if TYPE_CHECKING:

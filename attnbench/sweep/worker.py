@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnbench.sweep.channel import Channel, Closed
-from attnbench.sweep.faults import Fault, fault_of
 from attnbench.sweep.limits import behave_as_a_worker
+from attnbench.sweep.step_errors import Fault, fault_of
 
 STEPS = (
     "pin",

@@ -20,7 +20,7 @@ from attnbench.errors import AttnbenchError, BackendUnavailable, ForeignDied
 from attnbench.measure.clocks import FakeClock
 from attnbench.measure.timing import Pace, time_block
 from attnbench.problem import make_inputs
-from attnbench.sweep.faults import fault_of
+from attnbench.sweep.step_errors import fault_of
 
 PROGRAM = """
 import os, sys, time

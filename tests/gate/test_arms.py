@@ -15,7 +15,7 @@ from attnbench.measure.clocks import CpuClock, CudaClock, ProcessClock
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case
 from attnbench.sweep import run_sweep
-from attnbench.sweep.attempt import Attempt, Protocol, joined
+from attnbench.sweep.case_run import Attempt, Protocol, joined
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 

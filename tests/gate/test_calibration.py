@@ -135,7 +135,7 @@ def test_a_backend_that_cannot_calibrate_is_named_before_the_minutes(
 
     monkeypatch.setattr("attnbench.gate.recording.record_group", never)
     monkeypatch.setattr(
-        "attnbench.sweep.lanes.entries",
+        "attnbench.sweep.slots.entries",
         lambda folder: [
             Entry("naive", "here"),
             Entry("absent", "here", False, "no such library", "pip install it"),

@@ -46,11 +46,11 @@ TOUCHES: dict[str, tuple[str, str]] = {
     "report/page/render.py": ("reads writes", "the page and its templates"),
     "selftest/plan.py": ("starts", "parts side by side"),
     "sweep/executors.py": ("starts", "workers"),
-    "sweep/lanes.py": ("reads", "whether a plug-in's file exists"),
     "sweep/limits.py": ("reads starts writes", "a worker's memory, from /proc; ends it with its parent"),
+    "sweep/reference_files.py": ("reads writes", "references of cases"),
     "sweep/reference_worker.py": ("reads writes", "whether a reference is stored; removes it"),
-    "sweep/references.py": ("reads writes", "references of cases"),
     "sweep/runner.py": ("writes", "a scratch folder of references"),
+    "sweep/slots.py": ("reads", "whether a plug-in's file exists"),
     "sweep/store.py": ("reads writes", "results"),
     "sweep/suite.py": ("reads", "suites"),
 }

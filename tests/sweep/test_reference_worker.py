@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from attnbench.errors import AttnbenchError
-from attnbench.sweep.faults import Fault
 from attnbench.sweep.reference_worker import Oracle
+from attnbench.sweep.step_errors import Fault
 
 
 class Executor:

@@ -25,8 +25,8 @@ from attnbench.sweep import (
     SweepStarted,
     run_sweep,
 )
-from attnbench.sweep.attempt import Attempt, Protocol
 from attnbench.sweep.bench import Bench
+from attnbench.sweep.case_run import Attempt, Protocol
 
 KeysOf = Callable[[Sequence[Any]], list[tuple[Any, ...]]]
 Plans = Callable[..., list[Any]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attnbench_suites.lost import Asked, lost, selects, told
+from attnbench_suites.missing import Asked, lost, selects, told
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """

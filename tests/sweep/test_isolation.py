@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from attnbench.sweep import Result, Store, run_sweep
-from attnbench.sweep.faults import fault_of
+from attnbench.sweep.step_errors import fault_of
 
 NAMES = (
     *("right", "segfaults", "sleeps", "hoards", "lies", "raises", "refuses", "prints", "scribbles"),

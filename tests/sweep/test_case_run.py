@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from attnbench.sweep.attempt import Attempt, Protocol
+from attnbench.sweep.case_run import Attempt, Protocol
 from attnbench.sweep.result import Result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from attnbench.backend import Backend, entries, resolve
 from attnbench.errors import UnknownBackend
 from attnbench.sweep.executors import Executor, InProcess, WorkerProcess
-from attnbench.sweep.faults import UNKNOWN, Fault
+from attnbench.sweep.step_errors import UNKNOWN, Fault
 
 STARTS = 3  # in a row; then the backend is given up, and each of its cases is a row that says so
 START_TIMEOUT_S = 180.0

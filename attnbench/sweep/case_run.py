@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attnbench.measure import Pace
-from attnbench.sweep.faults import UNKNOWN, Fault
-from attnbench.sweep.lanes import Lane
 from attnbench.sweep.result import Result
+from attnbench.sweep.slots import Lane
+from attnbench.sweep.step_errors import UNKNOWN, Fault
 
 FEWEST_ROUNDS = 3
 OVERDRAWN = 2.0  # times what a case may take: then no further rounds, as on a machine with other work
