@@ -1,1 +1,1 @@
-"""What is swept: suites as TOML files, and the same through pytest-benchmark."""
+"""The bundled suites as TOML files, and the pytest plug-in that runs them through pytest-benchmark."""

@@ -1,13 +1,13 @@
-"""How does `pytest suites/` become a sweep? One test a case, backend and direction, timed only where it is right.
+"""`pytest suites/` as a sweep: one test per case, backend and direction, timed only if it is right.
 
     pytest suites/                                    the suite quick on every backend
     pytest suites/test_core.py --backend naive,flex   another suite, fewer backends
-    pytest suites/ --suite core --suite mine.toml     suites by name, or a file of one's own
-    pytest suites/ -k "causal and naive and bwd"      by parts of the case's id, backend, direction
+    pytest suites/ --suite core --suite mine.toml     suites by name or by file
+    pytest suites/ -k "causal and naive and bwd"      by substrings of case id, backend, direction
 
-pytest-benchmark's options work on it (--benchmark-json, -compare, -autosave, -group-by); --benchmark-max-time is how
-long a direction of a case is timed, and --benchmark-disable checks without keeping times. Where a run is compared
-(--benchmark-compare), a benchmark of the baseline that it has no times of fails it; the plug-in would pass in silence.
+pytest-benchmark's options apply (--benchmark-json, -compare, -autosave, -group-by); --benchmark-max-time is how long a
+direction of a case is timed, and --benchmark-disable judges without keeping times. With --benchmark-compare, a
+benchmark that the baseline has times of and this run has not fails the run; pytest-benchmark alone would ignore it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from attnbench_suites.into_pytest_benchmark import (
     baselines_of,
     is_off,
     put_in,
-    seconds_a_case,
+    seconds_per_direction,
     timed_in,
     without_times,
 )
-from attnbench_suites.measured import Measurements, extra_info, seconds_of, verdict
-from attnbench_suites.missing import Asked, Lost, lost, told
+from attnbench_suites.measured import Measurements, extra_info, failure_message, seconds_of
+from attnbench_suites.missing import MissingBenchmark, Selection, missing_benchmarks
 
 from attnbench.backend import entries
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError, did_you_mean
-from attnbench.sweep.case_run import Protocol
+from attnbench.sweep.case_run import TimingSettings
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 
 HERE = Path(__file__).parent
-GIVEN = "given"  # test_given.py takes the suites that are files of the user's
+GIVEN = "given"  # test_given.py runs the suites that are files
 PLANS = pytest.StashKey[dict[tuple[str, str], tuple[str, Planned]]]()
 OUTCOMES = pytest.StashKey[dict[str, tuple[str, str]]]()
 DESELECTED = pytest.StashKey[set[str]]()
-LOST = pytest.StashKey[list[Lost]]()
+MISSING = pytest.StashKey[list[MissingBenchmark]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,16 +65,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PLANS] = {}
     config.stash[OUTCOMES] = {}
     config.stash[DESELECTED] = set()
-    config.stash[LOST] = []
+    config.stash[MISSING] = []
     config.pluginmanager.register(Outcomes(config.stash[OUTCOMES]))
     try:
         _device(config)
         _backends(config.getoption("backend"))
         for suite in config.getoption("suite"):
             load_suite(suite).cases(_device(config))
-    except AttnbenchError as problem:
-        # Here it is one line and exit code 4; while collecting it would be a traceback.
-        raise pytest.UsageError(str(problem)) from problem
+    except AttnbenchError as error:
+        # Here it is one line and exit code 4; during collection it would be a traceback.
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -82,7 +82,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Of a folder, only the files of chosen suites; a file that is named itself is never ignored."""
+    """Ignore the files of suites that are not chosen; a file named on the command line is never ignored."""
     if collection_path.parent != HERE or not collection_path.name.startswith("test_"):
         return None
     bundled = list_suites()
@@ -101,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for plan in load_suite(suite).cases(_device(config)):
             plans.setdefault(plan.case.id, (suite, plan))
     backends = _backends(config.getoption("backend"))
-    config.stash[PLANS] |= {(function, case_id): found for case_id, found in plans.items()}
+    config.stash[PLANS] |= {(function, case_id): plan for case_id, plan in plans.items()}
     rows = [
         (case_id, backend, direction)
         for case_id, (_, plan) in plans.items()
@@ -115,10 +115,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def measurements(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Measurements]:
-    """The backends of this session and the folder of the right answers."""
-    kept = Measurements(_device(pytestconfig), tmp_path_factory.mktemp("references"))
-    yield kept
-    kept.close()
+    """The backends of this session and its right answers."""
+    session = Measurements(_device(pytestconfig), tmp_path_factory.mktemp("references"))
+    yield session
+    session.close()
 
 
 @pytest.fixture
@@ -130,31 +130,32 @@ def timed_if_right(
     benchmark: Any,
     measurements: Measurements,
 ) -> Callable[[], None]:
-    """Judge this case on this backend; time it where it is right, fail where it is wrong, skip what is refused."""
+    """Judge this case on this backend: time it if right, fail if wrong, skip if refused."""
     suite, plan = request.config.stash[PLANS][request.function.__name__, case]
 
     def run() -> None:
         off = is_off(benchmark)
         directions = 2 if plan.case.needs_backward else 1
-        allowed = Protocol(rounds=1) if off else Protocol(case_seconds=directions * seconds_a_case(benchmark))
-        result = measurements.of(plan, backend, allowed)
+        case_seconds = directions * seconds_per_direction(benchmark)
+        settings = TimingSettings(rounds=1) if off else TimingSettings(case_seconds=case_seconds)
+        result = measurements.of(plan, backend, settings)
         if result.status in ("refused", "unavailable"):
             pytest.skip(f"{backend} {result.status}: {result.reason.removeprefix(f'{backend}: ')}")
         if result.status != "ok":
             without_times(benchmark)
-            pytest.fail(verdict(result, suite), pytrace=False)
+            pytest.fail(failure_message(result, suite), pytrace=False)
         seconds = seconds_of(result, direction)
         if off or not seconds:
             without_times(benchmark)
             return
-        found = extra_info(result, direction, seconds) | {"suite": suite}
-        put_in(benchmark, seconds, group=f"{case} {direction}", clock=result.clock, extra_info=found)
+        info = extra_info(result, direction, seconds) | {"suite": suite}
+        put_in(benchmark, seconds, group=f"{case} {direction}", clock=result.clock, extra_info=info)
 
     return run
 
 
 class Outcomes:
-    """Notes how each test ended, with the reason where it was skipped; the worst of its phases counts."""
+    """Records the outcome of each test, with the reason if it was skipped; the first phase that did not pass counts."""
 
     def __init__(self, outcomes: dict[str, tuple[str, str]]) -> None:
         self._outcomes = outcomes
@@ -172,54 +173,55 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a compared run that lost benchmarks of its baseline."""
+    """Fail a compared run in which benchmarks of its baseline are missing."""
     config = session.config
-    # Cut short (-x), it failed already, and what it did not reach is not lost.
+    # Cut short (-x), it failed already, and what it did not reach is not missing.
     cut_short = session.shouldstop or session.shouldfail
     if config.option.collectonly or hasattr(config, "workerinput") or cut_short:
         return
     outcomes, deselected = config.stash[OUTCOMES], config.stash[DESELECTED]
-    found = list(lost(baselines_of(config), timed_in(config), outcomes, _asked(config).has, deselected))
-    config.stash[LOST] = found
-    if found and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    includes = _selection(config).includes
+    missing = list(missing_benchmarks(baselines_of(config), timed_in(config), outcomes, includes, deselected))
+    config.stash[MISSING] = missing
+    if missing and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    # First, since the plug-in ends its own summary with an exception where it finds a regression.
-    found = config.stash[LOST]
-    if found:
-        terminalreporter.section("benchmarks lost since the baseline", red=True)
-    for line in told(found):
-        terminalreporter.write_line(line)
+    # First, since pytest-benchmark ends its own summary with an exception if it finds a regression.
+    missing = config.stash[MISSING]
+    if missing:
+        terminalreporter.section("benchmarks missing since the baseline", red=True)
+    for benchmark in missing:
+        terminalreporter.write_line(str(benchmark))
 
 
-def _asked(config: pytest.Config) -> Asked:
+def _selection(config: pytest.Config) -> Selection:
     words = []
     for word in config.args:
         path, _, rest = word.partition("::")
-        there = (config.invocation_params.dir / path).resolve()
-        # What is no path below the root (--pyargs) may stand for anything: better one too many is missed.
-        below = there.exists() and there.is_relative_to(config.rootpath)
-        path = there.relative_to(config.rootpath).as_posix() if below else ""
+        absolute = (config.invocation_params.dir / path).resolve()
+        # A word that is no path below the root (--pyargs) may mean anything: it selects all.
+        below = absolute.exists() and absolute.is_relative_to(config.rootpath)
+        path = absolute.relative_to(config.rootpath).as_posix() if below else ""
         words.append(f"{path}::{rest}" if rest else path)
-    given = config.getoption("backend")
-    return Asked(
+    backends = config.getoption("backend")
+    return Selection(
         tuple(words),
         frozenset(config.getoption("suite") or ["quick"]),
-        frozenset(_backends(given)) if given else frozenset(),
+        frozenset(_backends(backends)) if backends else frozenset(),
         config.getoption("keyword", "") or "",
     )
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Add GPU, driver and library versions; drop the clock of the moment, which differs from run to run."""
+    """Add GPU, driver and library versions; drop the current clock rate, which differs between runs."""
     from attnbench.measure import fingerprint
 
-    found = fingerprint(_device(config))
-    del found["git"]  # the plug-in has commit_info
-    machine_info["attnbench"] = found
+    environment = fingerprint(_device(config))
+    del environment["git"]  # pytest-benchmark has commit_info
+    machine_info["attnbench"] = environment
     for name in [name for name in machine_info["cpu"] if name.startswith("hz_actual")]:
         del machine_info["cpu"][name]
 
@@ -228,13 +230,12 @@ def _device(config: pytest.Config) -> str:
     return resolve_device(config.getoption("device"))
 
 
-def _backends(given: list[str]) -> list[str]:
-    """The named backends, or all; UsageError where a name is unknown."""
-    known = [entry.name for entry in sorted(entries(), key=lambda entry: not entry.available)]
-    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+def _backends(options: list[str]) -> list[str]:
+    """The named backends, or all; UsageError for an unknown name."""
+    everything = [entry.name for entry in sorted(entries(), key=lambda entry: not entry.available)]
+    names = [name.strip() for text in options for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in known and ".py:" not in name:
-            raise pytest.UsageError(
-                f"no backend called {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
-            )
-    return names or known
+        if name not in everything and ".py:" not in name:
+            near = did_you_mean(name, everything)
+            raise pytest.UsageError(f"no backend called {name!r}{near}; there are {', '.join(everything)}")
+    return names or everything

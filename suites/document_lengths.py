@@ -1,6 +1,6 @@
-"""How long are real documents and sentences? Those of Python's own documentation, so that no length is invented.
+"""The lengths of real documents and sentences: those of Python's own documentation.
 
-Lengths are in words (split at white space) of the topics of `pydoc_data.topics`. Run it to see the masks that stand in
+Lengths are in words (split at white space) of the topics of `pydoc_data.topics`. Run it to print the masks of
 workloads.toml:
 
     python -m attnbench_suites.document_lengths packed 1024        documents laid end to end, as for fine-tuning
@@ -15,11 +15,11 @@ import re
 import sys
 from pydoc_data.topics import topics
 
-BUCKET = 16  # translation batches sentences of about one length: these many words apart at most
+BUCKET = 16  # translation batches sentences of similar length: at most this many words apart
 
 
 def document_lengths() -> list[int]:
-    """The words of every topic, shuffled by a fixed seed as documents are before they are packed."""
+    """The number of words of every topic, shuffled by a fixed seed as documents are before packing."""
     names = sorted(topics)
     random.Random(0).shuffle(names)
     return [len(topics[name].split()) for name in names]
@@ -28,7 +28,7 @@ def document_lengths() -> list[int]:
 def packed_lengths(tokens: int) -> list[int]:
     """Greedy concatenation: the lengths of the documents that fill `tokens`, the last one cut to fit.
 
-    Raises ValueError where all documents together are shorter.
+    Raises ValueError if all documents together are shorter.
     """
     lengths: list[int] = []
     for length in document_lengths():
@@ -57,7 +57,7 @@ def sentence_lengths(longest: int, rows: int) -> list[int]:
 
 
 def mask_text(command: str, *numbers: int) -> str:
-    """The mask that a command line of this file asks for; KeyError for another command."""
+    """The mask of a command line of this file; KeyError for an unknown command."""
     kind, lengths = {
         "packed": ("documents", packed_lengths),
         "cut": ("padding", cut_lengths),

@@ -1,4 +1,4 @@
-"""What comes of one case on one backend in this process? Judged first; timed by attnbench's clock if it is right."""
+"""One case on one backend in this process: judged, and timed by attnbench's clock if it is right."""
 
 from __future__ import annotations
 
@@ -9,92 +9,72 @@ from statistics import median
 from typing import Any
 
 from attnbench.measure import pin_threads
-from attnbench.problem import Case, make_inputs
-from attnbench.sweep import reference_files
-from attnbench.sweep.case_run import Attempt, Protocol
+from attnbench.problem import Case
+from attnbench.sweep.case_run import CaseRun, TimingSettings
 from attnbench.sweep.executors import InProcess
+from attnbench.sweep.reference_worker import ReferenceWorker
 from attnbench.sweep.result import Result
-from attnbench.sweep.slots import Lane
+from attnbench.sweep.slots import WorkerSlot
 from attnbench.sweep.suite import Planned
+
+DISTRIBUTION = "randn"
 
 
 class Measurements:
-    """The backends of one session, loaded once; `of` gives the Result of one case on one of them.
+    """The backends of one session, each loaded once; `of` returns the Result of one case on one of them.
 
-    The last result is kept, so that the directions of a case are not measured twice. `folder` holds the float64
-    answers of the case in hand.
+    The last result is kept, so that the directions of a case share one measurement. `folder` holds the float64
+    answers of the current case.
     """
 
     def __init__(self, device: str, folder: Path, seed: int = 0) -> None:
-        self._device, self._folder, self._seed = device, folder, seed
-        self._lanes: dict[str, Lane] = {}
+        self._device, self._seed = device, seed
+        self._references = ReferenceWorker(InProcess(device), folder, timeout_s=TimingSettings.timeout_s)
+        self._slots: dict[str, WorkerSlot] = {}
+        self._case: Case | None = None
         self._last: tuple[tuple[str, str], Result] | None = None
         if not device.startswith("cuda"):
             pin_threads()
 
-    def of(self, plan: Planned, backend: str, protocol: Protocol) -> Result:
+    def of(self, plan: Planned, backend: str, settings: TimingSettings) -> Result:
         """Refused, unavailable, wrong, or right with samples: what `attnbench run` would store."""
         key = (plan.case.id, backend)
         if self._last is None or self._last[0] != key:
-            self._last = (key, self._measure(plan, backend, protocol))
+            self._last = (key, self._measure(plan, backend, settings))
         return self._last[1]
 
     def close(self) -> None:
-        """Let go of every backend."""
-        for lane in self._lanes.values():
-            lane.stop()
+        """Unload every backend."""
+        for slot in self._slots.values():
+            slot.stop()
+        self._references.stop()
 
-    def _measure(self, plan: Planned, backend: str, protocol: Protocol) -> Result:
-        lane = self._lanes.setdefault(backend, Lane(backend, InProcess(self._device), backend))
-        attempt = Attempt(lane, self._blank(plan, backend), protocol, partial(self._reference, plan.case))
-        attempt.judge()
-        for _ in range(attempt.rounds):
-            if attempt.result is None:
-                attempt.time_round(position=0)
-        attempt.finish()
-        attempt.release()
-        assert attempt.result is not None
-        return attempt.result
-
-    def _blank(self, plan: Planned, backend: str) -> Result:
-        case = plan.case
-        directions = ("fwd", "bwd") if case.needs_backward else ("fwd",)
-        return Result(
-            case=case.to_json(),
-            case_id=case.id,
-            backend=backend,
-            status="error",
-            group=plan.group,
-            seed=self._seed,
-            least_peak_bytes=case.least_peak_bytes,
-            flops={d: case.flops(d) for d in directions},  # type: ignore[arg-type]
-            device=self._device,
-        )
-
-    def _reference(self, case: Case, contract: str) -> str:
-        """The file with the right answer of the case in hand; those of the cases before it are removed."""
-        from attnbench.judge import make_reference
-
-        path = reference_files.path_of(self._folder, case, self._seed, "randn", contract)
-        if not path.exists():
-            others = {
-                reference_files.path_of(self._folder, case, self._seed, "randn", c)
-                for c in ("flash", "dense")
-            }
-            for old in set(self._folder.glob("*.npz")) - others:
-                old.unlink()
-            inputs = make_inputs(case, self._seed, self._device)
-            reference_files.save(path, make_reference(inputs, contract, self._seed))
-        return str(path)
+    def _measure(self, plan: Planned, backend: str, settings: TimingSettings) -> Result:
+        if self._case is not None and self._case != plan.case:
+            self._references.forget(self._case, self._seed, DISTRIBUTION)
+        self._case = plan.case
+        slot = self._slots.setdefault(backend, WorkerSlot(backend, InProcess(self._device), backend))
+        fields = {"backend": backend, "group": plan.group, "seed": self._seed, "device": self._device}
+        blank = Result.blank(plan.case, distribution=DISTRIBUTION, **fields)
+        reference = partial(self._references.answer, plan.case, self._seed, DISTRIBUTION)
+        run = CaseRun(slot, blank, settings, reference)
+        run.judge()
+        for _ in range(run.rounds):
+            if run.result is None:
+                run.time_round(position=0)
+        run.finish()
+        run.release()
+        assert run.result is not None
+        return run.result
 
 
 def seconds_of(result: Result, direction: str) -> list[float]:
-    """Every sample of a direction, of all rounds, in seconds a call; empty where nothing was timed."""
+    """Every sample of a direction, of all rounds, in seconds per call; empty if nothing was timed."""
     return [ms / 1e3 for block in result.samples_ms.get(direction, ()) for ms in block]
 
 
 def extra_info(result: Result, direction: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """What stands beside the times in pytest-benchmark's JSON: JSON values, units in the names."""
+    """The fields beside the times in pytest-benchmark's JSON: JSON values, units in the names."""
     tflops = result.flops[direction] / median(seconds) / 1e12
     return {
         "id": result.case_id,
@@ -114,8 +94,8 @@ def extra_info(result: Result, direction: str, seconds: Sequence[float]) -> dict
     }
 
 
-def verdict(result: Result, suite: str) -> str:
-    """Why a case failed, for the person: the reason, each tensor's error, and how to see it again."""
+def failure_message(result: Result, suite: str) -> str:
+    """Why a case failed: the reason, each tensor's error, and the command that reproduces it."""
     lines = [f"{result.backend} is {result.status} on {result.case_id}: {result.reason}"]
     for tensor, error in result.errors.items():
         lines.append(f"  {tensor}: {error.get('over_budget')} of the budget, worst at {error.get('worst')}")

@@ -1,4 +1,4 @@
-"""Is every backend right on the suites that --suite path/to/suite.toml gives, and how fast is what is right?"""
+"""The suites of --suite path/to/suite.toml: every backend is judged, and timed if it is right."""
 
 from __future__ import annotations
 

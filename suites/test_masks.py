@@ -1,4 +1,4 @@
-"""Is every backend right on the suite `masks`, and how fast is what is right?"""
+"""The suite `masks`: every backend is judged, and timed if it is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every backend right on the suite `workloads`, and how fast is what is right?"""
+"""The suite `workloads`: every backend is judged, and timed if it is right."""
 
 from __future__ import annotations
 

@@ -13,18 +13,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attnbench.measure import BLOCK_MS, commit_label
-from attnbench.sweep.case_run import Attempt, Protocol, time_together
+from attnbench.sweep.case_run import CaseRun, TimingSettings, time_together
 from attnbench.sweep.executors import WorkerProcess
 from attnbench.sweep.limits import default_memory_limit_bytes
-from attnbench.sweep.reference_worker import Oracle
+from attnbench.sweep.reference_worker import ReferenceWorker
 from attnbench.sweep.result import Result
-from attnbench.sweep.slots import Lane
+from attnbench.sweep.slots import WorkerSlot
 from attnbench.sweep.suite import Planned
 
 ROUNDS = 20
@@ -69,7 +68,7 @@ class ArmRunner:
         self.environment: dict[str, Any] = {}
         self.key = ""
         self._threads = threads
-        self._protocol = Protocol(
+        self._settings = TimingSettings(
             timeout_s=timeout_s, rounds=rounds, block_ms=block_ms, case_seconds=CASE_SECONDS
         )
         self._limit = None if device.startswith("cuda") else default_memory_limit_bytes()
@@ -78,14 +77,14 @@ class ArmRunner:
     def __enter__(self) -> ArmRunner:
         with ExitStack() as ending:
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
-            self._oracle = Oracle(
+            self._references = ReferenceWorker(
                 WorkerProcess(self.device, threads=self._threads),
                 scratch,
-                timeout_s=self._protocol.timeout_s,
+                timeout_s=self._settings.timeout_s,
                 memory_limit_bytes=self._limit,
             )
-            ending.callback(self._oracle.stop)
-            environment = self._oracle.ask("environment")
+            ending.callback(self._references.stop)
+            environment = self._references.ask("environment")
             self.environment, self.key = environment["fingerprint"], environment["key"]
             self._ending = ending.pop_all()
         return self
@@ -100,8 +99,8 @@ class ArmRunner:
 
         A case that an arm cannot answer, or answers wrongly, is judged in all and timed in none.
         """
-        lanes = [
-            Lane(
+        slots = [
+            WorkerSlot(
                 arm.name,
                 WorkerProcess(self.device, threads=self._threads),
                 arm.backend,
@@ -113,68 +112,64 @@ class ArmRunner:
             for arm in arms
         ]
         try:
-            for lane in lanes:
-                lane.start()
+            for slot in slots:
+                slot.start()
             cases = list(planned)
             self._order.shuffle(cases)
             for plan in cases:
-                yield from self._one_case(plan, arms, lanes, group, seed)
+                yield from self._one_case(plan, arms, slots, group, seed)
         finally:
-            for lane in lanes:
-                lane.stop()
+            for slot in slots:
+                slot.stop()
 
     def _one_case(
-        self, plan: Planned, arms: Sequence[Arm], lanes: Sequence[Lane], group: int, seed: int
+        self, plan: Planned, arms: Sequence[Arm], slots: Sequence[WorkerSlot], group: int, seed: int
     ) -> Iterator[ArmResult]:
-        blank = Result(
-            case=plan.case.to_json(),
-            case_id=plan.case.id,
-            backend="",
-            status="error",
+        blank = Result.blank(
+            plan.case,
             group=plan.group,
             seed=seed,
             device=self.device,
             machine=self.environment.get("machine", ""),
             environment=self.key,
             commit=commit_label(self.environment["git"]),
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        attempts = []
+        runs = []
         started = time.monotonic()
-        for arm, lane in zip(arms, lanes, strict=True):
-            attempt = Attempt(
-                lane,
+        for arm, slot in zip(arms, slots, strict=True):
+            run = CaseRun(
+                slot,
                 replace(blank, backend=arm.backend),
-                self._protocol,
-                partial(self._oracle.answer, plan.case, seed, blank.distribution),
+                self._settings,
+                partial(self._references.answer, plan.case, seed, blank.distribution),
                 started,
             )
-            attempt.judge()
-            attempts.append(attempt)
-        if all(attempt.result is None for attempt in attempts):
-            share_pace(attempts)
-            results = list(time_together(attempts, self._order))
+            run.judge()
+            runs.append(run)
+        if all(run.result is None for run in runs):
+            share_pace(runs)
+            results = list(time_together(runs, self._order))
         else:
-            results = [_not_timed(attempt) for attempt in attempts]
+            results = [_not_timed(run) for run in runs]
         for arm, result in zip(arms, results, strict=True):
             yield ArmResult(arm.name, group, result)
 
 
-def share_pace(attempts: Sequence[Attempt]) -> None:
+def share_pace(runs: Sequence[CaseRun]) -> None:
     """Give all arms the slowest one's pace: means over different numbers of calls have different minima."""
     common = {}
-    for which in attempts[0].paces:
-        common[which] = max((attempt.paces[which] for attempt in attempts), key=lambda pace: pace.call_ms)
-    for attempt in attempts:
-        attempt.keep_pace(common)
-    rounds = min(attempt.rounds for attempt in attempts)
-    for attempt in attempts:
-        attempt.rounds = rounds
+    for which in runs[0].paces:
+        common[which] = max((run.paces[which] for run in runs), key=lambda pace: pace.call_ms)
+    for run in runs:
+        run.use_paces(common)
+    rounds = min(run.rounds for run in runs)
+    for run in runs:
+        run.rounds = rounds
 
 
-def _not_timed(attempt: Attempt) -> Result:
+def _not_timed(run: CaseRun) -> Result:
     """The result of an arm if another arm has nothing to time beside it."""
-    attempt.leave_untimed("the arm beside it has nothing to time")
-    assert attempt.result is not None
-    attempt.release()
-    return attempt.result
+    run.leave_untimed("the arm beside it has nothing to time")
+    assert run.result is not None
+    run.release()
+    return run.result

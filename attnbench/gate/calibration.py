@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError, BackendUnavailable
 from attnbench.gate.options import GateOptions
 from attnbench.gate.recording import SAME, SLOWER, Recorded, frame_of, record, recorded, write_rows
 from attnbench.gate.sequential import Rule, decide
-from attnbench.sweep.slots import make_lanes
+from attnbench.sweep.slots import make_slots
 from attnbench.sweep.suite import load_suite
 
 NO_CHANGE = "no change"
@@ -119,9 +119,9 @@ def calibrate_machine(options: GateOptions, tell: Callable[[str], None]) -> Cali
     planned = load_suite(options.suite).cases(device)
     backends = options.backends or CALIBRATED_BACKENDS
     # Nothing is started: a missing library is reported before the minutes are spent.
-    for lane in make_lanes(backends, device):
-        if lane.given_up is not None:
-            raise BackendUnavailable(f"{lane.name}: {lane.given_up.reason}")
+    for slot in make_slots(backends, device):
+        if slot.given_up is not None:
+            raise BackendUnavailable(f"{slot.name}: {slot.given_up.reason}")
     tell(
         f"device {device}, suite {options.suite}: {', '.join(backends)}, unchanged and slowed by 3, 5 and 10 %"
     )

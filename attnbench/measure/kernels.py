@@ -41,7 +41,7 @@ def family_of(kernel: str) -> str:
     return next((name for name, pattern in FAMILIES.items() if pattern.search(kernel)), "")
 
 
-def not_the_one_named(kernels: Sequence[str], family: str) -> str:
+def family_mismatch(kernels: Sequence[str], family: str) -> str:
     """Why these kernels are not those of the family that the backend names; empty where they are."""
     found = {kernel: family_of(kernel) for kernel in kernels}
     others = [f"{short(kernel)} ({name})" for kernel, name in found.items() if name not in ("", family)]

@@ -1,4 +1,4 @@
-"""Do it all, safely: every case of a suite on every backend, each outcome a row, whatever dies on the way."""
+"""The sweep: every case of a suite on every backend, each outcome a row, whichever worker crashes."""
 
 from attnbench.sweep.events import CaseStarted, Event, Finished, Judged, Notice, SweepFinished, SweepStarted
 from attnbench.sweep.result import Result

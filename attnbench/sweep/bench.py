@@ -1,7 +1,7 @@
-"""What is done with one case on one backend? Admit, judge, time in blocks, check again.
+"""The steps of one case on one backend: admit, judge, time in blocks, re-check.
 
-A Bench holds one backend and at most one case. Its steps take and give JSON values, so that a worker can be
-asked for them; they raise, and whoever called makes a fault of it (`worker.answer`).
+A Bench holds one backend and at most one case. Its steps take and return JSON values, so that a worker can do them;
+what they raise, `worker.do_step` turns into a StepError.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from attnbench.measure import (
     steady,
     time_block,
 )
-from attnbench.measure.kernels import attention_kernels, gpu_kernels, not_the_one_named
+from attnbench.measure.kernels import attention_kernels, family_mismatch, gpu_kernels
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case, Inputs, make_inputs
 from attnbench.sweep import reference_files
 from attnbench.sweep.limits import limit_memory
-from attnbench.sweep.step_errors import Fault, one_line
+from attnbench.sweep.step_errors import StepError, one_line
 
 Phase = Callable[[str], None]
-CACHE_SHARE = 32  # a resting arm may keep this fraction of the GPU's memory in its allocator
+CACHE_SHARE = 32  # 1/32 of the GPU's memory may stay in the allocator while other backends run
 
 
 @dataclass
 class _Open:
-    """The case that is being worked on."""
+    """The case in hand."""
 
     case: Case
     inputs: Inputs
@@ -58,11 +58,11 @@ class _Open:
     output: Output | None = None
     gradients: Gradients | None = None
     paces: dict[str, Pace] | None = None
-    block_ms: dict[str, float] = field(default_factory=dict)  # the last block's median by direction
+    block_ms: dict[str, float] = field(default_factory=dict)  # median of the last block by direction
 
 
 class Bench:
-    """The steps; `phase` is told what is being done, so that a hang or a crash can be placed."""
+    """The steps; `phase` is called with what is being done, so that a hang or a crash can be located."""
 
     def __init__(self, device: str, phase: Phase = lambda name: None, clock: Clock | None = None) -> None:
         self._device = device
@@ -85,10 +85,10 @@ class Bench:
         slower_by: float = 0.0,
         process_time: bool = False,
     ) -> dict[str, Any]:
-        """Load the backend and make the clock; what the backend says of itself.
+        """Load the backend and make the clock; returns the backend's description.
 
-        `slower_by` makes each timed call slower by this share, for who wants to know what a gate finds;
-        `process_time` counts this process's processor time in place of the time that passes.
+        `slower_by` makes each timed call slower by this share, to calibrate a gate; `process_time` counts this
+        process's processor time instead of elapsed time.
         """
         self._phase("loading the backend")
         if isinstance(backend, str):
@@ -107,10 +107,10 @@ class Bench:
         }
 
     def settle(self, memory_limit_bytes: int | None) -> dict[str, Any]:
-        """Everything is loaded: from here on memory is limited, and collections look at what is new only."""
+        """Everything is loaded: limit the memory, and freeze what exists for the garbage collector."""
         _wake_torch(self._device)
         limit_memory(memory_limit_bytes, self._device)
-        if self._backend is not None:  # the process that computes references has none
+        if self._backend is not None:  # the reference worker has none
             self._backend.limit_memory(memory_limit_bytes, self._device)
         gc.collect()
         gc.freeze()
@@ -118,18 +118,18 @@ class Bench:
 
     def environment(self, folder: str = ".") -> dict[str, Any]:
         """The fingerprint and its key."""
-        found = fingerprint(self._device, folder)
-        return {"key": fingerprint_key(found), "fingerprint": found}
+        environment = fingerprint(self._device, folder)
+        return {"key": fingerprint_key(environment), "fingerprint": environment}
 
     def roofs(self) -> dict[str, Any]:
-        """What this machine can do at best."""
+        """The rates that this machine can reach at best."""
         self._phase("measuring the machine's roofs")
         return measure_roofs(self._device)
 
     def reference(
         self, case: dict[str, Any], seed: int, distribution: str, contract: str, path: str
     ) -> dict[str, Any]:
-        """Compute the right answer of a case in float64 and keep it at `path`."""
+        """Compute the right answer of a case in float64 and write it to `path`."""
         self._phase("computing the reference in float64")
         start = time.perf_counter()
         inputs = make_inputs(Case.from_json(case), seed, self._device, distribution)
@@ -137,53 +137,53 @@ class Bench:
         return {"seconds": time.perf_counter() - start}
 
     def admit(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Whether the backend takes the case; the reason where it does not."""
+        """The reason why the backend refuses the case; None if it takes it."""
         self._phase("asking whether it takes the case")
         refusal = self._opened.refuses(Case.from_json(case), self._device)
         return {"refusal": None if refusal is None else refusal.reason}
 
     def judge(self, case: dict[str, Any], seed: int, distribution: str, reference: str) -> dict[str, Any]:
-        """Prepare the case, run it, hold the answer against the reference; where it is right, measure memory.
+        """Prepare the case, run it and judge the answer; if it is right, measure memory and warm up until stable.
 
-        The pace that the blocks need comes from a warm-up until stable.
+        The warm-up gives the paces that the blocks need.
         """
         self.release()
         self._phase("making the inputs")
-        asked = Case.from_json(case)
-        inputs = make_inputs(asked, seed, self._device, distribution)
+        problem = Case.from_json(case)
+        inputs = make_inputs(problem, seed, self._device, distribution)
         checksum = inputs.checksum()
         self._phase("prepare")
         start = time.perf_counter()
-        prepared = self._opened.prepare(asked, inputs)
+        prepared = self._opened.prepare(problem, inputs)
         prepare_ms = dict(prepared.prepare_ms)
         prepare_ms["other"] = max(0.0, (time.perf_counter() - start) * 1e3 - sum(prepare_ms.values()))
-        self._on = on = _Open(asked, inputs, prepared, checksum, reference_files.load(Path(reference)))
+        self._on = on = _Open(problem, inputs, prepared, checksum, reference_files.load(Path(reference)))
         self._phase("the first forward")
         on.output, prepare_ms["first_call"] = _timed(prepared.forward)
         if inputs.dout is not None:
             self._phase("the first backward")
             on.gradients, prepare_ms["first_backward"] = _timed(partial(prepared.backward, inputs.dout))
-        found = self._verdict()
-        found |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
-        if found["ok"]:
-            found["kernel"] = self._proven_kernel()
+        judged = self._verdict()
+        judged |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
+        if judged["ok"]:
+            judged["kernel"] = self._proven_kernel()
             self._phase("measuring memory")
-            found["memory_bytes"] = measure_memory(
+            judged["memory_bytes"] = measure_memory(
                 prepared,
                 inputs.dout,
                 self._device,
                 self._gpu.process_bytes if self._gpu else lambda: None,
             )
-            found["clock"] = prepared.clock  # empty: the clock of this process
+            judged["clock"] = prepared.clock  # empty: the clock of this process
             if self._opened.capabilities.timed:
-                found["paces"] = self._warm_up()
-        self._rest()
-        return found
+                judged["paces"] = self._warm_up()
+        self._free_cache()
+        return judged
 
     def block(self, block_ms: float, paces: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-        """One block of samples a direction, in milliseconds a call; how often the system switched us out.
+        """One block of samples per direction in milliseconds per call, and the involuntary context switches.
 
-        `paces` are another arm's, so that both average as many calls a sample.
+        `paces` replace those of the warm-up, so that several runs average as many calls per sample.
         """
         on, clock = self._case, self._clock
         assert clock is not None
@@ -205,24 +205,24 @@ class Bench:
             else:
                 on.gradients = timed.last
             del timed
-        self._rest()
+        self._free_cache()
         return {"samples_ms": samples, "involuntary_switches": switches} | ({"gpu": gpu} if gpu else {})
 
     def recheck(self) -> dict[str, Any]:
-        """Judge what the last timed calls returned; on a GPU, what its other clocks say of them."""
+        """Judge what the last timed calls returned; on a GPU, also time by the other clocks."""
         self._phase("checking again after the timed loop")
-        found = self._verdict()
-        if found["ok"] and self._device.startswith("cuda") and self._case.block_ms:
+        judged = self._verdict()
+        if judged["ok"] and self._device.startswith("cuda") and self._case.block_ms:
             self._phase("timing with a warm L2 and as a CUDA graph")
             free, _ = torch.cuda.mem_get_info(self._device)
             l2 = torch.cuda.get_device_properties(self._device).L2_cache_size
             on = self._case
             times, notes = other_clocks(torch.cuda, on.prepared, on.inputs, on.block_ms, l2, free)
-            found |= {"other_clocks_ms": times, "notes": notes}
-        return found
+            judged |= {"other_clocks_ms": times, "notes": notes}
+        return judged
 
     def release(self) -> dict[str, Any]:
-        """Let go of the case and its memory."""
+        """Free the case and its memory."""
         if self._on is not None:
             self._on.prepared.drop_graph()
             self._on = None
@@ -234,13 +234,13 @@ class Bench:
     @property
     def _opened(self) -> Backend:
         if self._backend is None:
-            raise Fault("error", "no backend is open")
+            raise StepError("error", "no backend is open")
         return self._backend
 
     @property
     def _case(self) -> _Open:
         if self._on is None:
-            raise Fault("error", "no case is open")
+            raise StepError("error", "no case is open")
         return self._on
 
     def _call(self, direction: str) -> Callable[[], Any]:
@@ -248,7 +248,7 @@ class Bench:
         return slowed(call, self._slower_by, self._clock) if self._slower_by else call
 
     def _proven_kernel(self) -> str:
-        """The kernel's name, with what the profiler saw of it on a GPU; a Fault where that is another's."""
+        """The kernel's name, on a GPU with the profiled kernels; StepError if those are of another family."""
         on = self._case
         if not self._device.startswith("cuda"):
             return on.prepared.kernel
@@ -257,9 +257,9 @@ class Bench:
         if names is None:
             names = gpu_kernels(partial(_once, on.prepared, on.inputs.dout))
         family = self._opened.kernel_family
-        wrong = not_the_one_named(names, family) if family else ""
-        if wrong:
-            raise Fault("error", wrong)
+        mismatch = family_mismatch(names, family) if family else ""
+        if mismatch:
+            raise StepError("error", mismatch)
         return ": ".join(part for part in (on.prepared.kernel, ", ".join(attention_kernels(names))) if part)
 
     def _warm_up(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class Bench:
         self._phase("judging")
         output, gradients = on.output, on.gradients
         if not isinstance(output, Output) or not isinstance(output.out, torch.Tensor):
-            raise Fault("error", f"forward gave {type(output).__name__}, not an Output holding a tensor")
+            raise StepError("error", f"forward gave {type(output).__name__}, not an Output holding a tensor")
         if on.inputs.checksum() != on.checksum:
             return {
                 "ok": False,
@@ -294,13 +294,13 @@ class Bench:
             "error_over_budget": verdict.error_over_budget,
         }
 
-    def _rest(self) -> None:
-        """Leave as little behind as possible while the other arms run."""
+    def _free_cache(self) -> None:
+        """Hold as little memory as possible while the other backends run."""
         self._case.prepared.drop_graph()
         if self._device.startswith("cuda"):
             torch.cuda.synchronize()
             _, total = torch.cuda.mem_get_info(self._device)
-            # A small cache may stay: without it each block would start with allocations.
+            # A small cache stays: without it each block would start with allocations.
             if torch.cuda.memory_reserved(self._device) > total // CACHE_SHARE:
                 torch.cuda.empty_cache()
 
@@ -310,7 +310,7 @@ class Bench:
 
 
 def _wake_torch(device: str) -> None:
-    """What torch starts once a process (autograd's engine, thread pools, the profiler) is no case's cost."""
+    """Start what torch starts once per process (autograd's engine, thread pools, profiler): no case pays for it."""
     x = torch.randn(64, 64, device=device, requires_grad=True)
     torch.autograd.grad((x @ x).softmax(-1).sum(), x)
     if not device.startswith("cuda"):

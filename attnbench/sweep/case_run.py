@@ -1,4 +1,4 @@
-"""What has one case on one backend come to? Judged, timed round by round, checked again: then a Result."""
+"""One case on one backend: judge, time in rounds, re-check, return a Result."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from attnbench.measure import Pace
 from attnbench.sweep.result import Result
-from attnbench.sweep.slots import Lane
-from attnbench.sweep.step_errors import UNKNOWN, Fault
+from attnbench.sweep.slots import WorkerSlot
+from attnbench.sweep.step_errors import UNKNOWN_BACKEND, StepError
 
 FEWEST_ROUNDS = 3
-OVERDRAWN = 2.0  # times what a case may take: then no further rounds, as on a machine with other work
-SLOW_ROUND_S = 5.0  # rounds longer than this are not repeated thrice
+OVERTIME = 2.0  # times `case_seconds`: beyond it no further rounds, as on a machine with other work
+SLOW_ROUND_S = 5.0  # one round of this length is enough
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a case is timed: `rounds` blocks of `block_ms`, fewer where they exceed `case_seconds` an arm.
+class TimingSettings:
+    """How a case is timed: `rounds` blocks of `block_ms`, fewer if they exceed `case_seconds` per backend.
 
-    All of that in each of `processes` fresh ones.
+    All of it is repeated in each of `processes` fresh processes.
     """
 
     timeout_s: float = 300.0
@@ -33,18 +33,18 @@ class Protocol:
 
 
 @dataclass
-class Attempt:
-    """One case on one lane. `result` is there as soon as the outcome is."""
+class CaseRun:
+    """One case on one backend. `result` is None until the outcome is known."""
 
-    lane: Lane
+    slot: WorkerSlot
     blank: Result
-    protocol: Protocol
-    reference: Callable[[str], str]
-    began: float = field(default_factory=time.monotonic)  # when the case was taken up, for all arms alike
+    settings: TimingSettings
+    reference: Callable[[str], str]  # contract -> the path of the right answer
+    began: float = field(default_factory=time.monotonic)  # when the case began, the same for all its backends
     result: Result | None = None
     rounds: int = 0
-    seconds_a_round: float = 0.0
-    _found: dict[str, Any] = field(default_factory=dict)
+    seconds_per_round: float = 0.0
+    _values: dict[str, Any] = field(default_factory=dict)  # of the result's fields
     _notes: list[str] = field(default_factory=list)
     _paces: dict[str, Pace] = field(default_factory=dict)
     _samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Attempt:
     _timing_s: float = 0.0
 
     def judge(self) -> None:
-        """Ask whether the case is taken, judge the answer; leaves `result` None where it is to be timed."""
+        """Ask whether the backend takes the case and judge its answer; `result` stays None if it is to be timed."""
         try:
-            about = self.lane.ready()
-            self._found |= {"backend_version": about["version"], "contract": about["contract"]}
+            about = self.slot.ready()
+            self._values |= {"backend_version": about["version"], "contract": about["contract"]}
             refusal = self._call("admit", case=self.blank.case)["refusal"]
             if refusal is not None:
                 self._end("refused", refusal)
@@ -69,59 +69,59 @@ class Attempt:
                 distribution=self.blank.distribution,
                 reference=reference,
             )
-        except Fault as fault:
-            self._fail(fault)
+        except StepError as error:
+            self._fail(error)
             return
-        self._found |= {
+        self._values |= {
             name: judged[name] for name in ("kernel", "prepare_ms", "errors", "error_over_budget")
         }
         if not judged["ok"]:
             self._end("wrong", judged["reason"])
             return
-        self._found["memory_bytes"] = judged["memory_bytes"]
+        self._values["memory_bytes"] = judged["memory_bytes"]
         if "paces" not in judged:
             self._notes.append("not timed: its clock means nothing (an interpreter)")
             self._end("ok")
             return
-        self._set_pace(
+        self._set_warm_up(
             {name: Pace(**pace) for name, pace in judged["paces"].items()},
             judged.get("clock") or about["clock"],
         )
 
-    def _set_pace(self, paces: dict[str, Pace], clock: str) -> None:
-        self._found["clock"] = clock
+    def _set_warm_up(self, paces: dict[str, Pace], clock: str) -> None:
+        self._values["clock"] = clock
         for name, pace in paces.items():
             if not pace.settled and pace.warm_up_calls > 1:
                 self._notes.append(
                     f"{name}: the warm-up of {pace.warm_up_calls} calls did not settle within 10 %"
                 )
-        self.keep_pace(paces)
+        self.use_paces(paces)
 
     @property
     def paces(self) -> dict[str, Pace]:
-        """How fast each pass is here, so how many calls make a sample; empty before it is judged."""
+        """How fast each direction is, so how many calls make a sample; empty before `judge`."""
         return self._paces
 
-    def keep_pace(self, paces: dict[str, Pace]) -> None:
-        """Time by these paces; given another arm's, both average as many calls a sample and take as many."""
+    def use_paces(self, paces: dict[str, Pace]) -> None:
+        """Time by these paces; with those of another run both have as many calls per sample and samples."""
         self._paces = paces
-        self._found["calls_per_sample"] = {name: p.calls_per_sample for name, p in paces.items()}
-        round_ms = sum(pace.block_ms(self.protocol.block_ms) for pace in paces.values())
+        self._values["calls_per_sample"] = {name: p.calls_per_sample for name, p in paces.items()}
+        round_ms = sum(pace.block_ms(self.settings.block_ms) for pace in paces.values())
         round_ms += paces["fwd"].call_ms if "bwd" in paces else 0.0
-        self.seconds_a_round = round_ms / 1e3
-        fitting = int(self.protocol.case_seconds / max(self.seconds_a_round, 1e-9))
-        fewest = FEWEST_ROUNDS if self.seconds_a_round < SLOW_ROUND_S else 1
-        self.rounds = min(self.protocol.rounds, max(fewest, fitting))
+        self.seconds_per_round = round_ms / 1e3
+        fitting = int(self.settings.case_seconds / max(self.seconds_per_round, 1e-9))
+        fewest = FEWEST_ROUNDS if self.seconds_per_round < SLOW_ROUND_S else 1
+        self.rounds = min(self.settings.rounds, max(fewest, fitting))
 
     def time_round(self, position: int) -> None:
-        """One block a direction. `position` is the arm's place in this round's order."""
+        """Time one block per direction. `position` is this run's place in the order of the round."""
         start = time.monotonic()
         at_s = start - self.began
         try:
             paces = {name: pace.to_json() for name, pace in self._paces.items()}
-            block = self._call("block", block_ms=self.protocol.block_ms, paces=paces)
-        except Fault as fault:
-            self._fail(fault)
+            block = self._call("block", block_ms=self.settings.block_ms, paces=paces)
+        except StepError as error:
+            self._fail(error)
             return
         for direction, samples in block["samples_ms"].items():
             self._samples_ms.setdefault(direction, []).append(samples)
@@ -135,7 +135,7 @@ class Attempt:
         )
         self._timing_s += time.monotonic() - start
         if (
-            self._timing_s > OVERDRAWN * self.protocol.case_seconds
+            self._timing_s > OVERTIME * self.settings.case_seconds
             and FEWEST_ROUNDS <= len(self._rounds) < self.rounds
         ):
             self._notes.append(
@@ -144,88 +144,90 @@ class Attempt:
             self.rounds = len(self._rounds)
 
     def finish(self) -> None:
-        """Judge the last timed answers; then the outcome is there."""
+        """Judge the last timed answers and set `result`."""
         if self.result is not None:
             return
         try:
-            again = self._call("recheck")
-        except Fault as fault:
-            self._fail(fault)
+            recheck = self._call("recheck")
+        except StepError as error:
+            self._fail(error)
             return
-        if not again["ok"]:
-            self._found |= {name: again[name] for name in ("errors", "error_over_budget")}
-            self._end("wrong", f"right at first, wrong after the timed loop: {again['reason']}")
+        if not recheck["ok"]:
+            self._values |= {name: recheck[name] for name in ("errors", "error_over_budget")}
+            self._end("wrong", f"right at first, wrong after the timed loop: {recheck['reason']}")
             return
-        self._found |= {"samples_ms": self._samples_ms, "rounds": self._rounds}
-        self._found["other_clocks_ms"] = again.get("other_clocks_ms", {})
-        self._notes += again.get("notes", []) + _of_throttling(self._rounds)
+        self._values |= {"samples_ms": self._samples_ms, "rounds": self._rounds}
+        self._values["other_clocks_ms"] = recheck.get("other_clocks_ms", {})
+        self._notes += recheck.get("notes", []) + _throttling_note(self._rounds)
         self._end("ok")
 
-    def leave_untimed(self, why: str) -> None:
-        """Be done without timing: right as far as it was judged."""
+    def leave_untimed(self, reason: str) -> None:
+        """End without timing: `ok`, as judged."""
         if self.result is None:
-            self._notes.append(f"not timed: {why}")
+            self._notes.append(f"not timed: {reason}")
             self._end("ok")
 
     def release(self) -> None:
-        """Have the worker let go of the case; a fault in that is the next case's to find."""
+        """Free the case in the worker; if that fails, the next case starts a new worker."""
         try:
             self._call("release")
-        except Fault:
-            self.lane.stop()
+        except StepError:
+            self.slot.stop()
 
     def _call(self, step: str, **fields: Any) -> dict[str, Any]:
-        """A step, within what is left of the case's time on this arm (waiting for others does not count)."""
+        """Do a step within the rest of this run's timeout (waiting for other backends does not count)."""
         start = time.monotonic()
         try:
-            return self.lane.call(step, max(0.01, self.protocol.timeout_s - self._spent_s), **fields)
-        except Fault as fault:
-            if fault.status == "timeout":
-                phase = fault.reason.partition("while in: ")[2]
-                text = f"not done after {self.protocol.timeout_s:g} s; killed while in: {phase or step}"
-                raise Fault("timeout", text, fault.notes, fatal=True) from None
+            return self.slot.call(step, max(0.01, self.settings.timeout_s - self._spent_s), **fields)
+        except StepError as error:
+            if error.status == "timeout":
+                phase = error.reason.partition("while in: ")[2]
+                text = f"not done after {self.settings.timeout_s:g} s; killed while in: {phase or step}"
+                raise StepError("timeout", text, error.notes, fatal=True) from None
             raise
         finally:
             self._spent_s += time.monotonic() - start
 
-    def _fail(self, fault: Fault) -> None:
-        self._notes += fault.notes
-        self._end("unavailable" if fault.status == UNKNOWN else fault.status, fault.reason)
+    def _fail(self, error: StepError) -> None:
+        self._notes += error.notes
+        self._end("unavailable" if error.status == UNKNOWN_BACKEND else error.status, error.reason)
 
     def _end(self, status: str, reason: str = "") -> None:
-        found = self._found if status == "ok" else {k: v for k, v in self._found.items() if k not in _TIMED}
-        self.result = replace(self.blank, status=status, reason=reason, notes=self._notes, **found)
+        values = (
+            self._values if status == "ok" else {k: v for k, v in self._values.items() if k not in _TIMED}
+        )
+        self.result = replace(self.blank, status=status, reason=reason, notes=self._notes, **values)
 
 
-def time_together(attempts: Sequence[Attempt], order: random.Random) -> Iterator[Result]:
-    """Time what is right in interleaved rounds, check it again; each result as its attempt is finished."""
-    for index in range(max((attempt.rounds for attempt in attempts), default=0)):
-        # A new order each round: a fixed one gives the later arm the warmer or the slower machine.
-        running = [a for a in attempts if a.result is None and index < a.rounds]
-        order.shuffle(running)
-        for position, attempt in enumerate(running):
-            attempt.time_round(position)
-    for attempt in attempts:
-        attempt.finish()
-        assert attempt.result is not None
-        yield attempt.result
-        attempt.release()
+def time_together(runs: Sequence[CaseRun], order: random.Random) -> Iterator[Result]:
+    """Time the right ones in interleaved rounds and re-check them; yields each result as its run finishes."""
+    for index in range(max((run.rounds for run in runs), default=0)):
+        # A new order each round: a fixed one gives the later run the warmer or the slower machine.
+        in_round = [run for run in runs if run.result is None and index < run.rounds]
+        order.shuffle(in_round)
+        for position, run in enumerate(in_round):
+            run.time_round(position)
+    for run in runs:
+        run.finish()
+        assert run.result is not None
+        yield run.result
+        run.release()
 
 
-def joined(first: Result, again: Result, process: int) -> Result:
-    """One result of two processes' rounds, which are told apart by `process`; what failed in either has failed."""
-    if again.status != "ok" or not again.samples_ms:
-        return again if again.status != "ok" else first
-    samples = {which: rounds + again.samples_ms.get(which, []) for which, rounds in first.samples_ms.items()}
-    rounds = [*first.rounds, *({**one, "process": process} for one in again.rounds)]
-    notes = [*first.notes, *(note for note in again.notes if note not in first.notes)]
+def join_results(first: Result, other: Result, process: int) -> Result:
+    """One result with the rounds of two processes, those of `other` marked `process`; a failure of either wins."""
+    if other.status != "ok" or not other.samples_ms:
+        return other if other.status != "ok" else first
+    samples = {which: rounds + other.samples_ms.get(which, []) for which, rounds in first.samples_ms.items()}
+    rounds = [*first.rounds, *({**one, "process": process} for one in other.rounds)]
+    notes = [*first.notes, *(note for note in other.notes if note not in first.notes)]
     return replace(first, samples_ms=samples, rounds=rounds, notes=notes)
 
 
 _TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock", "other_clocks_ms")
 
 
-def _of_throttling(rounds: Sequence[dict[str, Any]]) -> list[str]:
-    """The remark on blocks that were throttled however often they were taken again."""
+def _throttling_note(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    """The note on blocks that were still throttled when retaken."""
     reasons = [s["throttled"] for r in rounds for s in r.get("gpu", {}).values() if "throttled" in s]
     return [f"{len(reasons)} blocks were throttled: {reasons[0]}"] if reasons else []

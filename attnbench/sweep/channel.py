@@ -1,7 +1,7 @@
-"""How do runner and worker talk? One JSON object a line over a socket of their own, never over stdout.
+"""The link between runner and worker: one JSON object per line over a socket of its own, never over stdout.
 
-Down: `{"step": name, "fields": {...}}`. Up: any number of `{"phase": name}` while it works, then one of
-`{"ok": {...}}` and `{"fault": {...}}`.
+Requests: `{"step": name, "fields": {...}}`. Replies: any number of `{"phase": name}` while the step runs, then either
+`{"ok": {...}}` or `{"error": {...}}`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Closed(Exception):
-    """The other side is gone."""
+    """The other end is gone."""
 
 
 class Late(Exception):
@@ -28,13 +28,13 @@ class Channel:
         self._unread = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message; raises Closed where nobody listens, ValueError for NaN or infinity in it."""
+        """Send one message; raises Closed if the other end is gone, ValueError for NaN or infinity."""
         line = json.dumps(message, allow_nan=False).encode() + b"\n"
         try:
             self._end.settimeout(None)
             self._end.sendall(line)
-        except OSError as problem:
-            raise Closed(str(problem)) from problem
+        except OSError as error:
+            raise Closed(str(error)) from error
 
     def receive(self, deadline: float | None = None) -> dict[str, Any]:
         """The next message; raises Late past the deadline (of time.monotonic) and Closed at the end."""
@@ -46,16 +46,16 @@ class Channel:
                 piece = self._end.recv(1 << 16)
             except TimeoutError:
                 continue
-            except OSError as problem:
-                raise Closed(str(problem)) from problem
+            except OSError as error:
+                raise Closed(str(error)) from error
             if not piece:
                 raise Closed("end of the channel")
             self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         try:
             return json.loads(line)
-        except ValueError as problem:
-            raise Closed(f"not a message: {line[:80]!r}") from problem
+        except ValueError as error:
+            raise Closed(f"not a message: {line[:80]!r}") from error
 
     def close(self) -> None:
         self._end.close()

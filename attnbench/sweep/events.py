@@ -1,4 +1,4 @@
-"""What happens during a sweep? Told as values to whoever shows it; the runner itself prints nothing."""
+"""The events of a sweep, as values for the caller to show; the runner itself prints nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attnbench.sweep.result import Result
 
 @dataclass(frozen=True)
 class SweepStarted:
-    """`rows` (case, backend) pairs are to be done; `already_done` were found in the folder."""
+    """`rows` (case, backend) pairs are to be done; `already_done` are stored in the folder."""
 
     rows: int
     already_done: int
@@ -20,7 +20,7 @@ class SweepStarted:
 
 @dataclass(frozen=True)
 class CaseStarted:
-    """The case with this id is taken up: the `index`-th of `cases`, from 1."""
+    """The case with this id begins: the `index`-th of `cases`, from 1."""
 
     case_id: str
     index: int
@@ -29,7 +29,7 @@ class CaseStarted:
 
 @dataclass(frozen=True)
 class Judged:
-    """A backend was judged on the case; `status` is `ok` where it goes on to be timed."""
+    """A backend was judged on the case; with status `ok` it is timed next."""
 
     case_id: str
     backend: str
@@ -39,7 +39,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Finished:
-    """A row is written; `rows_done` of the sweep's rows are."""
+    """A row is written, `rows_done` of `rows` so far."""
 
     result: Result
     rows_done: int
@@ -48,7 +48,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the person should know and need not act on."""
+    """Something the user should know and need not act on."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""Who does the steps? A worker process that may die, or this process: the same calls and the same faults."""
+"""Where steps run: in a worker process that may die, or in this process, with the same calls and errors."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from attnbench.sweep.channel import Channel, Closed, Late
-from attnbench.sweep.step_errors import Fault, one_line, out_of_memory_in
-from attnbench.sweep.worker import answer
+from attnbench.sweep.step_errors import StepError, is_library_file, one_line, out_of_memory_in
+from attnbench.sweep.worker import do_step
 
-TAIL_BYTES = 1 << 16
+KEPT_OUTPUT_BYTES = 1 << 16
 NOTE_CHARACTERS = 2000
 
 
 class Executor(Protocol):
-    """What does steps for the runner."""
+    """Does steps for the runner."""
 
     def start(self) -> None:
-        """Begin to start; does not wait."""
+        """Start without waiting."""
         ...
 
     def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
-        """Do a step and give its answer; raises Fault. After a fatal one the executor is stopped."""
+        """Do a step and return its answer; raises StepError. After a fatal one the executor is stopped."""
         ...
 
     def stop(self) -> None:
-        """End it and all that it started; may be called at any time."""
+        """End it and every process it started; may be called at any time."""
         ...
 
 
 class InProcess:
-    """Steps in the calling process: for callables, which cannot be named. Nothing limits their time."""
+    """Steps in the calling process, for callables that no worker can import. Nothing limits their time."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -54,30 +54,30 @@ class InProcess:
 
     def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         self.start()
-        if step in ("pin", "settle"):  # threads and limits of the caller's process are the caller's
+        if step in ("pin", "settle"):  # the caller sets its own threads and limits
             return {}
-        return answer(self._bench, step, fields)
+        return do_step(self._bench, step, fields)
 
     def stop(self) -> None:
         if self._bench is not None:
-            with contextlib.suppress(Fault):
-                answer(self._bench, "release", {})
+            with contextlib.suppress(StepError):
+                do_step(self._bench, "release", {})
         self._bench = None
 
 
 @dataclass
 class _Process:
-    """A running worker: what is held of it."""
+    """The handles of a running worker."""
 
     popen: subprocess.Popen[bytes]
     channel: Channel
     alive: int  # the worker ends when this is closed
-    tail: _Tail
+    output: _Output
     phase: str = "starting"
 
 
 class WorkerProcess:
-    """Steps in a process of its own, spoken to over a socketpair, killed with its children where need be."""
+    """Steps in a process of their own, over a socketpair; it is killed together with its children."""
 
     def __init__(self, device: str, python: str = sys.executable, threads: int | None = None) -> None:
         self._device = device
@@ -87,7 +87,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The worker's process id while it runs."""
+        """The worker's process id; None if it is not running."""
         return None if self._process is None else self._process.popen.pid
 
     def start(self) -> None:
@@ -114,14 +114,14 @@ class WorkerProcess:
                 start_new_session=True,
                 env=_environment(self._threads),
             )
-        except OSError as problem:
+        except OSError as error:
             ours.close()
             os.close(write_end)
-            raise Fault("crashed", f"the worker cannot be started: {problem}", fatal=True) from problem
+            raise StepError("crashed", f"the worker cannot be started: {error}", fatal=True) from error
         finally:
             theirs.close()
             os.close(read_end)
-        self._process = _Process(popen, Channel(ours), write_end, _Tail(popen.stdout))
+        self._process = _Process(popen, Channel(ours), write_end, _Output(popen.stdout))
 
     def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         self.start()
@@ -134,25 +134,26 @@ class WorkerProcess:
                 message = process.channel.receive(deadline)
                 if "phase" in message:
                     process.phase = message["phase"]
-                elif "fault" in message:
-                    fault = Fault(**message["fault"])
-                    if fault.fatal:
+                elif "error" in message:
+                    step_error = StepError(**message["error"])
+                    if step_error.fatal:
                         self.stop()
-                    raise fault
+                    raise step_error
                 else:
                     return message["ok"]
         except Late:
             phase = process.phase
             self.stop()
-            raise Fault(
+            raise StepError(
                 "timeout", f"no answer after {timeout_s:.4g} s while in: {phase}", fatal=True
             ) from None
-        except Closed as problem:
-            raise self._crash(str(problem)) from None
-        except BaseException as problem:
-            # Ctrl-C between question and answer: the next answer would be taken for another question's.
-            if not isinstance(problem, Fault):
-                self.stop()
+        except Closed as error:
+            raise self._crash(str(error)) from None
+        except StepError:
+            raise
+        except BaseException:
+            # Ctrl-C between request and reply: the next request would read this one's reply.
+            self.stop()
             raise
 
     def stop(self) -> None:
@@ -166,34 +167,34 @@ class WorkerProcess:
         process.popen.wait()
         process.channel.close()
         os.close(process.alive)
-        process.tail.close()
+        process.output.close()
 
-    def _crash(self, detail: str) -> Fault:
+    def _crash(self, detail: str) -> StepError:
         process = self._process
         assert process is not None
         try:
             code: int | None = process.popen.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
             code = None
-        process.tail.settle()
-        text = process.tail.text()
+        process.output.drain()
+        text = process.output.text()
         phase = process.phase
         self.stop()
         if code is None:
-            how = f"broke off its channel ({detail})"
+            how = f"closed its channel ({detail})"
         elif code < 0:
             how = f"killed by {_signal_name(-code)}"
         else:
             how = f"exited with status {code}"
         notes = [f"its last output: {text[-NOTE_CHARACTERS:]}"] if text.strip() else []
         if out_of_memory_in(text):
-            return Fault("oom", f"{how} while in: {phase}; {_last_line(text)}", notes, fatal=True)
+            return StepError("oom", f"{how} while in: {phase}; {_last_line(text)}", notes, fatal=True)
         place = _place_of_crash(text)
-        return Fault("crashed", f"{how} while in: {phase}{place or _said(text)}", notes, fatal=True)
+        return StepError("crashed", f"{how} while in: {phase}{place or _ending(text)}", notes, fatal=True)
 
 
-class _Tail:
-    """The last of what a worker wrote to stdout and stderr; however much it was."""
+class _Output:
+    """The end of what a worker wrote to stdout and stderr, read continuously so that the worker never blocks."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -204,10 +205,10 @@ class _Tail:
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while piece := os.read(self._stream.fileno(), 1 << 16):
-                self._kept = (self._kept + piece)[-TAIL_BYTES:]
+                self._kept = (self._kept + piece)[-KEPT_OUTPUT_BYTES:]
 
-    def settle(self) -> None:
-        """Wait for what a dead worker left in the pipe (its children may hold it open for longer)."""
+    def drain(self) -> None:
+        """Wait for the rest of a dead worker's output (its children may hold the pipe open for longer)."""
         self._thread.join(timeout=1.0)
 
     def text(self) -> str:
@@ -220,14 +221,14 @@ class _Tail:
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    """The caller's environment, with attnbench found where the caller found it; `threads` of torch where given."""
+    """The caller's environment with its attnbench on the path; `threads`: the number of torch's threads."""
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    home = str(Path(__file__).resolve().parents[2])
-    if "site-packages" not in home:  # a checkout: the worker may use another Python than the caller
-        before = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{before}{os.pathsep}{home}" if before else home
+    root = str(Path(__file__).resolve().parents[2])
+    if "site-packages" not in root:  # a checkout: the worker may use another Python than the caller
+        path = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{path}{os.pathsep}{root}" if path else root
     return environment
 
 
@@ -239,19 +240,17 @@ def _signal_name(number: int) -> str:
 
 
 def _place_of_crash(text: str) -> str:
-    """Where Python was when it crashed, from faulthandler's dump."""
+    """The function and line where Python crashed, from faulthandler's dump."""
     dump = re.search(r"^Current thread .*?\n(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
     frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', dump.group(1)) if dump else []
-    theirs = [
-        f for f in frames if not re.search(r"[\\/](site-packages|attnbench|lib[\\/]python[\d.]+)[\\/]", f[0])
-    ]
-    if not theirs:
+    own = [frame for frame in frames if not is_library_file(frame[0])]
+    if not own:
         return ""
-    file, line, function = theirs[0]
+    file, line, function = own[0]
     return f", in {function} ({Path(file).name}:{line})"
 
 
-def _said(text: str) -> str:
+def _ending(text: str) -> str:
     line = _last_line(text)
     return f"; its last line: {line}" if line else ""
 

@@ -1,4 +1,4 @@
-"""What may a worker take, and when must it end? Memory limit, no core files, death with its parent."""
+"""The limits of a worker: its memory, no core files, death with its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-DEFAULT_SHARE = 0.6  # of what is available
+DEFAULT_SHARE = 0.6  # of the available memory
 _PR_SET_PDEATHSIG = 1
 _CGROUP = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -21,7 +21,7 @@ _CGROUP = (
 
 
 def available_memory_bytes() -> int:
-    """What this process may still take: the machine's free memory, or the container's if that is less."""
+    """The memory this process may still take: the machine's free memory, or the container's if that is less."""
     available = int(psutil.virtual_memory().available)
     for limit, used in _CGROUP:
         with contextlib.suppress(OSError, ValueError):
@@ -30,15 +30,15 @@ def available_memory_bytes() -> int:
 
 
 def default_memory_limit_bytes() -> int:
-    """60 % of what is available."""
+    """60 % of the available memory."""
     return int(DEFAULT_SHARE * available_memory_bytes())
 
 
 def limit_memory(limit_bytes: int | None, device: str) -> None:
-    """Let this process take this much more than it holds now (on CUDA: this much of the GPU's memory).
+    """Limit this process to `limit_bytes` more than it holds now (on CUDA: to this much of the GPU's memory).
 
-    Called when the libraries are loaded: their address space is not the case's. Where the system knows no
-    limit on address space, there is none.
+    Called once the libraries are loaded: their address space is not the case's. A system without limits on
+    address space sets none.
     """
     if device.split(":")[0] == "cuda":
         import torch
@@ -47,25 +47,25 @@ def limit_memory(limit_bytes: int | None, device: str) -> None:
         limit = limit_bytes or int(DEFAULT_SHARE * free)
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
         return
-    found = None
+    held = None
     with contextlib.suppress(OSError):
-        found = re.search(r"^VmSize:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if limit_bytes is None or found is None:
+        held = re.search(r"^VmSize:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if limit_bytes is None or held is None:
         return
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = int(found.group(1)) * 1024 + limit_bytes
-    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    soft = int(held.group(1)) * 1024 + limit_bytes
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def behave_as_a_worker(parent: int, alive_fd: int) -> None:
-    """End with the parent, also while hanging in C code; leave no core file; be the first the system ends."""
+def become_worker(parent: int, alive_fd: int) -> None:
+    """End with the parent even while in C code, leave no core file, be the first process the system kills."""
     if hasattr(signal, "SIGKILL") and os.uname().sysname == "Linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_end_with, args=(alive_fd,), name="end-with-parent", daemon=True).start()
-    if os.getppid() != parent:  # it died before the line above took hold
+    threading.Thread(target=_end_with_parent, args=(alive_fd,), name="end-with-parent", daemon=True).start()
+    if os.getppid() != parent:  # the parent died before prctl took effect
         os._exit(1)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -75,9 +75,9 @@ def behave_as_a_worker(parent: int, alive_fd: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _end_with(alive_fd: int) -> None:
-    # Nothing is ever written: the read returns when the parent, which holds the other end, is gone.
+def _end_with_parent(alive_fd: int) -> None:
+    # Nothing is ever written: the read returns when the parent, which holds the other end, ends.
     with contextlib.suppress(OSError):
         os.read(alive_fd, 1)
-    # The worker leads a session of its own, so this ends the processes it started, too.
+    # The worker leads its own session, so this ends the processes it started, too.
     os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Where is the right answer of a case kept? One .npz a question, computed once and read by every backend."""
+"""The files of right answers: one .npz per case, seed, distribution and contract, shared by all backends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from attnbench.problem import Case
 
 
 def path_of(folder: Path, case: Case, seed: int, distribution: str, contract: str) -> Path:
-    """The file of one question; everything that changes the answer is in its name."""
-    asked = f"{case.to_json()}|{seed}|{distribution}|{contract}"
-    return folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.npz"
+    """The file of one right answer; its name covers everything that changes the answer."""
+    text = f"{case.to_json()}|{seed}|{distribution}|{contract}"
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
 
 def save(path: Path, reference: Reference) -> None:
-    """Write whole or not at all: a reader never sees half of it."""
+    """Write whole or not at all: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:

@@ -1,16 +1,20 @@
-"""What came out of one case on one backend? One flat record; raw samples first, derived figures never."""
+"""The outcome of one case on one backend as one flat record: raw samples, no derived figures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from attnbench.problem import Case
+
+SCHEMA = 1  # of the stored record; `from_json` is the one place that reads other schemas
 STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
 NUMBERS = frozenset((int, float))
-BROKEN = ("crashed", "error", "timeout", "oom")  # no answer, where one was due
+BROKEN = ("crashed", "error", "timeout", "oom")  # the backend accepted the case and gave no answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +22,21 @@ class Result:
     """One (case, backend): JSON values only.
 
     case            the case as `Case.to_json` gives it; `case_id` its id
-    backend         the name as given; `backend_version` of the library; `kernel` what really ran
-    status          one of STATUSES; `reason` says why where it is not ok
+    backend         the name or path that was run; `backend_version` of its library; `kernel` what really ran
+    status          one of STATUSES; `reason` says why it is not ok
     errors          per tensor (out, lse, dq, dk, dv, dbias, ...): {"over_budget": .., "worst": [index], ...};
-                    `error_over_budget` is the largest over_budget, null where nothing was judged
-    samples_ms      per direction ("fwd", "bwd"): list of rounds, each a list of milliseconds a call; empty
-                    where nothing was timed; `calls_per_sample` says how many calls each sample averages
-    rounds          per round what it was measured under: seconds since the case was begun, place in the
-                    round's order, context switches forced on the worker, which `process` it was in where the case
-                    had several; on a GPU under "gpu" by direction its
-                    clocks, power, temperature, throttle reasons, `throttled` (why it still was) and `retaken`;
-                    `clock` names what timed the calls
+                    `error_over_budget` is the largest over_budget, null if nothing was judged
+    samples_ms      per direction ("fwd", "bwd"): list of rounds, each a list of milliseconds per call; empty
+                    if nothing was timed; `calls_per_sample` says how many calls each sample averages
+    rounds          the conditions of each round: seconds since the case began, position in the round's order,
+                    context switches forced on the worker, `process` if the case ran in several; on a GPU under
+                    "gpu" by direction its clocks, power, temperature, throttle reasons, `throttled` (why the kept
+                    block still is) and `retaken`
+    clock           what timed the calls
     other_clocks_ms on a GPU, by the name of another clock (a warm L2, a CUDA graph) and by direction
-    memory_bytes    "fwd_peak", "saved", "bwd_peak": bytes above the inputs; missing where not measured
+    memory_bytes    "fwd_peak", "saved", "bwd_peak": bytes above the inputs; missing if not measured
     prepare_ms      milliseconds by step of preparation (mask, layout, compile, first_call)
-    notes           remarks for the reader: flags of samples, why nothing was timed
+    notes           remarks for the reader: flags on samples, why nothing was timed
     environment     the key of the fingerprint in environment.json
     """
 
@@ -73,12 +77,27 @@ class Result:
         if self.status not in STATUSES:
             raise ValueError(f"no status {self.status!r}; take one of {', '.join(STATUSES)}")
         if self.status != "ok" and any(self.samples_ms.values()):
-            raise ValueError(f"a result that is {self.status} carries no samples")
+            raise ValueError(f"a result with status {self.status} carries no samples")
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What makes a result the answer to one question: resumed runs skip keys that are there."""
+        """What identifies a result: a resumed run skips the keys that are stored."""
         return (self.case_id, self.backend, self.seed, self.distribution)
+
+    @classmethod
+    def blank(cls, case: Case, **values: Any) -> Result:
+        """The record of a case before a backend runs it: what follows from the case, and `values`."""
+        directions = ("fwd", "bwd") if case.needs_backward else ("fwd",)
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(
+            case=case.to_json(),
+            case_id=case.id,
+            least_peak_bytes=case.least_peak_bytes,
+            flops={d: case.flops(d) for d in directions},  # type: ignore[arg-type]
+            least_bytes={d: case.least_bytes(d) for d in directions},  # type: ignore[arg-type]
+            pairs=case.pairs,
+            **({"backend": "", "status": "error", "started_at": started_at} | values),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -86,16 +105,18 @@ class Result:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Result:
-        """Read a record; fields of later versions are left aside, missing ones take their defaults.
+        """Read a stored record: unknown fields are ignored, missing ones take their defaults.
 
-        ValueError or TypeError where it cannot have been a result: what reads results counts on the fields' types.
+        Raises ValueError or TypeError for a later schema and for a field of another type.
         """
         types = _types()
-        known = {name: value for name, value in record.items() if name in types}
-        for name, value in known.items():
-            if not _is(types[name], value):
+        values = {name: value for name, value in record.items() if name in types}
+        for name, value in values.items():
+            if not _is_of_type(value, types[name]):
                 raise ValueError(f"{name} is {str(value)[:40]!r}, no {cls.__annotations__[name]}")
-        return cls(**known)
+        if values.get("schema", SCHEMA) > SCHEMA:
+            raise ValueError(f"schema {record['schema']}, and this attnbench reads up to {SCHEMA}: update it")
+        return cls(**values)
 
 
 @cache
@@ -103,15 +124,15 @@ def _types() -> dict[str, Any]:
     return get_type_hints(Result)
 
 
-def _is(kind: Any, value: Any) -> bool:
-    """Whether a JSON value is of a field's type; a whole number is a number too."""
+def _is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type; an int is a float too."""
     within = get_args(kind)
     if get_origin(kind) is UnionType:
-        return any(_is(one, value) for one in within)
+        return any(_is_of_type(value, one) for one in within)
     if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_is(within[1], one) for one in value.values())
+        return isinstance(value, dict) and all(_is_of_type(one, within[1]) for one in value.values())
     if get_origin(kind) is list:
         if within[0] is float:  # samples, by the million
             return isinstance(value, list) and NUMBERS.issuperset(map(type, value))
-        return isinstance(value, list) and all(_is(within[0], one) for one in value)
+        return isinstance(value, list) and all(_is_of_type(one, within[0]) for one in value)
     return kind is Any or type(value) in (NUMBERS if kind is float else (kind,))

@@ -1,4 +1,4 @@
-"""Is this backend fit for the next case? An executor with a backend in it, started again after each death."""
+"""A worker slot: an executor with one backend loaded, restarted after each crash."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from attnbench.backend import Backend, entries, resolve
 from attnbench.errors import UnknownBackend
 from attnbench.sweep.executors import Executor, InProcess, WorkerProcess
-from attnbench.sweep.step_errors import UNKNOWN, Fault
+from attnbench.sweep.step_errors import UNKNOWN_BACKEND, StepError
 
-STARTS = 3  # in a row; then the backend is given up, and each of its cases is a row that says so
+STARTS = 3  # in a row; then the backend is given up, and each of its cases is a row with the reason
 START_TIMEOUT_S = 180.0
 
 
-class Lane:
-    """One backend of a sweep. `ready` loads it where need be; `call` does a step of a case.
+class WorkerSlot:
+    """One backend of a sweep (None: none, for references). `ready` loads it if needed; `call` does a step of a case.
 
-    `opening` are further fields of the bench's step `open`.
+    `more_to_open` are further fields of the bench's step `open`.
     """
 
     def __init__(
@@ -30,13 +30,16 @@ class Lane:
         folder: Path | None = None,
         contract: str | None = None,
         memory_limit_bytes: int | None = None,
-        **opening: Any,
+        **more_to_open: Any,
     ) -> None:
         self.name = name
-        self.given_up: Fault | None = None
+        self.given_up: StepError | None = None
         self._executor = executor
         self._backend = backend
-        self._asked = {"folder": None if folder is None else str(folder), "contract": contract} | opening
+        self._to_open = {
+            "folder": None if folder is None else str(folder),
+            "contract": contract,
+        } | more_to_open
         self._memory_limit_bytes = memory_limit_bytes
         self._about: dict[str, Any] | None = None
 
@@ -45,45 +48,47 @@ class Lane:
         return isinstance(self._executor, InProcess)
 
     def start(self) -> None:
-        """Begin to start what is not running, so that several lanes load side by side."""
+        """Start without waiting if it is not running, so that several slots load side by side."""
         if self.given_up is None and self._about is None:
             try:
                 self._executor.start()
-            except Fault as fault:
-                self.given_up = fault
+            except StepError as error:
+                self.given_up = error
 
     def ready(self) -> dict[str, Any]:
-        """What the loaded backend says of itself; raises the Fault for which it was given up."""
-        for attempt in range(STARTS):
+        """The loaded backend's description (`Bench.open`); raises the StepError for which it was given up."""
+        for start in range(STARTS):
             if self.given_up is not None:
                 raise self.given_up
             if self._about is not None:
                 return self._about
             try:
                 self._about = self._load()
-            except Fault as fault:
+            except StepError as error:
                 self.stop()
-                if fault.status not in ("crashed", "oom") or attempt == STARTS - 1:
-                    tries = f" ({STARTS} starts)" if attempt == STARTS - 1 else ""
-                    self.given_up = Fault(fault.status, f"does not start{tries}: {fault.reason}", fault.notes)
-                    if fault.status in ("unavailable", UNKNOWN):
-                        self.given_up = fault
+                if error.status not in ("crashed", "oom") or start == STARTS - 1:
+                    starts = f" ({STARTS} starts)" if start == STARTS - 1 else ""
+                    self.given_up = StepError(
+                        error.status, f"does not start{starts}: {error.reason}", error.notes
+                    )
+                    if error.status in ("unavailable", UNKNOWN_BACKEND):
+                        self.given_up = error
         return self.ready()
 
     def _load(self) -> dict[str, Any]:
         self._executor.call("pin", START_TIMEOUT_S)
         about: dict[str, Any] = {}
         if self._backend is not None:
-            about = self._executor.call("open", START_TIMEOUT_S, backend=self._backend, **self._asked)
+            about = self._executor.call("open", START_TIMEOUT_S, backend=self._backend, **self._to_open)
         self._executor.call("settle", START_TIMEOUT_S, memory_limit_bytes=self._memory_limit_bytes)
         return about
 
     def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
-        """Do a step; a fatal fault leaves the lane to be started again."""
+        """Do a step; after a fatal error the next `ready` starts the executor again."""
         try:
             return self._executor.call(step, timeout_s, **fields)
-        except Fault as fault:
-            if fault.fatal:
+        except StepError as error:
+            if error.fatal:
                 self.stop()
             raise
         except BaseException:
@@ -95,35 +100,35 @@ class Lane:
         self._executor.stop()
 
 
-def make_lanes(
+def make_slots(
     backends: Sequence[str | Callable[..., Any] | Backend],
     device: str,
     *,
     folder: Path | None = None,
     contract: str | None = None,
     memory_limit_bytes: int | None = None,
-) -> list[Lane]:
-    """A lane for each backend: names and paths in workers, callables in this process.
+) -> list[WorkerSlot]:
+    """A slot per backend: names and paths in workers, callables in this process.
 
-    Raises UnknownBackend before anything is started. What lacks a library is given up at once, with the
-    command that installs it.
+    Raises UnknownBackend before anything is started. A backend whose library is missing is given up at once, with
+    the command that installs it.
     """
     listed = {entry.name: entry for entry in entries(folder)}
-    lanes: dict[str, Lane] = {}
+    slots: dict[str, WorkerSlot] = {}
     for backend in backends:
         if not isinstance(backend, str):
             name = (
                 backend.name if isinstance(backend, Backend) else getattr(backend, "__name__", repr(backend))
             )
-            lanes.setdefault(name, Lane(name, InProcess(device), backend, contract=contract))
+            slots.setdefault(name, WorkerSlot(name, InProcess(device), backend, contract=contract))
             continue
         is_path = ".py:" in backend
         if (is_path and not Path(backend.rpartition(":")[0]).is_file()) or (
             not is_path and backend not in listed
         ):
-            resolve(backend, folder, contract)  # raises, saying what is near
+            resolve(backend, folder, contract)  # raises and names the nearest
             raise UnknownBackend(f"no backend called {backend!r}")
-        lane = Lane(
+        slot = WorkerSlot(
             backend,
             WorkerProcess(device),
             backend,
@@ -134,6 +139,6 @@ def make_lanes(
         if not is_path and not listed[backend].available:
             entry = listed[backend]
             hint = f"; to have it: {entry.install}" if entry.install else ""
-            lane.given_up = Fault("unavailable", f"{entry.reason}{hint}")
-        lanes.setdefault(backend, lane)
-    return list(lanes.values())
+            slot.given_up = StepError("unavailable", f"{entry.reason}{hint}")
+        slots.setdefault(backend, slot)
+    return list(slots.values())

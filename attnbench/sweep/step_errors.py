@@ -1,4 +1,4 @@
-"""What does a failure mean? An exception or a dead worker becomes a status with a reason in one line."""
+"""Why a step gave no answer: an exception or a dead worker as a status with a one-line reason."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from attnbench.errors import AttnbenchError, BackendUnavailable, ForeignDied, Un
 
 REASON_CHARACTERS = 300
 TRACE_CHARACTERS = 2000
-UNKNOWN = "unknown_backend"  # no status of a result: the name was used wrongly, and the sweep does not start
+UNKNOWN_BACKEND = "unknown_backend"  # no status of a result: the sweep does not start
 
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|unable to allocate|out of memory|bad_alloc"
     r"|failed to map segment|cannot enlarge memory",
     re.IGNORECASE,
 )
-_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
-_POISONED = re.compile(
+_ALLOCATION = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
+_CUDA_CONTEXT_LOST = re.compile(
     r"CUDA error|device-side assert|CUDA driver error|cudaError|CUBLAS_STATUS|CUDNN_STATUS"
 )
+_LIBRARY_FILE = re.compile(r"[\\/](site-packages|attnbench|lib[\\/]python[\d.]+)[\\/]")
 
 
 @dataclass
-class Fault(Exception):
+class StepError(Exception):
     """Why a step gave no answer. `fatal` says that the worker cannot be used any more."""
 
     status: str
@@ -38,48 +39,53 @@ class Fault(Exception):
         return {"status": self.status, "reason": self.reason, "notes": self.notes, "fatal": self.fatal}
 
 
-def fault_of(problem: BaseException) -> Fault:
-    """The fault that an exception in a step means."""
-    if isinstance(problem, Fault):
-        return problem
-    text = one_line(str(problem))
-    named = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
-    if isinstance(problem, UnknownBackend):
-        return Fault(UNKNOWN, text, fatal=True)
-    if isinstance(problem, BackendUnavailable):
-        return Fault("unavailable", text)
-    if isinstance(problem, NotImplementedError):
-        return Fault("refused", text or "raises NotImplementedError")
-    if isinstance(problem, MemoryError) or _OUT_OF_MEMORY.search(str(problem)):
+def step_error_of(error: BaseException) -> StepError:
+    """The status and reason of an exception that a step raised."""
+    if isinstance(error, StepError):
+        return error
+    text = one_line(str(error))
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, UnknownBackend):
+        return StepError(UNKNOWN_BACKEND, text, fatal=True)
+    if isinstance(error, BackendUnavailable):
+        return StepError("unavailable", text)
+    if isinstance(error, NotImplementedError):
+        return StepError("refused", text or "raises NotImplementedError")
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
         # What a plug-in hoards survives the exception, so a worker that ran out is not used again.
-        return Fault("oom", _asked_for(str(problem), named), fatal=True)
-    if _POISONED.search(named) or type(problem).__name__ == "AcceleratorError":
-        return Fault("error", named, [_trace(problem)], fatal=True)
-    if isinstance(problem, ForeignDied):
+        return StepError("oom", _with_size(str(error), named), fatal=True)
+    if _CUDA_CONTEXT_LOST.search(named) or type(error).__name__ == "AcceleratorError":
+        return StepError("error", named, [_trace(error)], fatal=True)
+    if isinstance(error, ForeignDied):
         # Only the process in the other environment is gone; the next case starts it again.
-        return Fault("crashed", text, [str(problem)[-TRACE_CHARACTERS:]])
-    if isinstance(problem, AttnbenchError):
-        return Fault("error", text, list(getattr(problem, "__notes__", [])))
-    return Fault("error", f"{named}{_place(problem)}", [_trace(problem)])
+        return StepError("crashed", text, [str(error)[-TRACE_CHARACTERS:]])
+    if isinstance(error, AttnbenchError):
+        return StepError("error", text, list(getattr(error, "__notes__", [])))
+    return StepError("error", f"{named}{_place(error)}", [_trace(error)])
 
 
 def one_line(text: str) -> str:
-    """The first line with something in it, cut to a readable length."""
+    """The first line that is not blank, cut to a readable length."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else ""
     return first if len(first) <= REASON_CHARACTERS else first[: REASON_CHARACTERS - 3] + "..."
 
 
 def out_of_memory_in(text: str) -> bool:
-    """Whether what a dying worker wrote says that memory ran out."""
+    """Whether the output of a dying worker says that memory ran out."""
     return bool(_OUT_OF_MEMORY.search(text))
 
 
-def _asked_for(text: str, named: str) -> str:
-    found = _ASKED.search(text)
-    if not found:
+def is_library_file(path: str) -> bool:
+    """Whether a frame's file belongs to Python, a library or attnbench, and not to the code under test."""
+    return bool(_LIBRARY_FILE.search(path))
+
+
+def _with_size(text: str, named: str) -> str:
+    allocation = _ALLOCATION.search(text)
+    if not allocation:
         return named
-    number, unit = found.groups()
+    number, unit = allocation.groups()
     size = _readable(int(float(number))) if unit.lower() == "bytes" else f"{number} {unit}"
     return f"asked for {size}: {named}"
 
@@ -93,16 +99,11 @@ def _readable(size_bytes: int) -> str:
     return f"{size:.4g} TiB"
 
 
-def _place(problem: BaseException) -> str:
-    frames = traceback.extract_tb(problem.__traceback__)
-    theirs = [
-        f
-        for f in frames
-        if not re.search(r"[\\/](site-packages|attnbench|lib[\\/]python[\d.]+)[\\/]", f.filename)
-    ]
-    return f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else ""
+def _place(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library_file(f.filename)]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
-def _trace(problem: BaseException) -> str:
-    text = "".join(traceback.format_exception(problem))
+def _trace(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
     return text if len(text) <= TRACE_CHARACTERS else "..." + text[-TRACE_CHARACTERS:]

@@ -1,8 +1,8 @@
-"""Where do results go, and can they be lost? One line a result, on the disk before the next one is begun.
+"""The stored results: one line per result, on the disk before the next one begins.
 
-OUT/results.jsonl       one result a line, appended and synced
+OUT/results.jsonl       one result per line, appended and synced
 OUT/environment.json    fingerprints by key
-OUT/results.jsonl.partial   what was cut off in the middle of a line, kept aside
+OUT/results.jsonl.partial   lines that were cut off, kept here
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Store:
         self.references_folder = self.folder / ".references"
 
     def read(self) -> list[Result]:
-        """Every whole result, in the order written; a last line without its end was never finished.
+        """Every whole result in the order written; a last line without its end is ignored.
 
-        Raises StoreError naming file and line for any other line that is no result.
+        Raises StoreError with file and line for any other line that is no result.
         """
         return [result for _, result in self._whole_lines()]
 
     def append(self, result: Result) -> None:
-        """Write one result and wait until the disk has it; half a line is taken back."""
+        """Write one result and wait until it is on the disk; a line that fails halfway is removed."""
         line = json.dumps(result.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            # Unbuffered: what a buffer still holds of a line that was taken back is written when the file is closed.
+            # Unbuffered: closing the file would write what a buffer still holds of a removed line.
             with self.results_file.open("ab", buffering=0) as file:
                 before = file.tell()
                 try:
@@ -56,58 +56,58 @@ class Store:
                     raise
             if before == 0:
                 _sync_folder(self.folder)
-        except OSError as problem:
+        except OSError as error:
             raise StoreError(
-                f"{self.results_file} cannot be written ({problem.strerror or problem}); what was written "
-                "before is whole: make room, then run again with --resume"
-            ) from problem
+                f"{self.results_file} cannot be written ({error.strerror or error}); the results before are "
+                "intact: make room, then run again with --resume"
+            ) from error
 
     @contextmanager
     def writing(self, resume: bool = False) -> Iterator[str]:
-        """Hold the folder for one run; gives a message where an unfinished last line was set aside.
+        """Lock the folder for one run; yields a message if an unfinished last line was moved away, else "".
 
-        Raises StoreError where another run holds it, or where it has results and `resume` is not given.
+        Raises StoreError if another run holds the lock, or if it has results and `resume` is false.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / ".lock").open("a+")
-        except OSError as problem:
+        except OSError as error:
             raise StoreError(
-                f"{self.folder} cannot be written ({problem.strerror}); choose another --out"
-            ) from problem
+                f"{self.folder} cannot be written ({error.strerror}); choose another --out"
+            ) from error
         with lock:
             self._lock(lock)
             if not resume and self.results_file.exists() and self.results_file.stat().st_size:
                 raise StoreError(
-                    f"{self.folder} holds results already ({self._count_lines()} lines); add --resume to run "
+                    f"{self.folder} already holds results ({self._count_lines()} lines); add --resume to run "
                     "only what is missing, or choose another --out"
                 )
-            yield self._set_unfinished_aside()
+            yield self._move_unfinished_line()
 
     def environments(self) -> dict[str, dict[str, Any]]:
-        """Fingerprints by key; empty where none was written."""
+        """Fingerprints by key; empty if none is stored."""
         try:
-            found = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            environments = json.loads(self.environment_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as problem:
+        except ValueError as error:
             raise StoreError(
-                f"{self.environment_file} is no JSON ({problem}); move it away to have it made again"
-            ) from problem
-        if not isinstance(found, dict):
+                f"{self.environment_file} is not JSON ({error}); move it away and it is written anew"
+            ) from error
+        if not isinstance(environments, dict):
             raise StoreError(
-                f"{self.environment_file} holds no fingerprints by key; move it away to have it made again"
+                f"{self.environment_file} holds no fingerprints by key; move it away and it is written anew"
             )
-        return found
+        return environments
 
-    def add_environment(self, key: str, found: dict[str, Any]) -> None:
-        """Keep a fingerprint; one that is there already stays as it was."""
-        known = self.environments()
-        if key in known:
+    def add_environment(self, key: str, environment: dict[str, Any]) -> None:
+        """Store a fingerprint unless its key is stored."""
+        environments = self.environments()
+        if key in environments:
             return
         unfinished = self.environment_file.with_suffix(".json.part")
         with unfinished.open("w", encoding="utf-8") as file:
-            json.dump({**known, key: found}, file, indent=2, allow_nan=False)
+            json.dump({**environments, key: environment}, file, indent=2, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -122,20 +122,20 @@ class Store:
                         yield number, self._parsed(line, number)
         except FileNotFoundError:
             return
-        except OSError as problem:
-            raise StoreError(f"{self.results_file} cannot be read: {problem.strerror}") from problem
+        except OSError as error:
+            raise StoreError(f"{self.results_file} cannot be read: {error.strerror}") from error
 
     def _parsed(self, line: bytes, number: int) -> Result:
         try:
             return Result.from_json(json.loads(line))
-        except (ValueError, TypeError, AttributeError) as problem:
+        except (ValueError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"{self.results_file}, line {number}, is no result ({problem}); nothing was changed: "
+                f"{self.results_file}, line {number}, is no result ({error}); nothing was changed: "
                 "correct or remove that line, then run again with --resume"
-            ) from problem
+            ) from error
 
-    def _set_unfinished_aside(self) -> str:
-        """Cut an unfinished last line off, keeping it in results.jsonl.partial."""
+    def _move_unfinished_line(self) -> str:
+        """Move an unfinished last line to results.jsonl.partial."""
         if not self.results_file.exists():
             return ""
         content = self.results_file.read_bytes()
@@ -158,13 +158,13 @@ class Store:
             return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
+        except OSError as error:
             lock.seek(0)
             holder = lock.read().strip()
             raise StoreError(
                 f"another run{f' (process {holder})' if holder else ''} is writing to {self.folder}; "
                 "wait for it to end, or choose another --out"
-            ) from problem
+            ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -175,30 +175,29 @@ class Store:
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """The results of a folder or a results.jsonl; StoreError where there is no such file, or another in its place."""
+    """The results of a folder or of a results.jsonl; StoreError if the file is missing or holds no result."""
     file = results_file(path)
     store = Store(file.parent)
     store.results_file = file  # a copy under another name is read as well
-    found = store.read()
-    if not found and file.stat().st_size:
+    results = store.read()
+    if not results and file.stat().st_size:
         raise StoreError(
-            f"{file} holds no whole result; give the folder that `attnbench run --out` wrote (and run again with "
-            "--resume where it was ended in the middle of its first one)"
+            f"{file} holds no whole result; give the folder that `attnbench run --out` wrote (if that run ended in "
+            "its first result, run it again with --resume)"
         )
-    return found
+    return results
 
 
 def results_file(path: str | os.PathLike[str]) -> Path:
-    """The results.jsonl that a path means."""
-    given = Path(path)
-    file = given / "results.jsonl" if given.is_dir() else given
+    """The results.jsonl of a folder, or the file itself."""
+    file = Path(path) / "results.jsonl" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise StoreError(f"no results at {file}; give the folder that `attnbench run --out` wrote")
     return file
 
 
 def read_environments(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fingerprints by key, from environment.json beside the results; empty where there is none."""
+    """Fingerprints by key, from environment.json beside the results; empty if there is none."""
     return Store(results_file(path).parent).environments()
 
 

@@ -1,6 +1,6 @@
-"""What is swept? Suites: grids of cases, from a TOML file or from the command line.
+"""Suites: grids of cases from a TOML file or from the command line.
 
-A grid is a table of lists; its cases are their product, every size as given and none shrunk:
+A grid is a table of lists; its cases are their product, with exactly the sizes written:
 
     description = "what it is for"
 
@@ -12,7 +12,7 @@ A grid is a table of lists; its cases are their product, every size as given and
     head_dim = ["64", "192:128"] # one number, or that of q, k and that of v
     mask = ["causal & window(127, 0)"]
     score = ["none", "softcap(50) + sink"]
-    dtype = ["fp32"]             # without: fp32 on a CPU, bf16 on a GPU
+    dtype = ["fp32"]             # default: fp32 on a CPU, bf16 on a GPU
     direction = ["fwd", "fwd_bwd"]
     batch = [1]
     scale = [1.0]
@@ -33,8 +33,8 @@ from typing import Any
 from attnbench.errors import AttnbenchError, SuiteError, did_you_mean
 from attnbench.problem import Case, Score, parse_mask, parse_score, split_outside_brackets
 
-BUNDLED = "attnbench_suites"
-DEVICES = {"cpu": "cpu", "cuda": "gpu"}  # a device's kind and the name of its grids
+SUITES_PACKAGE = "attnbench_suites"
+GRID_TABLES = {"cpu": "cpu", "cuda": "gpu"}  # kind of device -> the table of its grids
 AXES = (
     "batch",
     "seq",
@@ -49,12 +49,12 @@ AXES = (
     "direction",
     "layout",
 )
-WORDS = ("group", "source")
+LABELS = ("group", "source")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A case of a suite, the group that reports show it in, and where its numbers are from."""
+    """A case of a suite, its group in reports, and the source of its numbers."""
 
     case: Case
     group: str = ""
@@ -63,7 +63,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Suite:
-    """Named grids; `grids` holds (where it stands, device kinds, the table) for each of them."""
+    """Named grids; `grids` holds (place in the file, device kinds, table) for each."""
 
     name: str
     description: str = ""
@@ -72,7 +72,7 @@ class Suite:
     def cases(self, device: str) -> list[Planned]:
         """The cases for a device ("cpu", "cuda", "cuda:1"), in the order of the file; equal cases once.
 
-        Raises SuiteError where there is no grid for the device, or a grid asks for what cannot be.
+        Raises SuiteError if there is no grid for the device, or a grid holds an impossible case.
         """
         kind = device.split(":")[0]
         own = [(where, table) for where, kinds, table in self.grids if kind in kinds]
@@ -89,16 +89,16 @@ class Suite:
 
 
 def _product(where: str, table: Mapping[str, Any], kind: str) -> list[Planned]:
-    """The cases of one grid, lengths outermost last so that a curve over the length is together."""
+    """The cases of one grid; the lengths vary fastest, so that a curve over the length is together."""
     axes: dict[str, list[Any]] = {}
     for key, value in table.items():
-        if key in WORDS:
+        if key in LABELS:
             continue
         if key not in AXES:
-            raise SuiteError(f"{where}: no key {key!r}{did_you_mean(key, (*AXES, *WORDS))}")
+            raise SuiteError(f"{where}: no key {key!r}{did_you_mean(key, (*AXES, *LABELS))}")
         axes[key] = list(value) if isinstance(value, (list, tuple)) else [value]
         if not axes[key]:
-            raise SuiteError(f"{where}: {key} is an empty list; leave it out, or give a value")
+            raise SuiteError(f"{where}: {key} is an empty list; remove it, or add a value")
     if ("seq" in axes) == ("q_len" in axes or "k_len" in axes):
         raise SuiteError(f"{where}: give seq, or q_len and k_len")
     if "seq" not in axes and not ("q_len" in axes and "k_len" in axes):
@@ -113,16 +113,16 @@ def _product(where: str, table: Mapping[str, Any], kind: str) -> list[Planned]:
         if key in axes
     ]
     order += [key for key in ("q_len", "k_len", "seq", "direction") if key in axes]
-    words = {key: str(table.get(key, "")) for key in WORDS}
-    found = []
+    labels = {key: str(table.get(key, "")) for key in LABELS}
+    planned = []
     for values in product(*(axes[key] for key in order)):
         chosen = dict(zip(order, values, strict=True))
         try:
-            found.append(Planned(_case(dict(chosen)), **words))
-        except (AttnbenchError, TypeError, ValueError) as problem:
+            planned.append(Planned(_case(dict(chosen)), **labels))
+        except (AttnbenchError, TypeError, ValueError) as error:
             named = ", ".join(f"{key} = {value!r}" for key, value in chosen.items())
-            raise SuiteError(f"{where}: {problem} (with {named})") from problem
-    return found
+            raise SuiteError(f"{where}: {error} (with {named})") from error
+    return planned
 
 
 def _case(chosen: dict[str, Any]) -> Case:
@@ -159,8 +159,8 @@ def _scores(text: object) -> tuple[Score, ...]:
 
 
 def list_suites() -> dict[str, str]:
-    """The bundled suites and what each is for."""
-    named = {file.name: file for file in files(BUNDLED).iterdir() if file.name.endswith(".toml")}
+    """The bundled suites with their descriptions."""
+    named = {file.name: file for file in files(SUITES_PACKAGE).iterdir() if file.name.endswith(".toml")}
     return {
         name.removesuffix(".toml"): str(
             tomllib.loads(file.read_text(encoding="utf-8")).get("description", "")
@@ -180,39 +180,41 @@ def load_suite(name_or_path: str | os.PathLike[str]) -> Suite:
             )
         try:
             content = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise SuiteError(f"{text} cannot be read: {problem}") from problem
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"{text} cannot be read: {error}") from error
         return _read(path.stem, text, content)
-    known = list_suites()
-    if text not in known:
-        near = did_you_mean(text, known)
+    bundled = list_suites()
+    if text not in bundled:
+        near = did_you_mean(text, bundled)
         raise SuiteError(
-            f"no suite called {text!r}{near}; there are {', '.join(known)}; or give path/to/suite.toml"
+            f"no suite called {text!r}{near}; there are {', '.join(bundled)}; or give path/to/suite.toml"
         )
-    return _read(text, f"suite {text}", files(BUNDLED).joinpath(f"{text}.toml").read_text(encoding="utf-8"))
+    return _read(
+        text, f"suite {text}", files(SUITES_PACKAGE).joinpath(f"{text}.toml").read_text(encoding="utf-8")
+    )
 
 
 def _read(name: str, where: str, text: str) -> Suite:
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise SuiteError(f"{where}: not TOML: {problem}") from problem
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{where}: not TOML: {error}") from error
     unknown = sorted(set(content) - {"description", "grid", "cpu", "gpu"})
     if unknown:
         near = did_you_mean(unknown[0], ("description", "grid", "cpu", "gpu"))
         raise SuiteError(
             f"{where}: no table {unknown[0]!r}{near}; take description, [[grid]], [[cpu.grid]], [[gpu.grid]]"
         )
-    for table in DEVICES.values():
+    for table in GRID_TABLES.values():
         of_device = content.get(table, {})
         if not isinstance(of_device, dict) or set(of_device) - {"grid"}:
             raise SuiteError(f"{where}: {table} holds nothing but its grids, each written [[{table}.grid]]")
     grids: list[tuple[str, frozenset[str], Mapping[str, Any]]] = []
     for label, kinds, tables in (
-        ("grid", frozenset(DEVICES), content.get("grid", [])),
+        ("grid", frozenset(GRID_TABLES), content.get("grid", [])),
         *(
             (f"{table}.grid", frozenset({kind}), content.get(table, {}).get("grid", []))
-            for kind, table in DEVICES.items()
+            for kind, table in GRID_TABLES.items()
         ),
     ):
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -238,7 +240,7 @@ def suite_from_options(
     device: str = "cpu",
     name: str = "grid",
 ) -> Suite:
-    """The grid of the command line as a suite: batch 1, forward, 8 heads of 64, fp32 on a CPU and bf16 on a GPU."""
+    """The command line's grid as a suite; default: batch 1, forward, 8 heads of 64, fp32 on a CPU, bf16 on a GPU."""
     table: dict[str, Any] = {
         "mask": masks,
         "heads": heads,
@@ -247,7 +249,7 @@ def suite_from_options(
         "score": scores,
         "batch": batches,
     }
-    given = {
+    optional = {
         "seq": seq,
         "q_len": q_lens,
         "k_len": k_lens,
@@ -255,7 +257,7 @@ def suite_from_options(
         "scale": scales,
         "layout": layouts,
     }
-    table |= {key: value for key, value in given.items() if value is not None}
+    table |= {key: value for key, value in optional.items() if value is not None}
     if "seq" not in table and "q_len" not in table and "k_len" not in table:
         table["seq"] = [512, 1024, 2048]
     return Suite(name, grids=(("the command line", frozenset({device.split(":")[0]}), table),))

@@ -1,7 +1,7 @@
-"""What runs apart, so that its death costs one row? A process that answers a runner's steps.
+"""The worker process: it does a runner's steps, so that a crash costs one row.
 
-Started as `python -m attnbench.sweep.worker`, in a session of its own. This is the one place where any
-exception is caught: it becomes a fault with its reason.
+Started as `python -m attnbench.sweep.worker`, in its own session. This is the one place that catches any
+exception: it becomes a StepError with its reason.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from attnbench.sweep.channel import Channel, Closed
-from attnbench.sweep.limits import behave_as_a_worker
-from attnbench.sweep.step_errors import Fault, fault_of
+from attnbench.sweep.limits import become_worker
+from attnbench.sweep.step_errors import StepError, step_error_of
 
 STEPS = (
     "pin",
@@ -33,21 +33,21 @@ STEPS = (
 )
 
 
-def answer(bench: Any, step: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Do one step; raises a Fault, and nothing else, where it fails (Ctrl-C passes)."""
+def do_step(bench: Any, step: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Do one step; if it fails, raises StepError and nothing else (Ctrl-C passes)."""
     if step not in STEPS:
-        raise Fault("error", f"no step {step!r}; there are {', '.join(STEPS)}")
+        raise StepError("error", f"no step {step!r}; the steps are {', '.join(STEPS)}")
     try:
         return getattr(bench, step)(**fields)
-    except Exception as problem:
-        raise fault_of(problem) from problem
-    except SystemExit as problem:
+    except Exception as error:
+        raise step_error_of(error) from error
+    except SystemExit as error:
         # sys.exit() in a plug-in is a mistake of the plug-in, not the end of the sweep.
-        raise Fault("error", f"called sys.exit({problem.code!r})") from problem
+        raise StepError("error", f"called sys.exit({error.code!r})") from error
 
 
 def serve(channel: Channel, device: str) -> None:
-    """Answer steps until the runner is gone."""
+    """Do steps until the runner is gone."""
     bench = _make_bench(channel, device)
     while True:
         try:
@@ -55,28 +55,28 @@ def serve(channel: Channel, device: str) -> None:
         except Closed:
             return
         try:
-            if isinstance(bench, Fault):
+            if isinstance(bench, StepError):
                 raise bench
-            reply = {"ok": answer(bench, request["step"], request["fields"])}
-        except Fault as fault:
-            reply = {"fault": fault.to_json()}
+            reply = {"ok": do_step(bench, request["step"], request["fields"])}
+        except StepError as error:
+            reply = {"error": error.to_json()}
         try:
             channel.send(reply)
         except ValueError:
-            problem = Fault("error", f"{request['step']} gave NaN or infinity in its answer")
-            channel.send({"fault": problem.to_json()})
+            not_json = StepError("error", f"{request['step']} gave NaN or infinity in its answer")
+            channel.send({"error": not_json.to_json()})
 
 
 def _make_bench(channel: Channel, device: str) -> Any:
-    """The bench, made before the first request: workers import torch side by side; or why there is none."""
+    """The bench, made before the first request so that workers import torch side by side; or why there is none."""
     try:
         from attnbench.sweep.bench import Bench
 
         return Bench(device, phase=lambda name: channel.send({"phase": name}))
-    except Exception as problem:
-        fault = fault_of(problem)
-        fault.fatal = True
-        return fault
+    except Exception as error:
+        step_error = step_error_of(error)
+        step_error.fatal = True
+        return step_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--alive-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
-    given = parser.parse_args(arguments)
-    # Before anything of torch: a crash while importing has its place told, too.
+    options = parser.parse_args(arguments)
+    # Before torch is imported, so that a crash in an import is located too.
     faulthandler.enable()
-    behave_as_a_worker(given.parent, given.alive_fd)
-    for fd in (given.channel_fd, given.alive_fd):
-        os.set_inheritable(fd, False)  # what a plug-in starts must not hold the channel open
-    serve(Channel(socket.socket(fileno=given.channel_fd)), given.device)
-    # Threads that a plug-in left behind would hold a tidy exit up.
+    become_worker(options.parent, options.alive_fd)
+    for fd in (options.channel_fd, options.alive_fd):
+        os.set_inheritable(fd, False)  # processes of a plug-in must not hold the channel open
+    serve(Channel(socket.socket(fileno=options.channel_fd)), options.device)
+    # Threads that a plug-in left behind would hold up a normal exit.
     sys.stdout.flush()
     os._exit(0)
 

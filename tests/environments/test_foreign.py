@@ -20,7 +20,7 @@ from attnbench.errors import AttnbenchError, BackendUnavailable, ForeignDied
 from attnbench.measure.clocks import FakeClock
 from attnbench.measure.timing import Pace, time_block
 from attnbench.problem import make_inputs
-from attnbench.sweep.step_errors import fault_of
+from attnbench.sweep.step_errors import step_error_of
 
 PROGRAM = """
 import os, sys, time
@@ -155,7 +155,7 @@ def test_what_fails_in_the_foreign_process_has_its_status_here(
     inputs = make_inputs(a_case())
     with pytest.raises(kind) as caught:
         ForeignPrepared(foreign, inputs.case, inputs, {"fail": fail}, {})
-    assert fault_of(caught.value).status == status
+    assert step_error_of(caught.value).status == status
     if fail == "die":
         assert "last words" in str(caught.value)
     # The next case is answered: by the same process, or by a new one.

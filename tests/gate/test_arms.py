@@ -15,7 +15,7 @@ from attnbench.measure.clocks import CpuClock, CudaClock, ProcessClock
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case
 from attnbench.sweep import run_sweep
-from attnbench.sweep.case_run import Attempt, Protocol, joined
+from attnbench.sweep.case_run import CaseRun, TimingSettings, join_results
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
 
@@ -69,8 +69,8 @@ def test_all_arms_keep_the_slowest_ones_pace() -> None:
     attempts = []
     for call_ms, calls in ((0.4, 2), (0.6, 1)):
         blank = Result(case={}, case_id="x", backend="x", status="error")
-        attempt = Attempt(None, blank, Protocol(), lambda contract: "")  # type: ignore[arg-type]
-        attempt.keep_pace({"fwd": Pace(call_ms, calls, 3, True)})
+        attempt = CaseRun(None, blank, TimingSettings(), lambda contract: "")  # type: ignore[arg-type]
+        attempt.use_paces({"fwd": Pace(call_ms, calls, 3, True)})
         attempts.append(attempt)
     share_pace(attempts)
     assert {attempt.paces["fwd"].calls_per_sample for attempt in attempts} == {1}
@@ -113,10 +113,10 @@ def test_rounds_of_fresh_processes_are_told_apart() -> None:
         fields: dict[str, Any] = {"case": {}, "case_id": "x", "backend": "x", "status": "ok"}
         return Result(**(fields | {"samples_ms": {"fwd": [[1.0]]}, "rounds": [{"at_s": 0.1}]} | changes))
 
-    both = joined(result(), result(samples_ms={"fwd": [[2.0]]}), 1)
+    both = join_results(result(), result(samples_ms={"fwd": [[2.0]]}), 1)
     assert both.samples_ms == {"fwd": [[1.0], [2.0]]}
     assert [one.get("process", 0) for one in both.rounds] == [0, 1]
-    failed = joined(result(), result(status="wrong", samples_ms={}, reason="at last"), 1)
+    failed = join_results(result(), result(status="wrong", samples_ms={}, reason="at last"), 1)
     assert (failed.status, failed.reason) == ("wrong", "at last")
 
 

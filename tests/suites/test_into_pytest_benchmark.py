@@ -1,4 +1,4 @@
-"""Is pytest-benchmark still built as the one file that knows its inside believes?"""
+"""pytest-benchmark has the internals that `into_pytest_benchmark` uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_our_samples_are_the_statistics_of_the_test(benchmark: Any, request: pytest.FixtureRequest) -> None:
     if benchmark.disabled:
-        pytest.skip("benchmarks are switched off")
+        pytest.skip("benchmarks are disabled")
     seconds = [0.004, 0.001, 0.002, 0.003]
     put_in(benchmark, seconds, group="together", clock="sundial", extra_info={"id": "q1"})
     # Taken out again: it is no benchmark of this test session.
@@ -50,13 +50,13 @@ def test_the_version_that_was_tried_is_the_one_that_is_pinned_and_installed() ->
     assert pytest_benchmark.__version__ == TRIED_WITH
 
 
-def test_a_plug_in_that_is_built_differently_is_named_with_the_version_to_install() -> None:
+def test_a_plug_in_without_these_internals_is_named_with_the_version_to_install() -> None:
     stranger = SimpleNamespace(group=None, extra_info={})
     with pytest.raises(WrongPluginError, match=r"no '_make_stats'.*pip install pytest-benchmark=="):
         put_in(stranger, [1.0], group="", clock="", extra_info={})
 
 
-def test_samples_of_all_rounds_are_told_in_seconds() -> None:
+def test_samples_of_all_rounds_are_given_in_seconds() -> None:
     samples = {"fwd": [[1.0, 2.0], [4.0]], "bwd": [[8.0]]}
     result = Result(case={}, case_id="q1", backend="naive", status="ok", samples_ms=samples)
     assert seconds_of(result, "fwd") == [0.001, 0.002, 0.004]

@@ -1,4 +1,4 @@
-"""Does `pytest suites/` time only what is right, with our samples in pytest-benchmark's own table, JSON and options?"""
+"""`pytest suites/` times only what is right, with attnbench's samples in pytest-benchmark's table, JSON and options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ head_dim = 8
 mask = ["full", "causal"]
 direction = "fwd_bwd"
 """
-CONTESTANTS = """
+PLUG_INS = """
 import torch
 from attnbench.backend import Backend, Capabilities, resolve
 
@@ -32,11 +32,11 @@ def exact(q, k, v, *, mask, scores, scale):
     allowed = mask.materialize(batch=b, heads=h, q_len=n, k_len=k.shape[2])
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale)
 
-def liar(q, k, v, *, mask, scores, scale):
+def wrong(q, k, v, *, mask, scores, scale):
     return 1.01 * exact(q, k, v, mask=mask, scores=scores, scale=scale)
 
-def shy(q, k, v, *, mask, scores, scale):
-    raise NotImplementedError("asks to be excused")
+def refusing(q, k, v, *, mask, scores, scale):
+    raise NotImplementedError("takes no case")
 
 class Untimed(Backend):
     capabilities = Capabilities(timed=False, contract="dense")
@@ -58,15 +58,15 @@ def run_pytest(folder: Path, *words: str) -> tuple[int, str]:
 
 def tiny(folder: Path) -> list[str]:
     (folder / "tiny.toml").write_text(TINY)
-    (folder / "contestants.py").write_text(CONTESTANTS)
+    (folder / "plug_ins.py").write_text(PLUG_INS)
     return ["suites/", "--suite", str(folder / "tiny.toml"), "--backend"]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict[str, Any]]:
-    """The tiny suite on a backend, a right, a wrong and a refusing function, one that has no clock, one not there."""
+    """The tiny suite on naive, on a right, a wrong, a refusing and an untimed plug-in, and on a CUDA-only backend."""
     folder = tmp_path_factory.mktemp("swept")
-    names = [f"{folder}/contestants.py:{name}" for name in ("exact", "liar", "shy", "untimed")]
+    names = [f"{folder}/plug_ins.py:{name}" for name in ("exact", "wrong", "refusing", "untimed")]
     words = [*tiny(folder), ",".join(["naive", *names, "sdpa_cudnn"])]
     code, output = run_pytest(folder, *words, f"--benchmark-json={folder}/out.json", "-q")
     return code, output, json.loads((folder / "out.json").read_text())
@@ -89,20 +89,20 @@ def test_a_wrong_backend_fails_with_the_verdict_and_how_to_see_it_again(
     swept: tuple[int, str, dict[str, Any]],
 ) -> None:
     output = swept[1]
-    assert re.search(r"liar is wrong on q16-k16-h2-d8-fp32-causal-fwd_bwd: ", output)
+    assert re.search(r"wrong is wrong on q16-k16-h2-d8-fp32-causal-fwd_bwd: ", output)
     assert re.search(r"  out: [\d.e+]+ of the budget, worst at \[", output)
     assert re.search(
-        r"again: attnbench run \S*tiny\.toml --case q16-\S+-causal-fwd_bwd --backend \S+:liar", output
+        r"again: attnbench run \S*tiny\.toml --case q16-\S+-causal-fwd_bwd --backend \S+:wrong", output
     )
 
 
 def test_what_is_refused_is_skipped_with_the_reason(swept: tuple[int, str, dict[str, Any]]) -> None:
     output = swept[1]
-    assert re.search(r"SKIPPED \[4\] .*shy refused: asks to be excused", output)
+    assert re.search(r"SKIPPED \[4\] .*refusing refused: takes no case", output)
     assert re.search(r"SKIPPED \[4\] .*sdpa_cudnn refused: runs on cuda, not on cpu", output)
 
 
-def test_what_has_no_clock_is_checked_without_a_complaint(swept: tuple[int, str, dict[str, Any]]) -> None:
+def test_what_has_no_clock_is_checked_without_a_warning(swept: tuple[int, str, dict[str, Any]]) -> None:
     assert "not used at all" not in swept[1]
 
 
@@ -129,13 +129,13 @@ def test_the_json_holds_our_samples_and_what_they_mean(swept: tuple[int, str, di
     assert seen == {(mask, direction) for mask in pairs for direction in per_pair}
 
 
-def test_the_json_says_on_what_machine(swept: tuple[int, str, dict[str, Any]]) -> None:
+def test_the_json_names_the_machine(swept: tuple[int, str, dict[str, Any]]) -> None:
     import torch
 
     machine = swept[2]["machine_info"]
     assert machine["attnbench"]["libraries"]["torch"] == torch.__version__
     assert machine["attnbench"]["device"] == "cpu"
-    # The clock of the moment would make two runs on one machine look like two machines.
+    # The current clock rate would make two runs on one machine look like two machines.
     assert not [name for name in machine["cpu"] if name.startswith("hz_actual")]
 
 
@@ -152,7 +152,7 @@ def test_saved_runs_are_compared_and_grouped_by_the_plug_ins_own_options(tmp_pat
 
 
 def test_disabled_benchmarks_are_still_checked(tmp_path: Path) -> None:
-    words = [*tiny(tmp_path), f"naive,{tmp_path}/contestants.py:liar", "-k", "full", "--benchmark-disable"]
+    words = [*tiny(tmp_path), f"naive,{tmp_path}/plug_ins.py:wrong", "-k", "full", "--benchmark-disable"]
     code, output = run_pytest(tmp_path, *words)
     assert code == 1
     assert "2 failed, 2 passed" in output

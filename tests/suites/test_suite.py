@@ -1,4 +1,4 @@
-"""Does a suite give exactly the cases that its file asks for, and name the place where it cannot?"""
+"""A suite has exactly the cases of its file, and an error names its place in the file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_grid_is_the_product_of_its_lists_with_every_size_as_given(tmp_path: P
     assert {plan.case.dtype for plan in suite.cases("cuda:1")} == {"bf16"}
 
 
-def test_a_device_without_a_grid_is_refused_with_the_ones_that_have_one(tmp_path: Path) -> None:
+def test_a_device_without_a_grid_is_refused_with_those_that_have_one(tmp_path: Path) -> None:
     suite = suite_of(tmp_path, "[[gpu.grid]]\nseq = 8\nheads = 2\nhead_dim = 8\n")
     assert len(suite.cases("cuda")) == 1
     with pytest.raises(SuiteError, match="suite mine has no grid for cpu, only for cuda"):
@@ -109,12 +109,12 @@ def test_quick_is_the_first_look_that_the_readme_promises(device: str) -> None:
     assert len(cases) >= 12
     assert {case.direction for case in cases} == {"fwd", "fwd_bwd"}
     assert len({case.mask for case in cases}) >= 4
-    anybody = [
+    plain = [
         c
         for c in cases
         if c.mask in (Full(), Causal()) and not c.scores and c.group == 1 and c.q_len == c.k_len
     ]
-    assert len(anybody) >= 8
+    assert len(plain) >= 8
 
 
 def test_the_command_line_is_a_grid_with_the_devices_defaults() -> None:

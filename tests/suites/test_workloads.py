@@ -1,4 +1,4 @@
-"""Are the workloads those of the models that they name? Held to published dimensions, by arithmetic of their own."""
+"""The workloads have the published dimensions of the models that they name, by independent arithmetic."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_swins_stages_halve_the_picture_and_double_the_width() -> None:
         assert [c.batch * 49 for c in stages] == [pictures * (224 // size) ** 2 for size in (4, 8, 16, 32)]
 
 
-def test_windows_are_shortened_with_the_length_so_that_the_same_share_is_seen() -> None:
+def test_windows_shrink_with_the_length_so_that_the_same_share_is_attended() -> None:
     for model in ("Longformer-base", "Mistral-7B", "Gemma-2-9B"):
         for small, full in zip(workload(model, "cpu"), workload(model, "cuda"), strict=True):
             shares = [c.pairs / (c.batch * c.q_heads * c.q_len * c.k_len) for c in (small, full)]
@@ -90,7 +90,7 @@ def test_windows_are_shortened_with_the_length_so_that_the_same_share_is_seen() 
 
 
 def commanded_masks() -> list[tuple[str, str]]:
-    """Every command in workloads.toml that gives lengths, and the mask that stands below it."""
+    """Every command for lengths in workloads.toml, and the mask below it."""
     text = files("attnbench_suites").joinpath("workloads.toml").read_text()
     return re.findall(
         r'^# python -m attnbench_suites\.document_lengths (.*)\nmask = "(.*?)(?: & causal)?"$', text, re.M

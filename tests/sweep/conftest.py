@@ -1,4 +1,4 @@
-"""What do the tests of sweeps share? Plug-ins that misbehave, and cases that take a millisecond."""
+"""Plug-ins that misbehave, and cases that take a millisecond."""
 
 from __future__ import annotations
 
@@ -21,71 +21,71 @@ def right(q, k, v, *, mask, scores, scale):
     return s.masked_fill(~allowed, float("-inf")).softmax(-1) @ v
 
 def bad(q):
-    return q.shape[2] == 16  # the other cases are answered well: what comes after must not suffer
+    return q.shape[2] == 16  # the other cases are answered correctly: later cases must not be affected
 
-def segfaults(q, k, v, **asked):
+def segfaults(q, k, v, **options):
     if bad(q):
         ctypes.string_at(0)
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def sleeps(q, k, v, **asked):
+def sleeps(q, k, v, **options):
     while bad(q):
         time.sleep(1)
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def hoards(q, k, v, **asked):
+def hoards(q, k, v, **options):
     kept = []
     while bad(q):
         kept.append(torch.ones(1 << 22))  # 16 MiB
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def lies(q, k, v, **asked):
-    return right(q, k, v, **asked) * (1.01 if bad(q) else 1)
+def is_wrong(q, k, v, **options):
+    return right(q, k, v, **options) * (1.01 if bad(q) else 1)
 
-def raises(q, k, v, **asked):
+def raises(q, k, v, **options):
     if bad(q):
         raise ValueError("no such head\\nand a second line")
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def refuses(q, k, v, **asked):
+def refuses(q, k, v, **options):
     if bad(q):
         raise NotImplementedError("not for 16 queries")
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def prints(q, k, v, **asked):
+def prints(q, k, v, **options):
     if bad(q):
         for _ in range(64):
             os.write(1, b"x" * (1 << 16))
             os.write(2, b'{"ok": {}}\\n')
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def scribbles(q, k, v, **asked):
-    out = right(q, k, v, **asked)
+def changes_inputs(q, k, v, **options):
+    out = right(q, k, v, **options)
     if bad(q):
         k.mul_(2)
     return out
 
-def is_killed(q, k, v, **asked):
+def is_killed(q, k, v, **options):
     if bad(q):
         os.kill(os.getpid(), signal.SIGKILL)
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def leaves(q, k, v, **asked):
+def ends_its_process(q, k, v, **options):
     if bad(q):
         os.write(2, b"could not find the moon\\n")
         os._exit(7)
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 
-def exits(q, k, v, **asked):
+def exits(q, k, v, **options):
     if bad(q):
         sys.exit("enough")
-    return right(q, k, v, **asked)
+    return right(q, k, v, **options)
 """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a suite plans."""
+    """A planned case of a suite."""
 
     case: Case
     group: str = ""
@@ -94,7 +94,7 @@ class Plan:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Workers use one thread: two on a core that someone else uses wait for each other at every barrier."""
+    """Workers use one thread: two on a busy core wait for each other at every barrier."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OMP_NUM_THREADS", "1")
         yield
@@ -102,7 +102,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def plans() -> Callable[..., list[Plan]]:
-    """`plans(16, 24)`: a plan for each of these lengths; changes apply to all."""
+    """`plans(16, 24)`: one plan per length; changes apply to all."""
 
     def make(*lengths: int, **changes: Any) -> list[Plan]:
         small: dict[str, Any] = {"q_heads": 2, "head_dim": 8, "dtype": "fp32"}
@@ -127,5 +127,5 @@ def keys_of() -> Callable[[Sequence[Any]], list[tuple[Any, ...]]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a sweep writes."""
+    """The result folder of a sweep."""
     return tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Does a sweep survive its own death? Killed with -9 half way, then resumed; and no worker outlives it."""
+"""A sweep killed half-way is completed by --resume, and no worker outlives it."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_killed_half_way_and_resumed_is_the_whole_sweep_with_no_case_run_twice(f
     backends = ("naive", "sdpa_flash")
     first = sweep(folder, *backends)
     assert first.stdout is not None
-    told = [first.stdout.readline() for _ in range(5)]
+    lines = [first.stdout.readline() for _ in range(5)]
     workers = psutil.Process(first.pid).children(recursive=True)
     first.kill()
-    told += first.communicate()[0].splitlines(keepends=True)
+    lines += first.communicate()[0].splitlines(keepends=True)
     assert len(workers) >= 3
     assert gone(workers), "workers outlive a runner that was killed"
     kept = [json.dumps(r.to_json()) for r in Store(folder).read()]
@@ -78,7 +78,7 @@ def test_a_worker_that_hangs_in_c_code_ends_with_its_runner(folder: Path, tmp_pa
     # A sleep of libc's called with the GIL held: no thread of Python can end this process.
     path.write_text(
         "import ctypes, os, pathlib\n"
-        "def attention(q, k, v, **asked):\n"
+        "def attention(q, k, v, **options):\n"
         f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
         "    ctypes.PyDLL(None).sleep(600)\n"
     )

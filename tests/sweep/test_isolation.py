@@ -1,4 +1,4 @@
-"""Does a plug-in that dies, hangs, hoards or lies cost its own row and nothing else? One sweep with all of them."""
+"""A plug-in that crashes, hangs, runs out of memory or is wrong costs its own row and nothing else."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psutil
 import pytest
 
 from attnbench.sweep import Result, Store, run_sweep
-from attnbench.sweep.step_errors import fault_of
+from attnbench.sweep.step_errors import step_error_of
 
 NAMES = (
-    *("right", "segfaults", "sleeps", "hoards", "lies", "raises", "refuses", "prints", "scribbles"),
-    *("is_killed", "leaves", "exits"),
+    *("right", "segfaults", "sleeps", "hoards", "is_wrong", "raises", "refuses", "prints", "changes_inputs"),
+    *("is_killed", "ends_its_process", "exits"),
 )
 TIMEOUT_S = 6.0
 
@@ -24,7 +24,7 @@ def swept(
     tmp_path_factory: pytest.TempPathFactory, plans: Callable[..., Any], bad_plug_ins: Callable[[str], str]
 ) -> dict[tuple[str, int], Result]:
     """All plug-ins over three cases, by name and length; only the first case (16) is the bad one."""
-    out = tmp_path_factory.mktemp("faults")
+    out = tmp_path_factory.mktemp("isolation")
     before = set(psutil.Process().children(recursive=True))
     run_sweep(
         plans(16, 24),
@@ -75,8 +75,8 @@ def test_a_worker_killed_in_the_middle_of_a_case_is_a_crash(swept: Swept) -> Non
     assert "SIGKILL" in result.reason
 
 
-def test_a_process_that_leaves_is_a_crash_with_its_last_words(swept: Swept) -> None:
-    result = swept["leaves", 16]
+def test_a_process_that_exits_is_a_crash_with_its_last_output(swept: Swept) -> None:
+    result = swept["ends_its_process", 16]
     assert result.status == "crashed"
     assert "status 7" in result.reason
     assert "could not find the moon" in result.reason
@@ -96,7 +96,7 @@ def test_memory_without_end_is_oom_with_the_size_asked_for(swept: Swept) -> None
 
 
 def test_a_wrong_answer_is_never_timed(swept: Swept) -> None:
-    result = swept["lies", 16]
+    result = swept["is_wrong", 16]
     assert result.status == "wrong"
     assert result.error_over_budget is not None
     assert result.error_over_budget > 1
@@ -104,7 +104,7 @@ def test_a_wrong_answer_is_never_timed(swept: Swept) -> None:
 
 
 def test_a_changed_input_is_wrong_though_the_answer_is_right(swept: Swept) -> None:
-    result = swept["scribbles", 16]
+    result = swept["changes_inputs", 16]
     assert result.status == "wrong"
     assert "in place" in result.reason
 
@@ -126,11 +126,11 @@ def test_not_implemented_refuses_the_case(swept: Swept) -> None:
     assert (swept["refuses", 16].status, swept["refuses", 16].reason) == ("refused", "not for 16 queries")
 
 
-def test_what_is_printed_is_no_answer_and_stops_nothing(swept: Swept) -> None:
+def test_printed_output_is_no_answer_and_stops_nothing(swept: Swept) -> None:
     assert swept["prints", 16].status == "ok"
 
 
-def test_the_right_one_beside_them_is_whole(swept: Swept) -> None:
+def test_the_right_one_beside_them_is_complete(swept: Swept) -> None:
     result = swept["right", 16]
     assert result.status == "ok"
     assert result.error_over_budget is not None
@@ -142,7 +142,7 @@ def test_the_right_one_beside_them_is_whole(swept: Swept) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "status", "reason"),
+    ("error", "status", "reason"),
     [
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: "
@@ -155,10 +155,10 @@ def test_the_right_one_beside_them_is_whole(swept: Swept) -> None:
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "error", "illegal memory access"),
     ],
 )  # fmt: skip
-def test_these_leave_the_worker_unfit_for_the_next_case(problem: Exception, status: str, reason: str) -> None:
-    fault = fault_of(problem)
-    assert (fault.status, fault.fatal) == (status, True)
-    assert reason in fault.reason
+def test_these_leave_the_worker_unfit_for_the_next_case(error: Exception, status: str, reason: str) -> None:
+    step_error = step_error_of(error)
+    assert (step_error.status, step_error.fatal) == (status, True)
+    assert reason in step_error.reason
 
 
 def test_a_backend_that_cannot_be_loaded_is_unavailable_in_each_case_and_the_others_run(

@@ -1,4 +1,4 @@
-"""Are cases swept as they should be? Mostly with functions, which run in this process and need no worker."""
+"""The sweep judges, times, stores and resumes; mostly with functions, which run in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from attnbench.sweep import (
     run_sweep,
 )
 from attnbench.sweep.bench import Bench
-from attnbench.sweep.case_run import Attempt, Protocol
+from attnbench.sweep.case_run import CaseRun, TimingSettings
 
 KeysOf = Callable[[Sequence[Any]], list[tuple[Any, ...]]]
 Plans = Callable[..., list[Any]]
@@ -38,25 +38,25 @@ def right(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: flo
     return ((q @ k.transpose(-1, -2)) * scale).masked_fill(~allowed, -torch.inf).softmax(-1) @ v
 
 
-def also_right(*given: Any, **asked: Any) -> Tensor:
-    return right(*given, **asked)
+def also_right(*arguments: Any, **options: Any) -> Tensor:
+    return right(*arguments, **options)
 
 
-def wrong(*given: Any, **asked: Any) -> Tensor:
-    return right(*given, **asked) + 0.1
+def wrong(*arguments: Any, **options: Any) -> Tensor:
+    return right(*arguments, **options) + 0.1
 
 
-class Tired:
-    """Right for the first calls, then not: what a check before the clock alone would miss."""
+class WrongLater:
+    """Right for the first calls, then wrong: a check before the timed loop alone would miss it."""
 
-    __name__ = "tired"
+    __name__ = "wrong_later"
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
 
-    def __call__(self, *given: Any, **asked: Any) -> Tensor:
+    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         self.calls -= 1
-        return right(*given, **asked) * (1.0 if self.calls >= 0 else 1.5)
+        return right(*arguments, **options) * (1.0 if self.calls >= 0 else 1.5)
 
 
 def test_both_directions_of_every_case_are_timed_in_rounds(plans: Plans) -> None:
@@ -71,7 +71,7 @@ def test_both_directions_of_every_case_are_timed_in_rounds(plans: Plans) -> None
 
 
 def test_a_backend_that_is_right_only_until_it_is_timed_is_wrong(plans: Plans) -> None:
-    (result,) = run_sweep(plans(16), [Tired(3)], **QUICK)  # judging and memory take two
+    (result,) = run_sweep(plans(16), [WrongLater(3)], **QUICK)  # judging and memory take two
     assert result.status == "wrong"
     assert "after the timed loop" in result.reason
     assert result.samples_ms == {}
@@ -80,9 +80,9 @@ def test_a_backend_that_is_right_only_until_it_is_timed_is_wrong(plans: Plans) -
 def test_a_wrong_backend_is_called_no_more_once_it_is_judged(plans: Plans) -> None:
     calls = []
 
-    def counted(*given: Any, **asked: Any) -> Tensor:
+    def counted(*arguments: Any, **options: Any) -> Tensor:
         calls.append(1)
-        return wrong(*given, **asked)
+        return wrong(*arguments, **options)
 
     (result,) = run_sweep(plans(16), [counted], **QUICK)
     assert result.status == "wrong"
@@ -112,7 +112,7 @@ def test_rounds_interleave_the_backends_in_changing_order(plans: Plans) -> None:
     )
 
 
-def test_each_question_is_answered_once_however_often_it_is_planned(plans: Plans) -> None:
+def test_each_case_runs_once_however_often_it_is_planned(plans: Plans) -> None:
     assert len(run_sweep([*plans(16), *plans(16)], [right, right], **QUICK)) == 1
 
 
@@ -130,18 +130,18 @@ def test_a_resumed_run_does_only_what_is_missing(plans: Plans, folder: Path, key
     assert len(set(keys_of(whole))) == len(whole) == 6
 
 
-def test_another_seed_is_another_question(plans: Plans, folder: Path) -> None:
+def test_another_seed_is_another_result(plans: Plans, folder: Path) -> None:
     run_sweep(plans(8), [right], out=folder, **QUICK)
     assert len(run_sweep(plans(8), [right], out=folder, resume=True, seed=1, **QUICK)) == 2
 
 
-def test_a_run_into_results_that_are_there_says_what_to_do(plans: Plans, folder: Path) -> None:
+def test_a_run_into_a_folder_with_results_says_what_to_do(plans: Plans, folder: Path) -> None:
     run_sweep(plans(8), [right], out=folder, **QUICK)
     with pytest.raises(StoreError, match="--resume"):
         run_sweep(plans(8), [right], out=folder, **QUICK)
 
 
-def test_a_row_is_on_the_disk_when_it_is_told_of(plans: Plans, folder: Path) -> None:
+def test_a_row_is_on_the_disk_when_its_event_comes(plans: Plans, folder: Path) -> None:
     seen = []
 
     def tell(event: Any) -> None:
@@ -165,9 +165,9 @@ def test_an_interrupted_run_keeps_its_rows_and_holds_the_folder_no_longer(plans:
 
 
 def test_events_tell_the_course_of_the_sweep(plans: Plans) -> None:
-    told: list[Any] = []
-    run_sweep(plans(8), [right, wrong], on_event=told.append, **QUICK)
-    assert [type(e) for e in told] == [
+    seen: list[Any] = []
+    run_sweep(plans(8), [right, wrong], on_event=seen.append, **QUICK)
+    assert [type(e) for e in seen] == [
         SweepStarted,
         CaseStarted,
         Judged,
@@ -176,12 +176,12 @@ def test_events_tell_the_course_of_the_sweep(plans: Plans) -> None:
         Finished,
         SweepFinished,
     ]
-    assert told[0].rows == 2
-    assert [(e.backend, e.status) for e in told if isinstance(e, Judged)] == [
+    assert seen[0].rows == 2
+    assert [(e.backend, e.status) for e in seen if isinstance(e, Judged)] == [
         ("right", "ok"),
         ("wrong", "wrong"),
     ]
-    assert [e.rows_done for e in told if isinstance(e, Finished)] == [1, 2]
+    assert [e.rows_done for e in seen if isinstance(e, Finished)] == [1, 2]
 
 
 def test_every_row_names_the_environment_it_was_measured_in(plans: Plans, folder: Path) -> None:
@@ -194,7 +194,7 @@ def test_every_row_names_the_environment_it_was_measured_in(plans: Plans, folder
 @pytest.mark.parametrize(
     ("name", "message"), [("naiv", "did you mean 'naive'"), ("nowhere/mine.py:attention", "mine.py")]
 )
-def test_an_unknown_backend_is_told_before_anything_is_run(
+def test_an_unknown_backend_is_refused_before_anything_is_run(
     plans: Plans, folder: Path, name: str, message: str
 ) -> None:
     with pytest.raises(UnknownBackend, match=message):
@@ -205,9 +205,9 @@ def test_an_unknown_backend_is_told_before_anything_is_run(
 def test_samples_are_what_the_clock_says(plans: Plans, tmp_path: Path) -> None:
     clock = FakeClock()
 
-    def ticking(*given: Any, **asked: Any) -> Tensor:
+    def ticking(*arguments: Any, **options: Any) -> Tensor:
         clock.advance(3.0)
-        return right(*given, **asked)
+        return right(*arguments, **options)
 
     bench = Bench("cpu", clock=clock)
     bench.open(ticking)
@@ -220,8 +220,8 @@ def test_samples_are_what_the_clock_says(plans: Plans, tmp_path: Path) -> None:
     assert bench.recheck()["ok"]
 
 
-class Scripted:
-    """A lane whose blocks take as long as said."""
+class ScriptedSlot:
+    """A slot whose warm-up finds a call of `call_ms`."""
 
     def __init__(self, call_ms: float) -> None:
         self.name = "scripted"
@@ -249,25 +249,25 @@ class Scripted:
 def test_slow_cases_are_timed_in_fewer_rounds(plans: Plans, call_ms: float, rounds: int) -> None:
     case = plans(16)[0].case
     blank = Result(case=case.to_json(), case_id=case.id, backend="scripted", status="error")
-    lane: Any = Scripted(call_ms)
-    attempt = Attempt(lane, blank, Protocol(case_seconds=3.0), reference=lambda contract: "")
-    attempt.judge()
-    assert attempt.rounds == rounds
+    slot: Any = ScriptedSlot(call_ms)
+    run = CaseRun(slot, blank, TimingSettings(case_seconds=3.0), reference=lambda contract: "")
+    run.judge()
+    assert run.rounds == rounds
 
 
 def test_inputs_are_the_same_for_every_backend(plans: Plans) -> None:
     sums: list[float] = []
 
-    def seen(q: Tensor, *given: Any, **asked: Any) -> Tensor:
+    def seen(q: Tensor, *arguments: Any, **options: Any) -> Tensor:
         sums.append(float(q.sum()))
-        return right(q, *given, **asked)
+        return right(q, *arguments, **options)
 
     plan = plans(16)
     run_sweep(plan, [FunctionBackend(seen, "a"), FunctionBackend(seen, "b")], seed=7, **QUICK)
     assert set(sums) == {float(make_inputs(plan[0].case, 7).q.sum())}
 
 
-def test_a_lane_given_up_before_it_started_says_so_in_each_case(plans: Plans) -> None:
+def test_a_backend_given_up_before_it_started_is_unavailable_in_each_case(plans: Plans) -> None:
     results = run_sweep(plans(8, 16), ["flash_attn", right], **QUICK)
     rows = [r for r in results if r.backend == "flash_attn"]
     if rows[0].status == "refused":

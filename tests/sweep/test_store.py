@@ -1,4 +1,4 @@
-"""Can a result be lost or a broken file pass for a whole one?"""
+"""No result is lost, and a broken file is named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_empty_folder_has_no_results(folder: Path) -> None:
     assert Store(folder).read() == []
 
 
-def test_a_cut_off_last_line_is_left_out_when_reading_and_nothing_is_changed(folder: Path) -> None:
+def test_a_cut_off_last_line_is_ignored_when_reading_and_nothing_is_changed(folder: Path) -> None:
     store = written(folder, a_result("a"), a_result("b"))
     whole = store.results_file.read_bytes()
     store.results_file.write_bytes(whole[:-7])
@@ -50,7 +50,7 @@ def test_a_cut_off_last_line_is_left_out_when_reading_and_nothing_is_changed(fol
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 40, -1])
-def test_a_resumed_run_keeps_a_cut_off_line_aside_and_writes_on_after_the_whole_ones(
+def test_a_resumed_run_moves_a_cut_off_line_and_appends_after_the_whole_ones(
     folder: Path, kept_bytes: int
 ) -> None:
     store = written(folder, a_result("a"), a_result("b"))
@@ -132,7 +132,7 @@ def test_two_runs_do_not_write_one_folder(folder: Path) -> None:
         pass
 
 
-def test_results_that_are_there_are_not_added_to_unless_asked(folder: Path) -> None:
+def test_stored_results_are_not_added_to_without_resume(folder: Path) -> None:
     store = written(folder, a_result("a"))
     with pytest.raises(StoreError, match="--resume"):
         store.writing().__enter__()
@@ -140,7 +140,7 @@ def test_results_that_are_there_are_not_added_to_unless_asked(folder: Path) -> N
         assert message == ""
 
 
-def test_a_full_disk_takes_the_half_line_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_removes_the_half_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = written(folder, a_result("a"))
 
     def full(fd: int) -> None:
