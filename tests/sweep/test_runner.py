@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnbench.backend import Capabilities, FunctionBackend
-from attnbench.errors import StoreError, UnknownBackend
+from attnbench.errors import AttnbenchError, StoreError, UnknownBackend
 from attnbench.measure import FakeClock
 from attnbench.problem import Causal, make_inputs
 from attnbench.sweep import (
@@ -199,6 +199,12 @@ def test_an_unknown_backend_is_refused_before_anything_is_run(
 ) -> None:
     with pytest.raises(UnknownBackend, match=message):
         run_sweep(plans(8), [name], out=folder, **QUICK)
+    assert not folder.exists()
+
+
+def test_a_device_that_does_not_exist_is_refused_before_anything_is_run(plans: Plans, folder: Path) -> None:
+    with pytest.raises(AttnbenchError, match="no device 'tpu'; take auto, cpu, cuda"):
+        run_sweep(plans(8), [right], out=folder, device="tpu")
     assert not folder.exists()
 
 
