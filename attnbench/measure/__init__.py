@@ -1,4 +1,4 @@
-"""How fast, how big, on what machine: clocks, memory, roofs, fingerprint; nothing of right or wrong."""
+"""Time, memory and machine: clocks, peaks, roofs, fingerprint; nothing about correctness."""
 
 from attnbench.measure.clocks import Clock, CpuClock, CudaClock, FakeClock, Timed, WarmCudaClock, clock_for
 from attnbench.measure.fingerprint import commit_label, fingerprint, fingerprint_key, git_state

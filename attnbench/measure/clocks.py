@@ -1,4 +1,4 @@
-"""How long did a call take? The host's clock on a CPU, events on a GPU, a fake one in tests."""
+"""The clocks that time calls: the host's on a CPU, events on a GPU, a fake one in tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds a call, one number a sample; what the last call returned; switches the system forced."""
+    """Milliseconds per call, one number per sample; what the last call returned; involuntary context switches."""
 
     samples_ms: list[float]
     last: Any
@@ -29,10 +29,10 @@ class Timed:
 
 
 class Clock(Protocol):
-    """What times calls.
+    """Times calls.
 
-    `averages` says whether a sample may be the mean of several calls (never where each call needs a flush
-    of its own before it). `name` is stored with the samples.
+    `averages` says whether a sample may be the mean of several calls (never if each call needs its own flush).
+    `name` is stored with the samples.
     """
 
     name: str
@@ -61,7 +61,7 @@ class CpuClock:
         switches = _involuntary_switches()
         try:
             for _ in range(samples):
-                # The last output is let go first: one is alive at a time, as in a user's loop.
+                # Free the last output first: one is alive at a time, as in a user's loop.
                 last = None
                 start_ns = now_ns()
                 for _ in between:
@@ -75,9 +75,9 @@ class CpuClock:
 
 
 class ProcessClock(CpuClock):
-    """The processor time of this process: other work on the cores does not count as its own.
+    """The processor time of this process: other work on the cores does not count.
 
-    Right where one thread does the work; what a call spends waiting is not seen.
+    Valid if one thread does the work; time that a call spends waiting is not measured.
     """
 
     name = "process_time_ns"
@@ -87,7 +87,7 @@ class ProcessClock(CpuClock):
 
 
 class FakeClock(CpuClock):
-    """A clock that moves only when told: the call under test says `clock.advance(ms)`."""
+    """A clock that moves only by `clock.advance(ms)`, which the call under test makes."""
 
     name = "fake"
 
@@ -104,9 +104,9 @@ class FakeClock(CpuClock):
 class CudaClock:
     """Events around each call, with a cold L2: from the first kernel's launch to the last one's end.
 
-    Before each start event a buffer of twice the device's L2 is zeroed, and the device is synchronised, or
-    the tail of the flush runs inside the window. The events are read after one synchronisation a block.
-    `cuda` is torch.cuda (or what looks like it, in tests); `flush` zeroes the buffer.
+    Before each start event a buffer of twice the device's L2 is zeroed and the device is synchronised, or
+    the tail of the flush would run inside the window. The events are read after one synchronisation per block.
+    `cuda` is torch.cuda (or a stand-in, in tests); `flush` zeroes the buffer.
     """
 
     name = "cuda_events_cold_l2"
@@ -143,9 +143,9 @@ class CudaClock:
 
 
 class WarmCudaClock(CudaClock):
-    """Events around each call with the L2 as the call before left it: what a loop over one buffer would show.
+    """Events around each call with the L2 as the previous call left it, as in a loop over one buffer.
 
-    Never the main clock: it is stored beside the cold one, under its own name.
+    Never the main clock: it is stored beside the cold one under its own name.
     """
 
     name = "cuda_events_warm_l2"
@@ -159,14 +159,14 @@ class WarmCudaClock(CudaClock):
 
 
 def _involuntary_switches() -> int:
-    # Of the whole process: a switched-out OpenMP thread holds the others up at the barrier.
+    # Of the whole process: a switched-out OpenMP thread delays the others at the barrier.
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
 
 
 def clock_for(device: str, process_time: bool = False) -> Clock:
     """The clock of a device: CUDA events with a flush of twice its real L2, else the host's clock.
 
-    `process_time` takes this process's processor time in place of the host's clock.
+    `process_time` counts this process's processor time instead.
     """
     if device.split(":")[0] != "cuda":
         return ProcessClock() if process_time else CpuClock()

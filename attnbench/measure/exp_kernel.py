@@ -1,4 +1,4 @@
-"""How many exponentials a second does a GPU compute, when nothing else binds? A Triton kernel that does only those."""
+"""A GPU's rate of exponentials, by a Triton kernel that computes nothing else."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from attnbench.measure.clocks import Clock
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 1024  # eight independent values a thread of 4 warps
+BLOCK = 1024  # eight independent values per thread of 4 warps
 PROGRAMS_PER_SM = 16
-STEPS = 2048  # of 16 exponentials each: a millisecond or so
+ITERATIONS = 2048  # of 16 exponentials each: about a millisecond
 UNROLLED = 16
-REPETITIONS = 5
+LAUNCHES = 5
 
 
 @triton.jit
 def exp_kernel(out, steps, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x <- exp2(-x), again and again, in registers; it nears 0.64, so it never overflows."""
+    """Repeat x <- exp2(-x) in registers; it converges to 0.64, so it never overflows."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = at.to(tl.float32) * 1e-6
     for _ in range(steps):
@@ -30,8 +30,8 @@ def exp_kernel(out, steps, UNROLLED: tl.constexpr, BLOCK: tl.constexpr):  # type
     tl.store(out + at, x)
 
 
-def exps_per_second(clock: Clock, device: str, programs: int | None = None, steps: int = STEPS) -> float:
-    """The best of a few launches that fill the GPU; `programs` and `steps` are for the interpreter's sake."""
+def exps_per_second(clock: Clock, device: str, programs: int | None = None, steps: int = ITERATIONS) -> float:
+    """The best of a few launches that fill the GPU; the interpreter's test passes smaller `programs` and `steps`."""
     import torch
 
     if programs is None:
@@ -42,5 +42,5 @@ def exps_per_second(clock: Clock, device: str, programs: int | None = None, step
         exp_kernel[(programs,)](out, steps, UNROLLED=UNROLLED, BLOCK=BLOCK, num_warps=4)
 
     call()  # compiles it
-    best_ms = min(clock.time(call, REPETITIONS).samples_ms)
+    best_ms = min(clock.time(call, LAUNCHES).samples_ms)
     return programs * BLOCK * steps * UNROLLED / (best_ms / 1e3)

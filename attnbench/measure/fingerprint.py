@@ -1,4 +1,4 @@
-"""Where was it measured? What of machine, libraries, clocks and code makes two figures alike or unlike."""
+"""The fingerprint of an environment: machine, libraries, clocks and code, which make results comparable or not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IDENTIFYING = ("cpu", "gpu", "memory_gib", "os", "python", "libraries", "threads
 
 
 def fingerprint(device: str = "cpu", folder: str | Path = ".") -> dict[str, Any]:
-    """The environment as JSON values; `folder` holds the code under test, whose git commit is recorded."""
+    """The environment as JSON values; `folder` holds the code under test and gives the git commit."""
     import torch
 
     kind = device.split(":")[0]
@@ -53,9 +53,9 @@ def fingerprint(device: str = "cpu", folder: str | Path = ".") -> dict[str, Any]
     }
 
 
-def fingerprint_key(found: dict[str, Any]) -> str:
+def fingerprint_key(environment: dict[str, Any]) -> str:
     """Twelve hex digits of what identifies machine and libraries; the git state is not part of it."""
-    identifying = {name: found.get(name) for name in IDENTIFYING}
+    identifying = {name: environment.get(name) for name in IDENTIFYING}
     text = json.dumps(identifying, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -68,12 +68,12 @@ def git_state(folder: str | Path = ".") -> dict[str, Any]:
 
 
 def commit_label(state: dict[str, Any]) -> str:
-    """`1a2b3c4d5e6f`, with `+dirty` where the working folder differs from the commit."""
+    """`1a2b3c4d5e6f`, with `+dirty` if the working folder differs from the commit."""
     return f"{state['commit'][:12]}{'+dirty' if state['dirty'] else ''}" if state["commit"] else ""
 
 
 def _git(folder: str | Path, *arguments: str) -> str | None:
-    # Contract 10 keeps processes in sweep and cli; asking git is the one exception, and it changes nothing.
+    # Contract 10 keeps processes in sweep and cli; git is the one exception, and only reads.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
@@ -83,13 +83,13 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _cudnn() -> int | None:

@@ -1,7 +1,7 @@
-"""Which kernels really ran on the GPU, and are they the backend's? The profiler's names, held against families.
+"""The kernels that ran on the GPU, matched by name to the family that the backend declares.
 
-A family is a set of attention kernels that share an origin. What belongs to no family (copies, fills, reductions,
-casts) proves nothing and may run beside any of them.
+A family is a set of attention kernels of one origin. Kernels of no family (copies, fills, reductions, casts) prove
+nothing and may run beside any of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Read off the kernels' mangled or demangled names; the most special first: a name belongs to the first that fits.
+# Patterns for mangled or demangled names, the most specific first: a name belongs to the first that matches.
 FAMILIES: dict[str, re.Pattern[str]] = {
     "cudnn": re.compile(r"cudnn.*(sdpa|fmha|flash|mha)", re.IGNORECASE),
     "flash4": re.compile(r"flash_attncute|FlashAttention(Forward|Backward)\w*Sm\d"),
@@ -20,8 +20,8 @@ FAMILIES: dict[str, re.Pattern[str]] = {
     "flex": re.compile(r"triton_tem\w*flex|flex_attention"),
     "flashinfer": re.compile(r"flashinfer::|BatchPrefillWith|SinglePrefillWith|BatchDecodeWith"),
 }
-SHOWN = 3
-SHORT = 80
+MOST_SHOWN = 3
+NAME_CHARACTERS = 80
 
 
 def gpu_kernels(call: Callable[[], Any]) -> list[str]:
@@ -37,26 +37,26 @@ def gpu_kernels(call: Callable[[], Any]) -> list[str]:
 
 
 def family_of(kernel: str) -> str:
-    """The family of a kernel's name; empty for what is no attention kernel."""
+    """The family of a kernel's name; empty if it is no attention kernel."""
     return next((name for name, pattern in FAMILIES.items() if pattern.search(kernel)), "")
 
 
 def family_mismatch(kernels: Sequence[str], family: str) -> str:
-    """Why these kernels are not those of the family that the backend names; empty where they are."""
-    found = {kernel: family_of(kernel) for kernel in kernels}
-    others = [f"{short(kernel)} ({name})" for kernel, name in found.items() if name not in ("", family)]
+    """Why these kernels are not of the backend's family; empty if they are."""
+    families = {kernel: family_of(kernel) for kernel in kernels}
+    others = [f"{short(kernel)} ({name})" for kernel, name in families.items() if name not in ("", family)]
     if others:
-        return f"pinned to {family}, but these ran: {', '.join(others[:SHOWN])}"
-    if family not in found.values():
-        ran = ", ".join(short(kernel) for kernel in kernels[:SHOWN]) or "no kernel at all"
+        return f"pinned to {family}, but these ran: {', '.join(others[:MOST_SHOWN])}"
+    if family not in families.values():
+        ran = ", ".join(short(kernel) for kernel in kernels[:MOST_SHOWN]) or "no kernel at all"
         return f"no kernel of {family} ran, but {ran}"
     return ""
 
 
 def attention_kernels(kernels: Sequence[str]) -> list[str]:
-    """The attention kernels among them, their names cut short; all of them where none is known."""
-    known = [kernel for kernel in kernels if family_of(kernel)]
-    return [short(kernel) for kernel in (known or kernels)]
+    """The attention kernels among them, names cut short; all of them if none is of a family."""
+    own = [kernel for kernel in kernels if family_of(kernel)]
+    return [short(kernel) for kernel in (own or kernels)]
 
 
 def short(kernel: str) -> str:
@@ -65,4 +65,4 @@ def short(kernel: str) -> str:
     while "<" in name and (inner := re.sub(r"<[^<>]*>", "", name)) != name:
         name = inner
     name = name.split("<")[0] or kernel
-    return name if len(name) <= SHORT else name[: SHORT - 3] + "..."
+    return name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 3] + "..."

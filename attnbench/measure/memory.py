@@ -1,4 +1,4 @@
-"""How big is it? Peak bytes above the inputs of forward and backward, and what is kept between the two."""
+"""Memory: peak bytes above the inputs in forward and backward, and the bytes held between the two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from attnbench.backend.interface import Prepared
 
-# Resident memory counts whole pages, thread stacks and holes in the heap: within this it contradicts nothing.
+# Resident memory counts whole pages, thread stacks and holes in the heap: differences within this are ignored.
 RESIDENT_SLACK_BYTES = 16 << 20
 RESIDENT_SLACK_FACTOR = 2
 OUTSIDE_SLACK_BYTES = 64 << 20  # modules and local memory that the driver loads at a kernel's first launch
@@ -30,18 +30,17 @@ def measure_memory(
 ) -> dict[str, int]:
     """Peak bytes above the inputs: `fwd_peak`; with `dout` also `saved` and `bwd_peak`.
 
-    `saved` is what is held between forward and backward, the output included; `bwd_peak` counts on top of
-    it. On a CPU the events of torch's allocator are counted, and `fwd_resident` / `bwd_resident` (the rise of
-    the resident set's high-water mark, where the system gives it) take their place where they exceed them by
-    more than the slack: then memory was taken outside torch. On a GPU the driver's figure for the process
-    (`process_bytes`, see GpuState) does the same: what it holds more than torch reserved, `fwd_outside` and
-    `bwd_outside`, joins the peaks beyond a slack. Runs the forward and the backward once, unless the prepared case
-    accounts for its memory itself.
+    `saved` is what is held between forward and backward, the output included; `bwd_peak` includes it. On a CPU
+    the events of torch's allocator are counted; if `fwd_resident` / `bwd_resident` (the rise of the resident set's
+    high-water mark, if the system reports it) exceed the peaks by more than the slack, memory was taken outside torch
+    and they replace them. On a GPU the driver's figure for the process (`process_bytes`, see GpuState) serves the
+    same purpose: what it holds beyond torch's reservation, `fwd_outside` and `bwd_outside`, is added to the peaks
+    beyond a slack. Runs the forward and the backward once, unless the prepared case measures its own memory.
     """
     prepared.drop_graph()
-    of_its_own = prepared.memory()
-    if of_its_own is not None:
-        return of_its_own
+    own = prepared.memory()
+    if own is not None:
+        return own
     if device.split(":")[0] == "cuda":
         import torch
 
@@ -61,25 +60,25 @@ def _cuda_memory(
     cuda.reset_peak_memory_stats()
     output = prepared.forward()
     cuda.synchronize()
-    found = {"fwd_peak": cuda.max_memory_allocated() - baseline}
-    outside.add_to(found, "fwd")
+    sizes = {"fwd_peak": cuda.max_memory_allocated() - baseline}
+    outside.add_to(sizes, "fwd")
     if dout is not None:
-        found["saved"] = cuda.memory_allocated() - baseline
+        sizes["saved"] = cuda.memory_allocated() - baseline
         cuda.reset_peak_memory_stats()
         gradients = prepared.backward(dout)
         cuda.synchronize()
-        found["bwd_peak"] = cuda.max_memory_allocated() - baseline
-        outside.add_to(found, "bwd")
+        sizes["bwd_peak"] = cuda.max_memory_allocated() - baseline
+        outside.add_to(sizes, "bwd")
         del gradients
-    found["reserved"] = cuda.max_memory_reserved()
+    sizes["reserved"] = cuda.max_memory_reserved()
     del output
-    return found
+    return sizes
 
 
 class _Outside:
-    """What the process takes on the GPU beside torch's allocator, from when this was made on.
+    """The GPU memory that the process takes outside torch's allocator, counted from the construction of this.
 
-    The driver tells what is held now, not a peak: a workspace that a library frees before its call returns is not seen.
+    The driver reports what is held now, not a peak: a workspace freed before its call returns is missed.
     """
 
     def __init__(self, cuda: Any, process_bytes: Callable[[], int | None]) -> None:
@@ -90,42 +89,42 @@ class _Outside:
         held = self._process_bytes()
         return None if held is None else held - self._cuda.memory_reserved()
 
-    def add_to(self, found: dict[str, int], which: str) -> None:
+    def add_to(self, sizes: dict[str, int], which: str) -> None:
         now = self._now()
         if now is None or self._before is None:
             return
-        found[f"{which}_outside"] = taken = max(0, now - self._before)
+        sizes[f"{which}_outside"] = taken = max(0, now - self._before)
         if taken > OUTSIDE_SLACK_BYTES:
-            found[f"{which}_peak"] += taken
+            sizes[f"{which}_peak"] += taken
 
 
 def _cpu_memory(prepared: Prepared, dout: Tensor | None) -> dict[str, int]:
     resident = _ResidentRise()
     output, peak, held = allocated_by(prepared.forward)
-    found = {"fwd_peak": peak}
-    _add_resident(found, "fwd", resident.peak_bytes())
+    sizes = {"fwd_peak": peak}
+    _add_resident(sizes, "fwd", resident.peak_bytes())
     if dout is not None:
-        found["saved"] = held
+        sizes["saved"] = held
         resident.restart_peak()
         _, rise, _ = allocated_by(lambda: prepared.backward(dout))
-        found["bwd_peak"] = held + rise
-        _add_resident(found, "bwd", resident.peak_bytes())
+        sizes["bwd_peak"] = held + rise
+        _add_resident(sizes, "bwd", resident.peak_bytes())
     del output
-    return found
+    return sizes
 
 
-def _add_resident(found: dict[str, int], which: str, resident_bytes: int | None) -> None:
+def _add_resident(sizes: dict[str, int], which: str, resident_bytes: int | None) -> None:
     if resident_bytes is None:
         return
-    found[f"{which}_resident"] = resident_bytes
-    counted = found[f"{which}_peak"]
+    sizes[f"{which}_resident"] = resident_bytes
+    counted = sizes[f"{which}_peak"]
     if resident_bytes > counted * RESIDENT_SLACK_FACTOR + RESIDENT_SLACK_BYTES:
-        found[f"{which}_peak"] = resident_bytes
+        sizes[f"{which}_peak"] = resident_bytes
 
 
 def allocated_by(call: Callable[[], Any]) -> tuple[Any, int, int]:
-    """What the call returned, the peak of bytes torch allocated during it, and the bytes still held after."""
-    # Kineto announces each start and stop on stderr unless told not to.
+    """What the call returned, the peak of torch's bytes during it, and the bytes still held after it."""
+    # Kineto logs each start and stop on stderr by default.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch.autograd.profiler import profile
 
@@ -142,7 +141,7 @@ def allocated_by(call: Callable[[], Any]) -> tuple[Any, int, int]:
 
 
 class _ResidentRise:
-    """How far the resident set rose above where it stood when this was made."""
+    """The rise of the resident set since the construction of this."""
 
     def __init__(self) -> None:
         gc.collect(0)
@@ -150,7 +149,7 @@ class _ResidentRise:
         self._baseline = _status_bytes("VmRSS") if self._works else 0
 
     def restart_peak(self) -> bool:
-        # Memory freed earlier but kept by the allocator would be taken again without a rise.
+        # Memory freed earlier but kept by the allocator would be reused without a rise.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
         if trim is not None:
             trim(0)
@@ -165,5 +164,5 @@ class _ResidentRise:
 
 
 def _status_bytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else 0
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else 0

@@ -1,4 +1,4 @@
-"""Where does the time of one case go? Operators by their own time, and what of it is not the computation."""
+"""The profile of one case: operators by their own time, and the share that is not computation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICE_COPIES = ("memcpy", "memset", "copy_kernel", "fillfunctor", "cataraybatch
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator over all profiled calls: how often, and its own time (on the device where it has one)."""
+    """One operator over all profiled calls: its calls and its own time (on the GPU if the case runs there)."""
 
     name: str
     calls: int
@@ -33,14 +33,14 @@ class Operator:
 
 @dataclass(frozen=True)
 class Profile:
-    """Times of one call in milliseconds, each the mean over the profiled calls but for the medians of the wall.
+    """Times of one call in milliseconds: means over the profiled calls, medians for the wall clock.
 
-    wall_ms         by direction ("fwd", "bwd"): one call without the profiler, as a clock on the wall sees it
+    wall_ms         by direction ("fwd", "bwd"): one call without the profiler, by the wall clock
     operators       by own time, largest first
     computing_ms    own time of operators that compute, a forward and a backward together
-    copying_ms      own time of operators that move or make tensors
+    copying_ms      own time of operators that move or create tensors
     waiting_ms      the rest of a profiled call: Python, dispatch, launches, gaps between kernels
-    prepare_ms      steps of preparation, once a case; `first_ms` is all of it
+    prepare_ms      steps of preparation, once per case; `first_ms` is the whole preparation
     trace           the profiler: `trace.export_chrome_trace(path)`
     """
 
@@ -62,13 +62,13 @@ class Profile:
 
     @property
     def outside_share_of_first(self) -> float:
-        """The share of the first call that is not computing: preparation counts as well."""
+        """The share of the first call that is not computing: preparation counts too."""
         total = self.computing_ms + self.copying_ms + self.waiting_ms + self.first_ms
         return 1 - self.computing_ms / total if total else 0.0
 
 
 def profile_case(backend: Backend, case: Case, inputs: Inputs, calls: int = CALLS) -> Profile:
-    """Prepare a case, time its calls on the wall, then profile as many of them."""
+    """Prepare a case, time its calls by the wall clock, then profile as many of them."""
     on_gpu = inputs.device.type == "cuda"
     start_ns = time.perf_counter_ns()
     prepared = backend.prepare(case, inputs)
@@ -100,14 +100,14 @@ def profile_case(backend: Backend, case: Case, inputs: Inputs, calls: int = CALL
                 if name == "fwd" or case.needs_backward:
                     with record_function(f"attnbench: {name}"):
                         profiled_ms += _timed(call)
-    found = _operators(trace, on_gpu)
-    computing = sum(o.own_ms for o in found if not o.is_copy) / calls
-    copying = sum(o.own_ms for o in found if o.is_copy) / calls
+    operators = _operators(trace, on_gpu)
+    computing = sum(o.own_ms for o in operators if not o.is_copy) / calls
+    copying = sum(o.own_ms for o in operators if o.is_copy) / calls
     waiting = max(0.0, profiled_ms / calls - computing - copying)
     return Profile(
         prepared.kernel,
         wall_ms,
-        found,
+        operators,
         computing,
         copying,
         waiting,
@@ -129,7 +129,7 @@ def _timed(call: Any) -> float:
 
 
 def _operators(trace: Any, on_gpu: bool) -> tuple[Operator, ...]:
-    """The operators inside the profiled calls, preparation left aside, by their own time."""
+    """The operators inside the profiled calls, without preparation, by their own time."""
     calls = [e for e in trace.events() if e.name in ("attnbench: fwd", "attnbench: bwd")]
     windows = [(e.time_range.start, e.time_range.end) for e in calls]
     total: dict[str, list[float]] = {}
@@ -142,8 +142,8 @@ def _operators(trace: Any, on_gpu: bool) -> tuple[Operator, ...]:
             line = total.setdefault(event.name, [0, 0.0])
             line[0] += 1
             line[1] += own_us / 1e3
-    found = [Operator(name, int(count), ms, _is_copy(name)) for name, (count, ms) in total.items()]
-    return tuple(sorted(found, key=lambda o: -o.own_ms))
+    operators = [Operator(name, int(count), ms, _is_copy(name)) for name, (count, ms) in total.items()]
+    return tuple(sorted(operators, key=lambda o: -o.own_ms))
 
 
 def _is_copy(name: str) -> bool:

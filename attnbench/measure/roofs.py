@@ -1,4 +1,4 @@
-"""What could this machine do at best? Rates of matrix products, copies and exponentials."""
+"""The roofs of this machine: its best rates of matrix products, copies and exponentials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 REPETITIONS = 5
 LONG_ENOUGH_MS = {"cpu": 10.0, "cuda": 2.0}  # of one call; shorter ones do not reach the roof
-LARGEST = {"cpu": 2048, "cuda": 8192}  # matrix side
+LARGEST_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 COPIED_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # well beyond the last cache
-EXPS = 1 << 18  # 1 MiB of float32: stays in a core's cache, so that the exponentials bind and not the memory
+EXPS = 1 << 18  # 1 MiB of float32: stays in a core's cache, so that exponentials are the limit and not memory
 EXPS_PER_CLOCK_PER_SM = 16
 SLOWEST_CALL_MS = 60.0
 
@@ -25,8 +25,8 @@ def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     """Best of a few calls each: `matmul_flops_per_s` by dtype, `copy_bytes_per_s`, `exps_per_s`.
 
     Bytes copied count twice, read and written. On CUDA the exponentials are timed by a Triton kernel; without Triton
-    their rate is derived from the clock (16 a clock and SM), and `exps_derived` is there and true. A rate that cannot
-    be had is missing. `seconds` is what it cost.
+    their rate is derived from the clock (16 per clock and SM), and `exps_derived` is true. A rate that cannot be
+    measured is missing. `seconds` is the time that this took.
     """
     import torch
 
@@ -36,16 +36,16 @@ def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     matmul = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         matmul[name] = _matmul_rate(clock, dtype, device)
-    found: dict[str, Any] = {"matmul_flops_per_s": matmul, "copy_bytes_per_s": _copy_rate(clock, device)}
+    rates: dict[str, Any] = {"matmul_flops_per_s": matmul, "copy_bytes_per_s": _copy_rate(clock, device)}
     if kind != "cuda":
-        found["exps_per_s"] = _exp_rate(clock, device)
+        rates["exps_per_s"] = _exp_rate(clock, device)
     elif importable(("triton",)):
         from attnbench.measure.exp_kernel import exps_per_second
 
-        found["exps_per_s"] = exps_per_second(clock, device)
+        rates["exps_per_s"] = exps_per_second(clock, device)
     elif (derived := _derived_exp_rate(device)) is not None:
-        found |= {"exps_per_s": derived, "exps_derived": True}
-    return {**found, "device": device, "seconds": round(time.perf_counter() - start, 3)}
+        rates |= {"exps_per_s": derived, "exps_derived": True}
+    return {**rates, "device": device, "seconds": round(time.perf_counter() - start, 3)}
 
 
 def _best_ms(clock: Clock, call: Call) -> float:
@@ -64,7 +64,7 @@ def _matmul_rate(clock: Clock, dtype: torch.dtype, device: str) -> float:
         b = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
         ms = _best_ms(clock, _product(a, b))
         best = max(best, 2 * side**3 / (ms / 1e3))
-        if ms >= LONG_ENOUGH_MS[kind] or side >= LARGEST[kind]:
+        if ms >= LONG_ENOUGH_MS[kind] or side >= LARGEST_SIDE[kind]:
             return best
         side *= 2
 

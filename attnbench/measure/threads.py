@@ -1,4 +1,4 @@
-"""Which CPUs does a measurement use? One thread for each physical core this process may run on."""
+"""The CPUs of a measurement: one thread per physical core that this process may run on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def allowed_cpus() -> list[int]:
 
 
 def physical_cpus() -> list[int]:
-    """One allowed logical CPU of each physical core: two threads on one core share its arithmetic units."""
+    """One allowed logical CPU per physical core: two threads on one core share its arithmetic units."""
     chosen, seen = [], set()
     for cpu in allowed_cpus():
         try:
@@ -30,15 +30,15 @@ def physical_cpus() -> list[int]:
 
 
 def pin_threads() -> int:
-    """Keep this process on one CPU a core, with that many torch threads or OMP_NUM_THREADS; how many it is.
+    """Pin this process to one CPU per core, and set as many torch threads or OMP_NUM_THREADS; returns the number.
 
-    To be called before torch starts its threads: they inherit the affinity.
+    Call it before torch starts its threads: they inherit the affinity.
     """
     import torch
 
     cpus = physical_cpus()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(len(cpus), int(asked)) if asked.isdigit() and int(asked) > 0 else len(cpus)
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(len(cpus), int(limit)) if limit.isdigit() and int(limit) > 0 else len(cpus)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)

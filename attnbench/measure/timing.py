@@ -1,4 +1,4 @@
-"""How many calls make a measurement? Warm-up until stable, calls of a sample, samples of a block."""
+"""The calls of a measurement: warm-up until stable, calls per sample, samples per block."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 from attnbench.errors import AttnbenchError
 from attnbench.measure.clocks import Call, Clock, CpuClock, Timed
 
-SAMPLE_MS = (
-    1.0  # a sample is at most this long where calls are shorter: the minimum of short ones dodges noise
-)
+SAMPLE_MS = 1.0  # a sample of several calls is at most this long: the minimum of short ones avoids noise
 BLOCK_MS = 12.0
-LONGEST_BLOCK = 64  # samples: below this many calls a block, its stored form stays small
+MOST_SAMPLES = 64  # per block, so that its stored form stays small
 SETTLED_WITHIN = 0.1  # the last three repetitions agree within this share
 WARM_UP_MS = 150.0
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a warm call is, so how many make a sample; `settled` where the warm-up became stable."""
+    """How fast a warm call is, so how many make a sample; `settled`: the warm-up became stable."""
 
     call_ms: float
     calls_per_sample: int
@@ -31,9 +29,9 @@ class Pace:
         return asdict(self)
 
     def samples_in(self, block_ms: float) -> int:
-        """How many samples fit a block of this length; at least one."""
+        """How many samples fit into a block of this length; at least one."""
         sample_ms = max(self.call_ms * self.calls_per_sample, 1e-6)
-        return max(1, min(LONGEST_BLOCK, int(block_ms / sample_ms)))
+        return max(1, min(MOST_SAMPLES, int(block_ms / sample_ms)))
 
     def block_ms(self, block_ms: float) -> float:
         """How long such a block takes, its warming call included."""
@@ -41,14 +39,14 @@ class Pace:
         return self.call_ms * (calls + self.warming_calls(block_ms))
 
     def warming_calls(self, block_ms: float) -> int:
-        # Other arms ran since the last block; a call much longer than caches take to fill needs none.
+        # Other backends ran since the last block; a call that takes longer than filling the caches needs none.
         return 1 if self.call_ms <= block_ms else 0
 
 
 def find_pace(
     clock: Clock, call: Call, *, sample_ms: float = SAMPLE_MS, limit_ms: float = WARM_UP_MS
 ) -> Pace:
-    """Warm up until three repetitions agree, or for `limit_ms`, and choose the calls of a sample.
+    """Warm up until three repetitions agree, or for `limit_ms`, and choose the calls per sample.
 
     Short calls are repeated in doubling batches first, so that the clock's own cost does not count.
     """
@@ -71,25 +69,25 @@ def find_pace(
 
 
 def time_block(clock: Clock, call: Call, pace: Pace, block_ms: float = BLOCK_MS) -> Timed:
-    """One block of samples, after one call that is not counted and refills the caches."""
+    """One block of samples, after an uncounted call that refills the caches."""
     for _ in range(pace.warming_calls(block_ms)):
         call()
     return _timed(clock, call, pace.samples_in(block_ms), pace.calls_per_sample)
 
 
 def _timed(clock: Clock, call: Call, samples: int, calls_per_sample: int) -> Timed:
-    # A call that runs in another process is timed there: sending its output home is no part of it.
-    of_its_own = getattr(call, "timed", None)
-    if of_its_own is None:
+    # A call that runs in another process is timed there, without the transfer of its output.
+    timed = getattr(call, "timed", None)
+    if timed is None:
         return clock.time(call, samples, calls_per_sample)
-    return Timed(*of_its_own(samples, calls_per_sample))
+    return Timed(*timed(samples, calls_per_sample))
 
 
 def slowed(call: Call, share: float, clock: object) -> Call:
-    """`call` and then `share` of the time that it took: 0.05 makes it 5 % slower.
+    """`call` followed by a wait of `share` of its time: 0.05 makes it 5 % slower.
 
-    The wait is of the host; on a GPU, where calls return before they are done, it would slow nothing, so that is
-    refused. So is a call that another process times.
+    The host waits, which would not slow a GPU's asynchronous kernels; that is refused, and so is a call that another
+    process times.
     """
     if not isinstance(clock, CpuClock):
         raise AttnbenchError("a call can be slowed on a CPU only: a wait of the host slows no kernel")

@@ -1,4 +1,4 @@
-"""What looks like torch.cuda to the clocks: it writes down what happens, and its time moves when it is told to."""
+"""A stand-in for torch.cuda that records calls, and whose time moves only by what runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 class RecordingCuda:
-    """What a clock needs of torch.cuda; the device's time moves by what calls and flushes take."""
+    """The part of torch.cuda that a clock uses; the device's time moves by the duration of calls and flushes."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -25,7 +25,7 @@ class RecordingCuda:
         self.log.append("synchronize")
 
     def runs(self, what: str, ms: float, launch_ms: float = 0.0) -> None:
-        """A kernel of `ms`, after a launch of `launch_ms` where it is not replayed."""
+        """A kernel of `ms`, after a launch of `launch_ms` unless it is replayed."""
         self.log.append(what)
         if self.capturing is not None:
             self.capturing.kernels.append((what, ms))

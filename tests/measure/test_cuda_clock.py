@@ -1,4 +1,4 @@
-"""Does the CUDA clock flush, synchronise and record in the right order? On a device that writes it down."""
+"""The CUDA clock flushes, synchronises and records in the right order, on a recording device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a machine known by what matters? The fingerprint, its key, the roofs."""
+"""The fingerprint of a machine, its key, and its roofs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from attnbench.measure import (
 
 
 def test_a_fingerprint_is_json_and_names_machine_and_libraries() -> None:
-    found = fingerprint()
-    assert json.loads(json.dumps(found)) == found
-    assert found["machine"]
-    assert found["libraries"]["torch"]
-    assert found["cpu"]["cores_used"] == len(physical_cpus()) >= 1
+    environment = fingerprint()
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["machine"]
+    assert environment["libraries"]["torch"]
+    assert environment["cpu"]["cores_used"] == len(physical_cpus()) >= 1
 
 
 def test_the_key_follows_libraries_and_machine_and_not_the_commit() -> None:
-    found = fingerprint()
-    key = fingerprint_key(found)
-    assert fingerprint_key({**found, "git": {"commit": "0" * 40, "dirty": True}}) == key
-    assert fingerprint_key({**found, "libraries": {**found["libraries"], "torch": "0.1"}}) != key
-    assert fingerprint_key({**found, "gpu": {"name": "another"}}) != key
+    environment = fingerprint()
+    key = fingerprint_key(environment)
+    assert fingerprint_key({**environment, "git": {"commit": "0" * 40, "dirty": True}}) == key
+    assert fingerprint_key({**environment, "libraries": {**environment["libraries"], "torch": "0.1"}}) != key
+    assert fingerprint_key({**environment, "gpu": {"name": "another"}}) != key
 
 
 def test_a_changed_file_makes_the_commit_dirty(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Does the kernel that measures exponentials do those and nothing else? Compiled for GPUs that are not here."""
+"""The kernel for the rate of exponentials computes nothing else, as compiled for several GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a throttled block seen, marked and taken again, so often and no oftener? With an NVML that is told what to say."""
+"""A throttled block is noticed, marked and retaken a limited number of times, by a scripted NVML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench.measure import GpuState, Timed, steady
-from attnbench.measure.gpu_state import RETAKEN, throttled
+from attnbench.measure.gpu_state import MOST_RETAKES, throttled
 
 
 class NVMLError(Exception):
@@ -17,13 +17,13 @@ class NVMLError(Exception):
 
 
 class Nvml:
-    """pynvml's names; `sm_mhz` and `reasons` are read off lists, the last entry for good."""
+    """pynvml's names; `sm_mhz` and `reasons` are read from lists, whose last entry stays."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     nvmlClocksEventReasonGpuIdle = 1  # noqa: N815
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815
-    nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815 - the newer names are not all there
+    nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815 - a driver without the newer name
 
     def __init__(self, sm_mhz: list[int], reasons: list[int], applications_clock: int | None = None) -> None:
         self.sm_mhz, self.reasons, self.applications_clock = sm_mhz, reasons, applications_clock
@@ -59,14 +59,14 @@ def taken(nvml: Nvml | None) -> tuple[Timed, dict[str, Any], list[float]]:
     slept: list[float] = []
     blocks = iter(range(99))
     state = None if nvml is None else GpuState(nvml, "gpu")
-    timed, found = steady(lambda: Timed([float(next(blocks))], None, 0), state, slept.append)
-    return timed, found, slept
+    timed, figures = steady(lambda: Timed([float(next(blocks))], None, 0), state, slept.append)
+    return timed, figures, slept
 
 
-def test_a_block_carries_what_nvml_tells_and_nothing_in_place_of_what_it_does_not() -> None:
-    timed, found, slept = taken(Nvml([1980], [4]))
+def test_a_block_carries_what_nvml_reports_and_no_placeholders() -> None:
+    timed, figures, slept = taken(Nvml([1980], [4]))
     assert timed.samples_ms == [0.0]
-    assert found == {
+    assert figures == {
         "sm_mhz": 1980,
         "memory_mhz": 3201,
         "power_w": 651.2,
@@ -77,29 +77,29 @@ def test_a_block_carries_what_nvml_tells_and_nothing_in_place_of_what_it_does_no
 
 
 @pytest.mark.parametrize(("sm_mhz", "reasons"), [([1000, 1980], [0]), ([1980], [64, 0])])
-def test_a_throttled_block_is_taken_again_and_the_steady_one_is_kept(
+def test_a_throttled_block_is_retaken_and_the_steady_one_is_kept(
     sm_mhz: list[int], reasons: list[int]
 ) -> None:
-    timed, found, slept = taken(Nvml(sm_mhz, reasons))
+    timed, figures, slept = taken(Nvml(sm_mhz, reasons))
     assert timed.samples_ms == [1.0]
-    assert found["retaken"] == 1
-    assert "throttled" not in found
+    assert figures["retaken"] == 1
+    assert "throttled" not in figures
     assert slept == [0.05]
 
 
 def test_a_gpu_that_stays_slow_is_marked_after_a_few_tries() -> None:
-    timed, found, slept = taken(Nvml([1980], [64]))
-    assert timed.samples_ms == [float(RETAKEN)]
-    assert (found["retaken"], found["throttled"]) == (RETAKEN, "HwThermalSlowdown")
+    timed, figures, slept = taken(Nvml([1980], [64]))
+    assert timed.samples_ms == [float(MOST_RETAKES)]
+    assert (figures["retaken"], figures["throttled"]) == (MOST_RETAKES, "HwThermalSlowdown")
     assert slept == [0.05, 0.1, 0.2]
 
 
-def test_without_nvml_a_block_is_as_it_is() -> None:
-    timed, found, slept = taken(None)
-    assert (timed.samples_ms, found, slept) == ([0.0], {}, [])
+def test_without_nvml_a_block_has_no_state() -> None:
+    timed, figures, slept = taken(None)
+    assert (timed.samples_ms, figures, slept) == ([0.0], {}, [])
 
 
-def test_the_clock_is_held_against_the_default_one_and_not_the_highest() -> None:
+def test_the_clock_is_compared_with_the_default_and_not_the_highest() -> None:
     assert GpuState(Nvml([1], [0], applications_clock=1300), "gpu").default_sm_mhz == 1300
     assert throttled({"sm_mhz": 1000, "default_sm_mhz": 1300}) == ""
     assert throttled({"sm_mhz": 974, "default_sm_mhz": 1300}) == "SM clock 974 MHz, 1300 by default"
@@ -119,7 +119,7 @@ def test_the_memory_of_a_process_is_its_own_or_unknown() -> None:
     assert GpuState(nvml, "gpu").process_bytes() is None
 
 
-def test_the_binding_has_the_names_that_are_asked_for() -> None:
+def test_the_binding_has_the_names_that_are_used() -> None:
     pynvml = pytest.importorskip("pynvml", reason="pip install 'attnbench[gpu]'")
     from attnbench.measure.gpu_state import REASONS
 

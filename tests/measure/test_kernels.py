@@ -1,4 +1,4 @@
-"""Is another kernel than the one named seen? Names as torch's profiler gives them."""
+"""A kernel of another family than the declared one is detected by its name in the profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is memory counted? Against sizes that follow from the tensors, and against a second way of counting."""
+"""Measured memory agrees with the sizes of the tensors and with the resident set."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def test_naive_holds_the_scores_and_little_more(a_case: Callable[..., Case]) -> 
 def test_the_backward_of_naive_keeps_the_probabilities(a_case: Callable[..., Case]) -> None:
     case = a_case(q_heads=8, q_len=512, k_len=512, head_dim=64, direction="fwd_bwd")
     scores, out = 8 * 512 * 512 * 4, 8 * 512 * 64 * 4
-    found = memory_of("naive", case)
-    assert scores + out <= found["saved"] < found["fwd_peak"]
+    sizes = memory_of("naive", case)
+    assert scores + out <= sizes["saved"] < sizes["fwd_peak"]
     # dP and dS beside what was saved.
-    assert found["bwd_peak"] >= found["saved"] + 2 * scores
+    assert sizes["bwd_peak"] >= sizes["saved"] + 2 * scores
 
 
 def test_flash_needs_no_matrix_of_scores(a_case: Callable[..., Case]) -> None:
     case = a_case(q_heads=8, q_len=1024, k_len=1024, head_dim=64, direction="fwd_bwd")
-    found = memory_of("sdpa_flash", case)
-    assert case.out_elements * 4 + case.rows * 4 <= found["fwd_peak"] < 8 * 1024 * 1024 * 4
-    assert found["bwd_peak"] >= case.least_peak_bytes - case.rows * 4  # its delta is a temporary of its own
+    sizes = memory_of("sdpa_flash", case)
+    assert case.out_elements * 4 + case.rows * 4 <= sizes["fwd_peak"] < 8 * 1024 * 1024 * 4
+    assert sizes["bwd_peak"] >= case.least_peak_bytes - case.rows * 4  # its delta is a temporary of its own
 
 
 LARGE = """
@@ -58,18 +58,18 @@ print(json.dumps(memory_of("naive", Case(q_heads=4, q_len=2048, k_len=2048, head
 
 
 def test_the_resident_set_agrees_with_the_allocator_for_large_tensors() -> None:
-    # 64 MiB of scores: beyond the largest size that glibc serves from its heap. The high-water mark is the whole
-    # process's, so that it is read in one where nothing else happens.
-    said = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
-    found = json.loads(said.stdout)
-    if "fwd_resident" not in found:
+    # 64 MiB of scores: beyond the largest size that glibc serves from its heap. The high-water mark is that of the
+    # whole process, so a fresh one is used.
+    ran = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    sizes = json.loads(ran.stdout)
+    if "fwd_resident" not in sizes:
         pytest.skip("this system gives no high-water mark of the resident set")
-    assert found["fwd_peak"] >= 2 * 64 * MIB
-    assert abs(found["fwd_resident"] - found["fwd_peak"]) < RESIDENT_SLACK_BYTES
+    assert sizes["fwd_peak"] >= 2 * 64 * MIB
+    assert abs(sizes["fwd_resident"] - sizes["fwd_peak"]) < RESIDENT_SLACK_BYTES
 
 
 class OutsideTorch(Prepared):
-    """Takes 64 MiB that torch's allocator knows nothing of."""
+    """Takes 64 MiB outside torch's allocator."""
 
     def forward(self) -> Output:
         block = bytearray(64 * MIB)
@@ -77,15 +77,15 @@ class OutsideTorch(Prepared):
         return Output(torch.zeros(1, 1, 1, 1))
 
     def backward(self, dout: torch.Tensor) -> Gradients:
-        raise AssertionError("not asked for")
+        raise AssertionError("the test calls forward only")
 
 
 def test_memory_taken_outside_torch_is_counted_by_the_resident_set() -> None:
-    found = measure_memory(OutsideTorch(), None, "cpu")
-    if "fwd_resident" not in found:
+    sizes = measure_memory(OutsideTorch(), None, "cpu")
+    if "fwd_resident" not in sizes:
         pytest.skip("this system gives no high-water mark of the resident set")
     # The kernel counts resident pages in batches a CPU: a figure is good to a fraction of a MiB.
-    assert found["fwd_peak"] >= 63 * MIB
+    assert sizes["fwd_peak"] >= 63 * MIB
 
 
 class ScriptedCuda:
@@ -137,8 +137,8 @@ class ScriptedPrepared(Prepared):
 
 def test_on_cuda_peaks_count_from_what_the_inputs_hold() -> None:
     cuda = ScriptedCuda()
-    found = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda)
-    assert found == {"fwd_peak": 300, "saved": 120, "bwd_peak": 320, "reserved": 4096}
+    sizes = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda)
+    assert sizes == {"fwd_peak": 300, "saved": 120, "bwd_peak": 320, "reserved": 4096}
 
 
 @pytest.mark.parametrize(("taken", "counted"), [(1 << 30, 1 << 30), (8 << 20, 0)])
@@ -147,7 +147,7 @@ def test_what_a_library_takes_outside_torch_joins_the_peak_beyond_the_drivers_ow
 ) -> None:
     cuda = ScriptedCuda()
     held = iter([5 << 30, (5 << 30) + taken, (5 << 30) + taken])
-    found = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda, lambda: next(held))
-    assert found["fwd_outside"] == found["bwd_outside"] == taken
-    assert (found["fwd_peak"], found["bwd_peak"]) == (300 + counted, 320 + counted)
-    assert found["saved"] == 120
+    sizes = _cuda_memory(ScriptedPrepared(cuda), torch.zeros(1), cuda, lambda: next(held))
+    assert sizes["fwd_outside"] == sizes["bwd_outside"] == taken
+    assert (sizes["fwd_peak"], sizes["bwd_peak"]) == (300 + counted, 320 + counted)
+    assert sizes["saved"] == 120

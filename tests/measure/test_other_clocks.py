@@ -1,4 +1,4 @@
-"""Do the clocks beside the main one measure what they name? A warm L2 and a graph, on a device that writes it down."""
+"""The warm L2 and the CUDA graph are timed as named, on a recording device."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_both_clocks_are_named_beside_the_main_one(cuda: Any) -> None:
     assert notes == []
 
 
-def test_a_case_whose_launch_is_what_is_measured_is_labelled(cuda: Any) -> None:
+def test_a_launch_bound_case_is_labelled(cuda: Any) -> None:
     _, notes = beside(cuda, Kernel(cuda, ms=2.0, launch_ms=0.3), events_ms=2.3)
     assert notes == ["fwd: launch_bound"]
     assert launch_bound(2.3, 2.0)

@@ -1,4 +1,4 @@
-"""Does a profile name what ran, and put copies and waiting apart from computing?"""
+"""A profile names the operators and separates copies and waiting from computing."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def copying(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: f
 
 def test_the_operator_that_computes_is_named_for_both_directions(a_case: Callable[..., Case]) -> None:
     case = a_case(q_len=128, k_len=128, mask=Causal(), direction="fwd_bwd")
-    found = profile_case(resolve("sdpa_flash"), case, make_inputs(case), calls=3)
-    names = {operator.name: operator for operator in found.operators}
+    profiled = profile_case(resolve("sdpa_flash"), case, make_inputs(case), calls=3)
+    names = {operator.name: operator for operator in profiled.operators}
     forward = names["aten::_scaled_dot_product_flash_attention_for_cpu"]
     backward = names["aten::_scaled_dot_product_flash_attention_for_cpu_backward"]
     assert (forward.calls, backward.calls) == (3, 3)
     assert not forward.is_copy
-    assert set(found.wall_ms) == {"fwd", "bwd"}
-    assert found.prepare_ms["first_call"] > 0
+    assert set(profiled.wall_ms) == {"fwd", "bwd"}
+    assert profiled.prepare_ms["first_call"] > 0
 
 
-def test_copies_are_told_from_computing(a_case: Callable[..., Case]) -> None:
+def test_copies_are_separated_from_computing(a_case: Callable[..., Case]) -> None:
     case = a_case(q_len=128, k_len=128, mask=Causal())
     plain = profile_case(function_backend(attend), case, make_inputs(case), calls=3)
     copied = profile_case(function_backend(copying), case, make_inputs(case), calls=3)
@@ -54,10 +54,10 @@ def test_copies_are_told_from_computing(a_case: Callable[..., Case]) -> None:
 
 def test_shares_are_of_the_whole(a_case: Callable[..., Case]) -> None:
     case = a_case(mask=Causal())
-    found = profile_case(resolve("naive"), case, make_inputs(case), calls=3)
-    assert 0 <= found.outside_share <= found.outside_share_of_first <= 1
-    own = sum(operator.own_ms for operator in found.operators) / 3
-    assert found.computing_ms + found.copying_ms == pytest.approx(own)
+    profiled = profile_case(resolve("naive"), case, make_inputs(case), calls=3)
+    assert 0 <= profiled.outside_share <= profiled.outside_share_of_first <= 1
+    own = sum(operator.own_ms for operator in profiled.operators) / 3
+    assert profiled.computing_ms + profiled.copying_ms == pytest.approx(own)
 
 
 def test_the_command_writes_a_trace_that_a_viewer_reads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Are calls timed as they should be? On a clock that moves only when told, so that nothing here waits."""
+"""Warm-up, samples and blocks are as specified, on a fake clock so that nothing waits."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_block_of_a_slow_call_is_that_one_call() -> None:
     assert pace.block_ms(12.0) == 700.0
 
 
-def test_the_host_clock_counts_the_time_that_passes() -> None:
+def test_the_host_clock_counts_elapsed_time() -> None:
     import time
 
     timed = CpuClock().time(lambda: time.sleep(0.002), samples=2)

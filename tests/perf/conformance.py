@@ -1,7 +1,7 @@
-"""What does a check of each backend cost on this machine? Seconds and memory, printed; nothing is asserted.
+"""The cost of `attnbench check` per backend on this machine: seconds and memory, printed; nothing is asserted.
 
-Run by `make perf`, or for some backends: `python tests/perf/conformance.py naive flex`. Each check is a process of its
-own, so that its peak is its own; the machine should have nothing else to do.
+Run by `make perf`, or for some backends: `python tests/perf/conformance.py naive flex`. Each check is its own process,
+so that the peak memory is its own; the machine should be idle.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from attnbench.backend.registry import entries
 from attnbench.problem import Case
 
 PLAIN = Case(q_len=64, k_len=64, q_heads=2, head_dim=64, dtype="fp32")
-SLOW = ("triton",)  # in Triton's interpreter: minutes, so only where it is named
+SLOW = ("triton",)  # in Triton's interpreter: minutes, so only by name
 
 
 def cpu_backends() -> list[str]:
-    """Those of this process that take plain attention on a CPU."""
-    here = [entry.name for entry in entries() if entry.available and not entry.environment]
-    return [name for name in here if name not in SLOW and resolve(name).refuses(PLAIN, "cpu") is None]
+    """The backends in this environment that take plain attention on a CPU."""
+    names = [entry.name for entry in entries() if entry.available and not entry.environment]
+    return [name for name in names if name not in SLOW and resolve(name).refuses(PLAIN, "cpu") is None]
 
 
 def checked(name: str, level: str) -> tuple[float, float, float, str]:
@@ -36,20 +36,18 @@ def checked(name: str, level: str) -> tuple[float, float, float, str]:
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         assert child.stdout is not None
-        said = child.stdout.read().splitlines()
+        lines = child.stdout.read().splitlines()
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
-    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, said[0] if said else "no answer"
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, lines[0] if lines else "no answer"
 
 
 def main() -> None:
-    table = Table(
-        "backend", "s", "CPU s", "peak MiB", "what it says", title="attnbench check, level standard"
-    )
+    table = Table("backend", "s", "CPU s", "peak MiB", "verdict", title="attnbench check, level standard")
     for name in sys.argv[1:] or cpu_backends():
-        seconds, busy, peak, said = checked(name, "standard")
-        table.add_row(name, f"{seconds:.1f}", f"{busy:.0f}", f"{peak:.0f}", said.partition("(")[0])
+        seconds, busy, peak, verdict = checked(name, "standard")
+        table.add_row(name, f"{seconds:.1f}", f"{busy:.0f}", f"{peak:.0f}", verdict.partition("(")[0])
     Console().print(table)
 
 

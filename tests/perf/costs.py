@@ -1,7 +1,7 @@
-"""What does the harness itself cost? Ratios measured side by side in one run, printed; nothing is asserted.
+"""The harness's own cost as ratios measured side by side in one run, printed; nothing is asserted.
 
-Run by `make perf`. Each row is the median over rounds of (ours / bare) where both arms alternate within a round, so
-that a busy machine hits both alike.
+Run by `make perf`. Each row is the median over rounds of (ours / bare). Both alternate within a round, so that a busy
+machine affects both.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def ratios(
     ours: Callable[[], float], bare: Callable[[], float], rounds: int = ROUNDS
 ) -> tuple[float, float, float]:
     """Median, and the lower and upper quartile, of ours / bare over rounds that alternate the order."""
-    found = []
+    quotients = []
     for turn in range(rounds):
         if turn % 2:
             below, above = bare(), ours()
         else:
             above, below = ours(), bare()
-        found.append(above / below)
-    low, middle, high = statistics.quantiles(found, n=4)
+        quotients.append(above / below)
+    low, middle, high = statistics.quantiles(quotients, n=4)
     return middle, low, high
 
 
 def timed_loop() -> tuple[float, float, float]:
-    """A sample of our CPU clock beside a bare loop of as many calls."""
+    """A sample of the CPU clock beside a bare loop of as many calls."""
     case = Case(q_len=64, k_len=64, q_heads=2, head_dim=32, dtype="fp32")
     prepared = resolve("naive").prepare(case, make_inputs(case))
     clock, call = clock_for("cpu"), prepared.forward
@@ -67,7 +67,7 @@ def timed_loop() -> tuple[float, float, float]:
     return ratios(lambda: min(time_block(clock, call, pace, 2.0).samples_ms) / 1e3, bare, 60)
 
 
-def oracle(direction: Literal["fwd", "fwd_bwd"]) -> tuple[float, float, float]:
+def reference(direction: Literal["fwd", "fwd_bwd"]) -> tuple[float, float, float]:
     """The float64 reference with its noise, beside one plain float32 evaluation of the case."""
     case = Case(
         q_len=512, k_len=512, q_heads=8, head_dim=64, dtype="fp32", mask=Causal(), direction=direction
@@ -88,13 +88,13 @@ def oracle(direction: Literal["fwd", "fwd_bwd"]) -> tuple[float, float, float]:
 
 
 def verdict() -> tuple[float, float, float]:
-    """Judging an output against a reference that is there, beside the forward that made it."""
+    """Judging an output against a computed reference, beside the forward that made it."""
     case = Case(q_len=512, k_len=512, q_heads=8, head_dim=64, dtype="fp32", mask=Causal())
     inputs = make_inputs(case)
-    prepared, reference = resolve("naive").prepare(case, inputs), make_reference(inputs)
+    prepared, right = resolve("naive").prepare(case, inputs), make_reference(inputs)
     output = prepared.forward()
     return ratios(
-        lambda: seconds(lambda: judge(reference, output, None, inputs)), lambda: seconds(prepared.forward)
+        lambda: seconds(lambda: judge(right, output, None, inputs)), lambda: seconds(prepared.forward)
     )
 
 
@@ -108,29 +108,29 @@ def importing() -> tuple[float, float, float]:
 
 
 def warm_case() -> str:
-    """What a worker that is warm spends on a tiny case beside warm-up and rounds: all its steps, no sample."""
+    """The time of a warm worker for all steps of a tiny case but warm-up and rounds."""
     case = Case(q_len=64, k_len=64, q_heads=2, head_dim=32, dtype="fp32", direction="fwd_bwd")
     backend = resolve("naive")
     backend.capabilities = replace(backend.capabilities, timed=False)
     bench = Bench("cpu")
     bench.open(backend)
-    bench.settle(None)  # as a worker does: what is loaded is not collected again
+    bench.settle(None)  # as a worker does: loaded objects are not collected again
     with tempfile.TemporaryDirectory() as scratch:
-        reference = f"{scratch}/reference.npz"
-        bench.reference(case.to_json(), 0, "randn", "dense", reference)
+        path = f"{scratch}/reference.npz"
+        bench.reference(case.to_json(), 0, "randn", "dense", path)
 
         def steps() -> None:
             bench.admit(case.to_json())
-            bench.judge(case.to_json(), 0, "randn", reference)
+            bench.judge(case.to_json(), 0, "randn", path)
             bench.release()
 
         steps()
         milliseconds = sorted(1e3 * seconds(steps) for _ in range(ROUNDS))
-    return f"{milliseconds[len(milliseconds) // 2]:.1f} ms (at best {milliseconds[0]:.1f})"
+    return f"{milliseconds[len(milliseconds) // 2]:.1f} ms (best {milliseconds[0]:.1f})"
 
 
-def long_oracle() -> str:
-    """The reference of 32k x 32k, one head, forward and backward: seconds, and the memory it took above before."""
+def long_reference() -> str:
+    """The reference of 32k x 32k, one head, forward and backward: seconds and the rise of peak memory."""
     case = Case(
         q_len=32768, k_len=32768, q_heads=1, head_dim=64, dtype="bf16", mask=Causal(), direction="fwd_bwd"
     )
@@ -146,8 +146,8 @@ def main() -> None:
     rows = {
         "a timed sample / a bare loop of the same calls": timed_loop,
         "a verdict / the forward it judges (causal 512, 8 heads)": verdict,
-        "a reference / a plain fp32 forward": lambda: oracle("fwd"),
-        "a reference / a plain fp32 forward + backward": lambda: oracle("fwd_bwd"),
+        "a reference / a plain fp32 forward": lambda: reference("fwd"),
+        "a reference / a plain fp32 forward + backward": lambda: reference("fwd_bwd"),
         "import torch, attnbench / import torch": importing,
     }
     for what, measure in rows.items():
@@ -156,7 +156,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"fixed cost of a warm case, forward + backward: {warm_case()}")
-    console.print(f"reference of 32k x 32k, one head, forward + backward: {long_oracle()}")
+    console.print(f"reference of 32k x 32k, one head, forward + backward: {long_reference()}")
 
 
 if __name__ == "__main__":

@@ -80,10 +80,10 @@ def test_a_skip_alone_fails_and_what_was_not_selected_is_not_missing(saved: Path
 
 def test_the_json_names_commit_and_machine(saved: Path) -> None:
     (path,) = saved.glob("saved/*/*.json")
-    found = json.loads(path.read_text())
-    assert found["commit_info"]["id"]
-    assert found["machine_info"]["attnbench"]["libraries"]["torch"]
-    assert {row["extra_info"]["backend"] for row in found["benchmarks"]} == {f"{saved}/mine.py:mine"}
+    report = json.loads(path.read_text())
+    assert report["commit_info"]["id"]
+    assert report["machine_info"]["attnbench"]["libraries"]["torch"]
+    assert {row["extra_info"]["backend"] for row in report["benchmarks"]} == {f"{saved}/mine.py:mine"}
 
 
 NAME = "suites/test_quick.py::test_quick[q4-naive-fwd]"

@@ -72,16 +72,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, dict[str,
     return code, output, json.loads((folder / "out.json").read_text())
 
 
-def named(found: dict[str, Any], backend: str) -> list[dict[str, Any]]:
-    return [row for row in found["benchmarks"] if row["extra_info"]["backend"].endswith(backend)]
+def named(report: dict[str, Any], backend: str) -> list[dict[str, Any]]:
+    return [row for row in report["benchmarks"] if row["extra_info"]["backend"].endswith(backend)]
 
 
 def test_only_what_is_right_and_has_a_clock_is_timed(swept: tuple[int, str, dict[str, Any]]) -> None:
-    code, output, found = swept
+    code, output, report = swept
     assert code == 1
     # Two masks, two directions each.
-    assert len(named(found, "naive")) == len(named(found, ":exact")) == 4
-    assert len(found["benchmarks"]) == 8
+    assert len(named(report, "naive")) == len(named(report, ":exact")) == 4
+    assert len(report["benchmarks"]) == 8
     assert re.search(r"4 failed, 12 passed, 8 skipped", output)
 
 
@@ -107,11 +107,11 @@ def test_what_has_no_clock_is_checked_without_a_warning(swept: tuple[int, str, d
 
 
 def test_the_json_holds_our_samples_and_what_they_mean(swept: tuple[int, str, dict[str, Any]]) -> None:
-    found = swept[2]
+    report = swept[2]
     pairs = {"full": 2 * 16 * 16, "causal": 2 * (16 * 17 // 2)}  # over two heads
     per_pair = {"fwd": 2 * (8 + 8), "bwd": 2 * (3 * 8 + 2 * 8)}
     seen = set()
-    for row in found["benchmarks"]:
+    for row in report["benchmarks"]:
         info, data = row["extra_info"], row["stats"]["data"]
         mask = row["params"]["case"].split("-")[5]
         seen.add((mask, info["direction"]))
