@@ -32,6 +32,7 @@ from attnbench.backend import entries
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError, did_you_mean
 from attnbench.sweep.case_run import TimingSettings
+from attnbench.sweep.statuses import DECLINED
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 
 HERE = Path(__file__).parent
@@ -139,7 +140,7 @@ def timed_if_right(
         case_seconds = directions * seconds_per_direction(benchmark)
         settings = TimingSettings(rounds=1) if off else TimingSettings(case_seconds=case_seconds)
         result = measurements.of(plan, backend, settings)
-        if result.status in ("refused", "unavailable"):
+        if result.status in DECLINED:
             pytest.skip(f"{backend} {result.status}: {result.reason.removeprefix(f'{backend}: ')}")
         if result.status != "ok":
             without_times(benchmark)

@@ -8,7 +8,7 @@ from typing import Any
 
 from attnbench.cli.console import err, plural, remark
 from attnbench.sweep import events
-from attnbench.sweep.result import BROKEN
+from attnbench.sweep.statuses import BROKEN
 
 
 class Progress:

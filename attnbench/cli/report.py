@@ -53,7 +53,7 @@ def report_results(
 
     sets = [read_set(folder) for folder in folders]
     if as_json:
-        from attnbench.report.frame import frame
+        from attnbench.report.frame import as_records, frame
 
         print_json([row for one in sets for row in as_records(frame(one.results, one.environments))])
         return
@@ -111,21 +111,6 @@ def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pi
                 shown[place] = picture.read_bytes()
     write_page(sets, html, shown)
     remark(f"written to {html} ({html.stat().st_size / 1e6:.1f} MB); open it in a browser")
-
-
-def as_records(table: object) -> list[dict[str, object]]:
-    """The frame as JSON values, one object per row; missing figures are null, raw samples are not included."""
-    import pandas as pd
-
-    assert isinstance(table, pd.DataFrame)
-    shown = table.drop(columns=["fwd_samples_ms", "bwd_samples_ms"])
-    records = json.loads(shown.to_json(orient="records"))
-    for record in records:
-        record["errors"], record["prepare_ms"] = (
-            json.loads(record["errors"]),
-            json.loads(record["prepare_ms"]),
-        )
-    return records
 
 
 def draw_worst(result: Result, folder: Path) -> Path | None:

@@ -12,20 +12,20 @@ from attnbench.cli.console import out, print_all, print_json, remark
 from attnbench.cli.models import run_model_suite
 from attnbench.cli.run_plan import plan_of
 from attnbench.models.run import MODEL_SUITES
+from attnbench.sweep.statuses import STATUS_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from attnbench.cli.run_options import RunOptions
 
-FAILED = ("wrong", "crashed", "error")
 MANY_CASES = 40  # above it, the printed table has one line per backend
 
 
 def run(options: RunOptions) -> None:
     """Run a suite of models or of cases. Exit 1 with --strict if any result failed."""
     statuses = run_model_suite(options) if options.suite in MODEL_SUITES else sweep(options)
-    if options.strict and any(statuses[status] for status in FAILED):
+    if options.strict and any(statuses[status.word] for status in STATUS_TABLE if status.is_strict):
         raise typer.Exit(1)
 
 
@@ -50,7 +50,7 @@ def sweep(options: RunOptions) -> Counter[str]:
 
 def print_results(table: pd.DataFrame, folder: Path, *, as_json: bool) -> None:
     """The tables of a sweep, or its figures as JSON."""
-    from attnbench.cli.report import as_records
+    from attnbench.report.frame import as_records
     from attnbench.report.terminal import result_tables
 
     if as_json:

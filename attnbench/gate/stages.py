@@ -16,7 +16,8 @@ from attnbench.gate.arms import ArmResult, ArmRunner
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.touched import BASE_ARM, BackendVersions
 from attnbench.gate.verdict import Finding, Gate, bigger, gathered, status_finding
-from attnbench.sweep.result import BROKEN, Result
+from attnbench.sweep.result import Result
+from attnbench.sweep.statuses import BROKEN, DECLINED
 from attnbench.sweep.suite import Planned
 
 SEEDS = 3  # of inputs, used in turn: the accuracy of one draw says little
@@ -162,7 +163,7 @@ def _findings(name: str, paired: PairedResults, rule: Rule) -> Iterator[Finding]
 
 
 def _severity(status: str) -> int:
-    order = ("ok", "refused", "unavailable", *BROKEN, "wrong")
+    order = ("ok", *DECLINED, *BROKEN, "wrong")
     return order.index(status)
 
 

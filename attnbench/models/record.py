@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.errors import StoreError
+from attnbench.sweep.statuses import STATUS_TABLE
 
-STATUSES = ("ok", "wrong", "refused", "unavailable", "timeout", "error")
+MODEL_STATUSES = tuple(status.word for status in STATUS_TABLE if status.is_of_models)
 ROLES = ("exact", "rounding", "seed", "backend")
 RUNS_FILE = "models.jsonl"
 Record = dict[str, Any]
@@ -50,8 +51,8 @@ class ModelRun:
     started_at: str = ""
 
     def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(f"no status {self.status!r}; take one of {', '.join(STATUSES)}")
+        if self.status not in MODEL_STATUSES:
+            raise ValueError(f"no status {self.status!r}; take one of {', '.join(MODEL_STATUSES)}")
         if self.role not in ROLES:
             raise ValueError(f"no role {self.role!r}; take one of {', '.join(ROLES)}")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-STATUS_ORDER = ("ok", "wrong", "crashed", "error", "timeout", "oom", "refused", "unavailable")
 PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
 # The list-like leaves change with the length; elided, their cases lie on one line.
 LONG_ARGUMENTS = re.compile(r"\b(padding|documents|explicit|block_sparse)\(([^()]|\([^()]*\))*\)")

@@ -1,4 +1,4 @@
-"""How does a result set look in a pull request? The same tables as in the terminal, as inert Markdown."""
+"""A result set as Markdown: the tables of the terminal, every foreign text inert."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from attnbench.report.cells import factor, markdown_cell, three_digits
+from attnbench.report.cells import NOTHING, factor, markdown_cell, three_digits
 from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
 
 
@@ -18,7 +18,7 @@ def markdown(table: pd.DataFrame, charts: Sequence[str] = ()) -> str:
         blocks += [f"![{name.removesuffix('.png')}]({name})" for name in charts]
         blocks += [
             "## Cases",
-            "Bold: the fastest. ~: cannot be told from the fastest. ±: half of the 10 % to 90 % span.",
+            "Bold: the fastest. ~: tied with the fastest. ±: half of the 10 % to 90 % span.",
         ]
         blocks += [case_block(section) for section in sections(table)]
         blocks += ["## Not ok, and why", reason_list(table)]
@@ -34,7 +34,7 @@ def standing_table(table: pd.DataFrame) -> str:
             f"{one.counts.get('ok', 0)} of {one.cases}",
             str(one.counts.get("wrong", 0)),
             str(one.failed),
-            str(one.counts.get("refused", 0) + one.counts.get("unavailable", 0)),
+            str(one.declined),
             f"{one.fastest} of {one.timed}" if one.timed else "not timed",
             factor(one.behind),
             three_digits(one.worst_error),
@@ -48,7 +48,7 @@ def standing_table(table: pd.DataFrame) -> str:
         "wrong",
         "failed",
         "refused or unavailable",
-        "fastest or level",
+        "fastest or tied",
         "behind the fastest",
     ]
     return grid([*head, "worst error/budget"], rows, texts=2)
@@ -57,14 +57,14 @@ def standing_table(table: pd.DataFrame) -> str:
 def case_block(section: Section) -> str:
     """One case: its name in words and its table."""
     rows = []
-    for line in section.lines:
-        name, mark = markdown_cell(line.backend), "**" if line.mark == "*" else ""
-        name = f"\\~ {name}" if line.mark == "~" else name
+    for row in section.rows:
+        name, mark = markdown_cell(row.backend), "**" if row.mark == "*" else ""
+        name = f"\\~ {name}" if row.mark == "~" else name
         cells = [
-            f"{mark}{cell}{mark}" if place < 2 and cell != "-" else cell
-            for place, cell in enumerate(line.cells)
+            f"{mark}{cell}{mark}" if place < 2 and cell != NOTHING else cell
+            for place, cell in enumerate(row.cells)
         ]
-        rows.append([f"{mark}{name}{mark}", line.status, *cells])
+        rows.append([f"{mark}{name}{mark}", row.status, *cells])
     left_out = [
         f"{status}: {', '.join(map(markdown_cell, names))}" for status, names in section.left_out.items()
     ]
@@ -78,14 +78,14 @@ def reason_list(table: pd.DataFrame) -> str:
     """One line per backend and reason."""
     lines = []
     for one in reasons(table):
-        where = (
+        cases = (
             "" if one.status == "unavailable" else f" ({one.cases} cases, e.g. {markdown_cell(one.example)})"
         )
-        lines.append(f"- {one.status} **{markdown_cell(one.backend)}**: {markdown_cell(one.reason)}{where}")
+        lines.append(f"- {one.status} **{markdown_cell(one.backend)}**: {markdown_cell(one.reason)}{cases}")
     return "\n".join(lines) or "Everything is ok."
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
-    """A Markdown table of cells that are inert already; the first `texts` columns are aligned to the left."""
+    """A Markdown table of cells that are inert already; the first `texts` columns are left-aligned."""
     rule = [":--" if place < texts else "--:" for place in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.report.cells import NOTHING, clean, factor, three_digits
-from attnbench.report.charts.palette import COLOURS, DASHES, INK, QUIET, STATUS_COLOURS, STYLE
+from attnbench.report.charts.palette import COLOURS, DASHES, INK, QUIET, STYLE
+from attnbench.sweep.statuses import STATUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def model_table(records: Sequence[Record]) -> Table:
         right = name not in ("task", "dtype", "backend", "status", LAST)
         table.add_column(name, justify="right" if right else "left", no_wrap=name in FIXED)
     for line in lines:
-        colour = STATUS_COLOURS.get(line["status"], INK)
+        colour = STATUS[line["status"]].colour
         table.add_row(*(Text(line[n], style=colour if n == "status" else "") for n in columns))
     return table
 
@@ -126,7 +127,7 @@ def _draw_budget(axes: Axes, runs: Sequence[Record], names: Sequence[str]) -> No
         curve = r["curves"].get("loss_over_budget", r["curves"].get("over_budget", []))
         values = [float("nan") if x is None else max(x, least) for x in curve]
         axes.plot(values, linewidth=1.2, label=r["backend"], **_look(r["backend"], names))
-    axes.axhline(1.0, color=STATUS_COLOURS["wrong"], linewidth=1.0, label="_allowed")
+    axes.axhline(1.0, color=STATUS["wrong"].colour, linewidth=1.0, label="_allowed")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

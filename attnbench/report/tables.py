@@ -1,4 +1,4 @@
-"""What does a reader see first? Cells of a table by case, a verdict line per backend, and the reasons; no printing."""
+"""What a reader sees first: rows by case, a standing per backend, and the reasons; texts only, no printing."""
 
 from __future__ import annotations
 
@@ -8,36 +8,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnbench.report.cells import (
-    NOTHING,
-    bytes_text,
-    clean,
-    factor,
-    is_missing,
-    milliseconds,
-    percent,
-    three_digits,
-)
-from attnbench.report.labels import STATUS_ORDER, case_text
+from attnbench.report.cells import NOTHING, clean, factor, is_missing, milliseconds, percent, three_digits
+from attnbench.report.columns import titled
+from attnbench.report.labels import case_text
 from attnbench.report.ranking import Front, fronts
-from attnbench.sweep.result import BROKEN
+from attnbench.sweep.statuses import BROKEN, DECLINED, STATUSES
 
-LISTED = (
-    "ok",
-    "wrong",
-    "crashed",
-    "error",
-    "timeout",
-    "oom",
-)  # the others are only counted, with their reasons
-FIGURES = ("forward", "backward", "TFLOP/s", "peak", "over minimum", "error/budget")
+# The first three combine columns of the frame; the others are its columns that have a title.
+FIGURES = ("forward", "backward", "TFLOP/s", *(column.title for column in titled()))
 
 
 @dataclass(frozen=True)
-class Line:
+class CaseRow:
     """One backend on one case: the texts of its cells, and its mark.
 
-    `mark` is `*` for a clear winner, `~` for each of several at the front (see `report.front`), else empty.
+    `mark` is `*` for a clear winner, `~` for each of several that are tied, else empty (see `ranking.Front`).
     """
 
     backend: str
@@ -48,14 +33,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """One case, its lines from fast to slow (who is at the front before the others), then those without a time.
+    """One case: its rows from fast to slow (those at the front first), then those without a time.
 
-    `left_out` names what is not listed, by status.
+    `left_out` names the backends that declined, by status.
     """
 
     title: str
     case: str
-    lines: tuple[Line, ...]
+    rows: tuple[CaseRow, ...]
     left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -63,7 +48,7 @@ class Section:
 class Standing:
     """One backend over all cases: how often right, wrong, refused; how far behind the fastest (geometric mean).
 
-    `fastest` counts the cases where it is at the front: the fastest, or not to be told from it.
+    `fastest` counts the cases on which it is at the front: the fastest, or tied with it.
     """
 
     backend: str
@@ -80,22 +65,27 @@ class Standing:
         """Cases that ended without an answer where one was due."""
         return sum(self.counts.get(status, 0) for status in BROKEN)
 
+    @property
+    def declined(self) -> int:
+        """Cases that ended without an answer where none was due."""
+        return sum(self.counts.get(status, 0) for status in DECLINED)
+
 
 def total_ms(table: pd.DataFrame) -> pd.Series:
-    """Milliseconds of the whole case: forward, plus backward where the case has one; NaN where either is missing."""
+    """Milliseconds of the whole case: forward, plus backward if the case has one; NaN if either is missing."""
     backward = table["bwd_median_ms"].where(table["direction"] == "fwd_bwd", 0.0)
     return (table["fwd_median_ms"] + backward).where(table["status"] == "ok")
 
 
 def with_places(table: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `total_ms`, `behind` (over the least of its case) and whether each row is at the `front` of it."""
+    """The frame with `total_ms`, `behind` (over the least of its case) and `front` (whether a row is at the front)."""
     total = total_ms(table)
-    found = fronts(table)
-    named = [
-        str(row.backend) in found.get(str(row.case), Front()).names
+    front_of = fronts(table)
+    at_front = [
+        str(row.backend) in front_of.get(str(row.case), Front()).names
         for row in table[["case", "backend"]].itertuples()
     ]
-    front = total.notna() & pd.Series(named, index=table.index, dtype=bool)
+    front = total.notna() & pd.Series(at_front, index=table.index, dtype=bool)
     least = total.groupby(table["case"]).transform("min")
     return table.assign(total_ms=total, behind=total / least, front=front)
 
@@ -111,49 +101,48 @@ def sections(table: pd.DataFrame) -> list[Section]:
 def _section(rows: list[Any]) -> Section:
     def place(row: Any) -> tuple[int, bool, float]:
         total_ms = np.inf if is_missing(row.total_ms) else row.total_ms
-        return STATUS_ORDER.index(row.status), not row.front, total_ms
+        return STATUSES.index(row.status), not row.front, total_ms
 
     ordered = sorted(rows, key=place)
     mark = "*" if len({row.backend for row in rows if row.front}) == 1 else "~"
-    lines = tuple(_line(row, mark if row.front else "") for row in ordered if row.status in LISTED)
+    shown = tuple(_case_row(row, mark if row.front else "") for row in ordered if row.status not in DECLINED)
     left_out: dict[str, tuple[str, ...]] = {}
     for row in ordered:
-        if row.status not in LISTED:
+        if row.status in DECLINED:
             left_out[row.status] = (*left_out.get(row.status, ()), clean(row.backend, 60))
     first = rows[0]
     title = f"{clean(first.group, 60)}: {case_text(first)}" if first.group else case_text(first)
-    return Section(clean(title), clean(first.case), lines, left_out)
+    return Section(clean(title), clean(first.case), shown, left_out)
 
 
-def _line(row: Any, mark: str) -> Line:
+def _case_row(row: Any, mark: str) -> CaseRow:
     flops = (row.fwd_flops, row.bwd_flops if row.direction == "fwd_bwd" else 0)
-    known = not is_missing(row.total_ms) and not any(is_missing(f) for f in flops)
-    tflops = sum(int(f) for f in flops) / row.total_ms / 1e9 if known else None
+    has_rate = not is_missing(row.total_ms) and not any(is_missing(f) for f in flops)
+    tflops = sum(int(f) for f in flops) / row.total_ms / 1e9 if has_rate else None
     cells = (
         _time(row.fwd_median_ms, row.fwd_low_ms, row.fwd_high_ms),
         _time(row.bwd_median_ms, row.bwd_low_ms, row.bwd_high_ms),
         three_digits(tflops),
-        bytes_text(row.peak_bytes),
-        factor(row.peak_over_least),
-        three_digits(row.error_over_budget),
+        *(column.cell(row) for column in titled()),
     )
-    return Line(clean(row.backend, 60), row.status, cells, mark)
+    return CaseRow(clean(row.backend, 60), row.status, cells, mark)
 
 
 def _time(median: Any, low: Any, high: Any) -> str:
     if is_missing(median):
         return NOTHING
     share = (high - low) / 2 / median
-    # Beyond its own size a spread is said in multiples: 3000 % is no figure to read.
+    # Beyond its own size a spread reads better as a multiple than as 3000 %.
     return f"{milliseconds(median)} ±{percent(share) if share < 1 else factor(share)}"
 
 
 def standings(table: pd.DataFrame) -> list[Standing]:
-    """One line per backend, the most useful first: fewest wrong, most right, nearest to the fastest."""
-    timed = with_places(table)
-    found = [_standing(str(name), group) for name, group in timed.groupby("backend", sort=False)]
+    """One per backend, the most useful first: most right, fewest wrong, nearest to the fastest."""
+    placed = with_places(table)
+    unordered = [_standing(str(name), group) for name, group in placed.groupby("backend", sort=False)]
     return sorted(
-        found, key=lambda s: (-s.counts.get("ok", 0), s.counts.get("wrong", 0), s.behind or np.inf, s.backend)
+        unordered,
+        key=lambda s: (-s.counts.get("ok", 0), s.counts.get("wrong", 0), s.behind or np.inf, s.backend),
     )
 
 
@@ -175,7 +164,7 @@ def _standing(name: str, group: pd.DataFrame) -> Standing:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a backend gave no right answer: said once for all cases with the same words."""
+    """Why a backend gave no right answer: once for all cases with the same words."""
 
     backend: str
     status: str
@@ -185,10 +174,9 @@ class Reason:
 
 
 def reasons(table: pd.DataFrame) -> list[Reason]:
-    """The reasons of everything that is not ok, the worst status first."""
+    """The reasons of everything that is not ok, in the order of the statuses."""
     failing = table[table["status"] != "ok"]
-    rank = {status: place for place, status in enumerate(STATUS_ORDER)}
-    found = [
+    unordered = [
         Reason(
             clean(backend, 60),
             str(status),
@@ -198,17 +186,17 @@ def reasons(table: pd.DataFrame) -> list[Reason]:
         )
         for (backend, status, reason), part in failing.groupby(["backend", "status", "reason"], sort=False)
     ]
-    return sorted(found, key=lambda r: (rank[r.status], r.backend))
+    return sorted(unordered, key=lambda r: (STATUSES.index(r.status), r.backend))
 
 
 def heading(table: pd.DataFrame) -> str:
-    """Where, when and on what: one line."""
+    """Suite, machine, device, commit, day and size in one line."""
     if table.empty:
         return "no results"
     parts = []
     for name in ("suite", "machine", "device", "commit"):
-        seen = [clean(value, 80) for value in table[name].dropna().unique() if value]
-        parts += [f"{'commit ' if name == 'commit' else ''}{', '.join(seen[:3])}"] if seen else []
+        values = [clean(value, 80) for value in table[name].dropna().unique() if value]
+        parts += [f"{'commit ' if name == 'commit' else ''}{', '.join(values[:3])}"] if values else []
     started = [s for s in table["started_at"].dropna() if s]
     parts += [clean(min(started), 19)[:10]] if started else []
     cases, backends = table["case"].nunique(), table["backend"].nunique()

@@ -1,4 +1,4 @@
-"""How does a result set look in a terminal? Rich renderables made of the tables; the caller prints them."""
+"""A result set in a terminal: Rich renderables made of the tables; the caller prints them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ from rich.text import Text
 
 from attnbench.report.cells import factor, three_digits
 from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
+from attnbench.sweep.statuses import STATUS
 
-COLOURS = {
-    "ok": "green",
-    "wrong": "bold red",
-    "crashed": "red",
-    "error": "red",
-    "timeout": "magenta",
-    "oom": "magenta",
-    "refused": "yellow",
-    "unavailable": "bright_black",
-}
 MOST_REASONS = 40
 
 
 def status_text(status: str) -> Text:
-    return Text(status, style=COLOURS.get(status, ""))
+    return Text(status, style=STATUS[status].style)
 
 
 def result_tables(table: pd.DataFrame, *, cases: bool = True) -> Iterator[RenderableType]:
@@ -37,21 +28,21 @@ def result_tables(table: pd.DataFrame, *, cases: bool = True) -> Iterator[Render
     if cases:
         yield from case_tables(sections(table))
         yield Text(
-            "\n* fastest; ~ cannot be told from the fastest; ± half of the 10 % to 90 % span",
+            "\n* fastest; ~ tied with the fastest; ± half of the 10 % to 90 % span",
             style="bright_black",
         )
     yield from reason_lines(table)
     yield standing_table(table)
 
 
-def case_tables(found: list[Section]) -> Iterator[RenderableType]:
-    """One block per case, columns aligned over all blocks; `*` is the fastest, `~` cannot be told from it."""
-    lines = [line for section in found for line in section.lines]
-    name_width = max([len(line.backend) for line in lines] + [len("backend") + 4]) + 2
+def case_tables(by_case: list[Section]) -> Iterator[RenderableType]:
+    """One block per case, columns aligned over all blocks; `*` is the fastest, `~` is tied with it."""
+    rows = [row for section in by_case for row in section.rows]
+    name_width = max([len(row.backend) for row in rows] + [len("backend") + 4]) + 2
     widths = [
-        max([len(line.cells[place]) for line in lines] + [len(name)]) for place, name in enumerate(FIGURES)
+        max([len(row.cells[place]) for row in rows] + [len(name)]) for place, name in enumerate(FIGURES)
     ]
-    for place, section in enumerate(found):
+    for place, section in enumerate(by_case):
         yield Text(f"\n{section.title}", style="bold cyan")
         shown = Table(
             box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=place == 0
@@ -60,11 +51,11 @@ def case_tables(found: list[Section]) -> Iterator[RenderableType]:
         shown.add_column("status", width=max(len("status"), len("unavailable") - 4))
         for width, name in zip(widths, FIGURES, strict=True):
             shown.add_column(name, justify="right", min_width=width, no_wrap=True)
-        for line in section.lines:
-            style = "bold green" if line.mark == "*" else "green" if line.mark else ""
-            figures = [Text(cell, style=style if where < 2 else "") for where, cell in enumerate(line.cells)]
-            backend = Text(f"{line.mark:<2}{line.backend}", style=style)
-            shown.add_row(backend, status_text(line.status), *figures)
+        for row in section.rows:
+            style = "bold green" if row.mark == "*" else "green" if row.mark else ""
+            figures = [Text(cell, style=style if n < 2 else "") for n, cell in enumerate(row.cells)]
+            backend = Text(f"{row.mark:<2}{row.backend}", style=style)
+            shown.add_row(backend, status_text(row.status), *figures)
         yield shown
         for status, names in section.left_out.items():
             yield Text(f"  {status}: {', '.join(names)}", style="bright_black")
@@ -72,20 +63,20 @@ def case_tables(found: list[Section]) -> Iterator[RenderableType]:
 
 def reason_lines(table: pd.DataFrame) -> Iterator[Text]:
     """Why something is not ok, one line per backend and reason."""
-    found = reasons(table)
-    if found:
+    why = reasons(table)
+    if why:
         yield Text("\nNot ok, and why", style="bold")
-    for one in found[:MOST_REASONS]:
-        where = one.example if one.cases == 1 else f"{one.cases} cases, e.g. {one.example}"
+    for one in why[:MOST_REASONS]:
+        cases = one.example if one.cases == 1 else f"{one.cases} cases, e.g. {one.example}"
         line = Text("  ").append_text(status_text(one.status)).append(f" {one.backend}: {one.reason}")
-        # An unavailable backend is unavailable for every case: naming one would say nothing.
-        yield line if one.status == "unavailable" else line.append(f" ({where})", style="bright_black")
-    if len(found) > MOST_REASONS:
-        yield Text(f"  and {len(found) - MOST_REASONS} more; the CSV that `attnbench report` writes has all")
+        # An unavailable backend is unavailable for every case: an example would say nothing.
+        yield line if one.status == "unavailable" else line.append(f" ({cases})", style="bright_black")
+    if len(why) > MOST_REASONS:
+        yield Text(f"  and {len(why) - MOST_REASONS} more; the CSV that `attnbench report` writes has all")
 
 
 def standing_table(table: pd.DataFrame) -> Table:
-    """Which backend is right, how often it is fastest, how far behind it is on the others."""
+    """One line per backend: how often it is right, how often fastest, how far behind it is on average."""
     shown = Table(
         title="\nBackends",
         title_justify="left",
@@ -101,7 +92,7 @@ def standing_table(table: pd.DataFrame) -> Table:
         "wrong",
         "failed",
         "refused",
-        "fastest or level",
+        "fastest or tied",
         "behind the fastest",
         "worst error/budget",
     ):

@@ -8,13 +8,13 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from attnbench.sweep.statuses import STATUSES
+
 if TYPE_CHECKING:
     from attnbench.problem import Case
 
 SCHEMA = 1  # of the stored record; `from_json` is the one place that reads other schemas
-STATUSES = ("ok", "wrong", "refused", "unavailable", "oom", "timeout", "crashed", "error")
 NUMBERS = frozenset((int, float))
-BROKEN = ("crashed", "error", "timeout", "oom")  # the backend accepted the case and gave no answer
 
 
 @dataclass(frozen=True, kw_only=True)

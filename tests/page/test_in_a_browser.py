@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from attnbench.report.columns import Column
+from attnbench.report.page import rows
 from tests.page.sets import a_result, a_set, many, small_set
 
 SCRIPT = "<script>window.harmed = 1</script>"
@@ -74,6 +76,17 @@ def test_a_filter_changes_the_charts_and_the_table(opened: Any) -> None:
     assert page.tab.locator("#figures tbody tr").count() == 6
     assert "liar (wrong: out is 37 budgets off)" in page.tab.inner_text("#absent")
     assert "slow (right, not timed" in page.tab.inner_text("#absent")
+
+
+def test_a_column_that_every_table_shows_stands_among_the_figures(
+    opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = Column("fwd_peak_bytes", "whole", "", "bytes", "peak of the forward")
+    monkeypatch.setattr(rows, "more_columns", lambda: [column])
+    page = opened(small_set())
+    assert page.complaints == []
+    assert page.tab.locator("#figures thead th").last.inner_text() == "peak of the forward"
+    assert page.tab.locator("#figures tbody tr").first.locator("td").last.inner_text() == "512 KiB"
 
 
 def test_the_pass_of_training_is_a_choice(opened: Any) -> None:

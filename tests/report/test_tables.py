@@ -58,10 +58,10 @@ def test_the_fastest_right_backend_of_a_case_is_marked(sweep: Any) -> None:
     right = table[table["status"] == "ok"]
     total = right["fwd_median_ms"] + right["bwd_median_ms"]
     section = sections(table)[0]
-    assert [(line.backend, line.mark) for line in section.lines if line.mark] == [
+    assert [(row.backend, row.mark) for row in section.rows if row.mark] == [
         (right["backend"].iloc[total.argmin()], "*")
     ]
-    assert [line.backend for line in section.lines if line.status == "ok"] == list(
+    assert [row.backend for row in section.rows if row.status == "ok"] == list(
         right["backend"][total.sort_values().index]
     )
     assert section.left_out == {"unavailable": ("xformers",)}
@@ -72,7 +72,7 @@ def test_backends_that_cannot_be_told_apart_are_level_and_none_is_called_the_win
 ) -> None:
     def marks(**samples_ms: list[float]) -> dict[str, str]:
         results = [a_result(a_case(), name, samples_ms={"fwd": [ms]}) for name, ms in samples_ms.items()]
-        return {line.backend: line.mark for line in sections(frame(results))[0].lines}
+        return {row.backend: row.mark for row in sections(frame(results))[0].rows}
 
     assert marks(flex=[1.0, 1.05, 1.1, 1.15, 1.2], naive=[1.1, 1.1, 1.3, 1.4, 1.5], triton=[3.0] * 5) == {
         "flex": "~",
@@ -90,7 +90,7 @@ def test_the_table_and_the_page_put_the_same_backends_at_the_front(a_case: Any, 
     results = [a_result(a_case(), name, samples_ms={"fwd": [ms] * 6}) for name, ms in times.items()]
     table = frame(results)
     (winner,) = winners(with_families(table))
-    marked = [(line.backend, line.mark) for line in sections(table)[0].lines]
+    marked = [(row.backend, row.mark) for row in sections(table)[0].rows]
     assert winner.level == ("seldom",)
     assert marked == [("seldom", "*"), ("often", ""), ("behind", "")]
     assert {one.backend: one.fastest for one in standings(table)} == {"seldom": 1, "often": 0, "behind": 0}
@@ -100,7 +100,7 @@ def test_a_backend_without_its_backward_is_not_the_fastest(a_case: Any, a_result
     case = a_case(direction="fwd_bwd")
     half = a_result(case, "flex", samples_ms={"fwd": [[1e-6]]})
     section = sections(frame([half, a_result(case, "naive")]))[0]
-    assert [line.backend for line in section.lines if line.mark] == ["naive"]
+    assert [row.backend for row in section.rows if row.mark] == ["naive"]
 
 
 def test_standings_count_statuses_and_wins(sweep: Any) -> None:

@@ -12,25 +12,15 @@ import numpy as np
 import pandas as pd
 
 from attnbench.report.cells import clean, is_missing, three_digits
-from attnbench.report.charts.palette import HEAD_INCHES, INK, QUIET, STATUS_COLOURS, STYLE, headline
-from attnbench.report.labels import STATUS_ORDER, with_families
+from attnbench.report.charts.palette import HEAD_INCHES, INK, QUIET, STYLE, contrast, headline
+from attnbench.report.labels import with_families
 from attnbench.report.tables import heading
+from attnbench.sweep.statuses import STATUS, STATUSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A second code beside the colour.
-GLYPHS = {
-    "ok": "✓",
-    "wrong": "✗",
-    "crashed": "crash",
-    "error": "error",
-    "timeout": "time",
-    "oom": "oom",
-    "refused": "–",
-    "unavailable": "·",
-}
 MOST_COLUMNS = 24
 CELL_INCHES = (0.92, 0.4)
 
@@ -168,7 +158,7 @@ def error_text(value: float) -> str:
 
 
 def why_unjudged(counts: Counter[str]) -> str:
-    return min(counts, key=STATUS_ORDER.index) if counts else "not asked"
+    return min(counts, key=STATUSES.index) if counts else "not asked"
 
 
 def draw_support(found: Matrix, subtitle: str) -> Figure:
@@ -176,7 +166,7 @@ def draw_support(found: Matrix, subtitle: str) -> Figure:
     import matplotlib as mpl
     from matplotlib.patches import Patch, Rectangle
 
-    used = [status for status in STATUS_ORDER if any(counts[status] for counts in found.counts.values())]
+    used = [status for status in STATUSES if any(counts[status] for counts in found.counts.values())]
     with mpl.rc_context(STYLE):
         figure, axes = _canvas(
             found, "Who answers what", f"share of the cases of each mask | {subtitle}", 0.62
@@ -190,19 +180,25 @@ def draw_support(found: Matrix, subtitle: str) -> Figure:
                         continue
                     share = 0.96 * counts[status] / total
                     patch = Rectangle(
-                        (left, y + 0.04), share, 0.92, facecolor=STATUS_COLOURS[status], edgecolor="none"
+                        (left, y + 0.04), share, 0.92, facecolor=STATUS[status].colour, edgecolor="none"
                     )
                     axes.add_patch(patch)
                     if share > 0.2:
                         number = "" if status == "unavailable" else f" {counts[status]}"
-                        ink = "white" if status in ("ok", "wrong", "crashed", "timeout") else INK
-                        said = f"{GLYPHS[status]}{number}".strip()
+                        ink = "white" if contrast("#FFFFFF", STATUS[status].colour) >= 3 else INK
+                        label = f"{STATUS[status].glyph}{number}"
                         axes.text(
-                            left + share / 2, y + 0.5, said, ha="center", va="center", fontsize=7.5, color=ink
+                            left + share / 2,
+                            y + 0.5,
+                            label,
+                            ha="center",
+                            va="center",
+                            fontsize=7.5,
+                            color=ink,
                         )
                     left += share
         height = figure.get_size_inches()[1]
-        marks = [Patch(facecolor=STATUS_COLOURS[s], label=f"{GLYPHS[s]} {s}".strip()) for s in used]
+        marks = [Patch(facecolor=STATUS[s].colour, label=f"{STATUS[s].glyph} {s}") for s in used]
         anchor = (0.15 / figure.get_size_inches()[0], 0.12 / height)
         legend = figure.legend(
             handles=marks, loc="lower left", bbox_to_anchor=anchor, ncols=8, frameon=False, fontsize=8

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from attnbench.conformance.one_case import CaseView, ErrorMap
 from attnbench.problem import EMPTY, FULL, PARTIAL
-from attnbench.report.charts.palette import INK, QUIET, STATUS_COLOURS, STYLE
+from attnbench.report.charts.palette import INK, QUIET, STYLE
+from attnbench.sweep.statuses import STATUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,6 +184,6 @@ def _errors(seen: CaseView) -> Figure:
     bar.ax.set_yticklabels(["0.01", "0.1", "1 allowed", "10", "100"], fontsize=7, color=QUIET)
     if not seen.verdict.ok:
         figure.text(
-            0.01, -0.02, seen.verdict.reason, fontsize=8, color=STATUS_COLOURS["wrong"], va="top", wrap=True
+            0.01, -0.02, seen.verdict.reason, fontsize=8, color=STATUS["wrong"].colour, va="top", wrap=True
         )
     return figure

@@ -33,16 +33,6 @@ COLOURS = (
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
-STATUS_COLOURS = {
-    "ok": "#2C8C6B",
-    "wrong": "#B2182B",
-    "crashed": "#D6604D",
-    "error": "#E58E6C",
-    "timeout": "#8E6BB5",
-    "oom": "#B79AD3",
-    "refused": "#DCC27A",
-    "unavailable": "#E3E6E9",
-}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -1,4 +1,4 @@
-"""What does the page's own data look like? Cases, rows and words once each, so that 50,000 rows stay small."""
+"""The data in the page: cases, rows and words once each, so that 50,000 rows stay small."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from attnbench.report.cells import clean, is_missing
+from attnbench.report.columns import Column, titled
 from attnbench.report.labels import dims_text, heads_text, unlike_lengths_text
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -17,30 +18,30 @@ LONGEST_NAME, LONGEST_SELECTION, LONGEST_REASON = 60, 80, 300
 
 
 class Words:
-    """Every text once: `words.place(text)` is where it stands in `words.texts`."""
+    """Every text once: `words.place(text)` is its index in `words.texts`."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._places: dict[str, int] = {}
 
     def place(self, text: Any, longest: int = LONGEST_REASON) -> int:
-        """The place of a foreign text, cut and made inert."""
-        said = clean(text, longest)
-        if said not in self._places:
-            self._places[said] = len(self.texts)
-            self.texts.append(said)
-        return self._places[said]
+        """The index of a foreign text, cut and made inert."""
+        inert = clean(text, longest)
+        if inert not in self._places:
+            self._places[inert] = len(self.texts)
+            self.texts.append(inert)
+        return self._places[inert]
 
 
 def rest_text(row: Any) -> str:
-    """What is the same along a line beside heads, dims and dtype: batch, score changes, layout, unequal lengths."""
+    """What else is fixed along a line, beside heads, dims and dtype: batch, scores, layout, unequal lengths."""
     layout = row.layout if row.layout != "bhsd" else ""
     parts = (f"batch {row.batch}", clean(row.scores, LONGEST_SELECTION), layout, unlike_lengths_text(row))
     return ", ".join(part for part in parts if part)
 
 
 def selection(row: Any) -> dict[str, str]:
-    """What is chosen in Explore to see a row's case: the texts by field, those that the row's case has in the page."""
+    """The selection in Explore that shows a row's case: texts by field, as the page's data has them."""
     texts = {
         "mask": row.family,
         "heads": heads_text(row),
@@ -55,23 +56,27 @@ def selection(row: Any) -> dict[str, str]:
 def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """The rows of every set (frames as `with_families` gives them) as JSON values.
 
-    `cases` and `rows` are lists of lists in the order of `case_fields` and `row_fields`; texts are places in
-    `words`. Of each pass: ms at QUANTILES, the number of samples, and the samples where all fit.
+    `cases` and `rows` are lists of lists in the order of `case_fields` and `row_fields`; texts are indices into
+    `words`. Per pass: ms at QUANTILES, the number of samples, and the samples if all sets together have few enough.
+    `columns` are the title, field and unit of what `more_columns` adds to the table of figures.
     """
     words = Words()
     kept = sum(int(t[f"{p}_samples"].sum()) for t in tables for p in ("fwd", "bwd")) <= MOST_SAMPLES
+    more = more_columns()
     cases: list[list[Any]] = []
     rows: list[list[Any]] = []
     for number, table in enumerate(tables):
         places: dict[str, int] = {}
-        for row in table[list(NEEDED)].itertuples():
+        for row in table[[*NEEDED, *(column.name for column in more)]].itertuples():
             if row.case not in places:
                 places[str(row.case)] = len(cases)
                 cases.append([number, *_case(row, words)])
-            rows.append([places[str(row.case)], *_row(row, words, kept)])
+            figures = (_value(row, column) for column in more)
+            rows.append([places[str(row.case)], *_row(row, words, kept), *figures])
     return {
         "case_fields": CASE_FIELDS,
-        "row_fields": ROW_FIELDS,
+        "row_fields": (*ROW_FIELDS, *(column.name for column in more)),
+        "columns": [[column.title, column.name, column.unit] for column in more],
         "words": words.texts,
         "cases": cases,
         "rows": rows,
@@ -92,8 +97,18 @@ NEEDED = (
     + ("q_len", "k_len", "direction", "length", "fwd_flops", "bwd_flops", "fwd_least_bytes")
     + ("bwd_least_bytes", "least_peak_bytes", "pairs", "backend", "status", "reason", "kernel")
     + ("fwd_samples_ms", "bwd_samples_ms", "fwd_roof_share", "bwd_roof_share", "roof_share", "peak_bytes")
-    + ("error_over_budget", "notes")
+    + ("peak_over_least", "error_over_budget", "notes")
 )  # fmt: skip
+
+
+def more_columns() -> list[Column]:
+    """The columns that every table shows, without those that the page's charts are drawn from."""
+    return [column for column in titled() if column.name not in NEEDED]
+
+
+def _value(row: Any, column: Column) -> float | int | None:
+    value = getattr(row, column.name)
+    return _whole(value) if column.kind == "whole" else _short(value)
 
 
 def _case(row: Any, words: Words) -> list[Any]:
@@ -119,16 +134,16 @@ def _row(row: Any, words: Words, kept: bool) -> list[Any]:
 
 
 def _samples(rounds: Iterable[Sequence[float]], kept: bool) -> list[Any] | None:
-    given = [list(one) for one in rounds]
-    samples = sorted(ms for one in given for ms in one)
+    whole = [list(one) for one in rounds]
+    samples = sorted(ms for one in whole for ms in one)
     if not samples:
         return None
-    found = [_short(_quantile(samples, share)) for share in QUANTILES]
-    return [found, len(samples), *([[[_short(ms) for ms in one] for one in given]] if kept else [])]
+    quantiles = [_short(_quantile(samples, share)) for share in QUANTILES]
+    return [quantiles, len(samples), *([[[_short(ms) for ms in one] for one in whole]] if kept else [])]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """As numpy's, with linear interpolation; twenty times as fast on few samples."""
+    """numpy's quantile with linear interpolation; twenty times as fast on few samples."""
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
@@ -136,7 +151,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def _short(value: Any) -> float | None:
-    """Four digits are more than a reader can use, and a third of the bytes."""
+    """Four digits: more than a reader can use, in a third of the bytes."""
     if value is None or is_missing(value) or not math.isfinite(value):
         return None
     return float(f"{float(value):.4g}")
@@ -147,7 +162,7 @@ def _whole(value: Any) -> int | None:
 
 
 def roofs_of(table: pd.DataFrame, environments: Mapping[str, Any]) -> dict[str, Any]:
-    """The measured roofs of the environment that most rows were measured in; empty where none is known."""
+    """The roofs of the environment of most rows; empty if none were measured."""
     for key in table["environment"].dropna().value_counts().index:
         roofs = (environments.get(key) or {}).get("roofs") or {}
         if roofs:

@@ -1,10 +1,12 @@
-// What stands beside the charts? The form, the table of figures, the samples of one.
+// What stands beside the charts: the form, the table of figures, the samples of one figure.
 
+const CELLS = { "": plain, ms, bytes, times: (x) => x == null ? "–" : `${digits(x)}x`, share: percent };
 const COLUMNS = [
   ["backend", (f) => f.row.backend], ["tokens", (f) => String(f.length)], ["time, median", (f) => ms(f.q && f.q[3])],
   ["10 %", (f) => ms(f.q && f.q[1])], ["90 %", (f) => ms(f.q && f.q[5])], ["least", (f) => ms(f.q && f.q[0])], ["samples", (f) => String(f.samples)],
-  ["TFLOP/s", (f) => plain(f.tflops)], ["of the roof", (f) => percent(f.share)], ["FLOP/byte", (f) => plain(f.intensity)], ["peak memory", (f) => bytes(f.peak)],
-  ["over least", (f) => f.peak && f.row.case.least_peak ? `${digits(f.peak / f.row.case.least_peak)}x` : "–"], ["error / budget", (f) => plain(f.error)],
+  ["TFLOP/s", (f) => plain(f.tflops)], ["of the roof", (f) => percent(f.share)], ["FLOP/byte", (f) => plain(f.intensity)], ["peak", (f) => bytes(f.peak)],
+  ["over minimum", (f) => f.peak && f.row.case.least_peak ? `${digits(f.peak / f.row.case.least_peak)}x` : "–"], ["error/budget", (f) => plain(f.error)],
+  ...page.columns.map(([title, field, unit]) => [title, (f) => CELLS[unit](f.row[field])]),
 ];
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
