@@ -1,4 +1,4 @@
-"""How do figures and foreign texts become cells? Units chosen to be read; nothing a plug-in wrote is executed."""
+"""Cells of tables: figures with units that are easy to read, foreign texts that execute nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-LONGEST = 300  # characters of a foreign text that are shown
+LONGEST_CELL = 300  # characters of a foreign text that are shown
 NOTHING = "-"
 STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 MARKDOWN_MEANS = re.compile(r"([\\`*_{}\[\]<>()#+!|~&@$])")
-# What GitHub reads after the Markdown, where no backslash is left: mentions, references, addresses. A zero-width
-# space, or a sign written as an entity, takes their meaning away and not their look.
+# What GitHub reads after the Markdown, when no backslash is left: mentions, references, addresses. A zero-width
+# space, or a sign written as an entity, takes away their meaning and keeps their look.
 READ_LATER = {
     "\\<": "&lt;",
     "\\>": "&gt;",
@@ -25,13 +25,13 @@ READ_LATER = {
 }
 
 
-def clean(text: Any, longest: int = LONGEST) -> str:
-    """A foreign text in one line: control, format and bidi characters gone, cut where it is too long.
+def clean(text: Any, longest: int = LONGEST_CELL) -> str:
+    """A foreign text in one line: without control, format and bidi characters, and cut if too long.
 
-    Cut before it is looked at, so that megabytes cost nothing.
+    Cut before it is read, so that megabytes cost nothing.
     """
-    given = str(text)
-    head = given[: 2 * longest]
+    whole = str(text)
+    head = whole[: 2 * longest]
     # Cc: control (escape sequences of terminals), Cf: bidi overrides, Cs and Co: cannot be printed everywhere.
     kept = "".join(
         " " if char in "\n\r\t\v\f\x85\u2028\u2029" else char
@@ -39,19 +39,19 @@ def clean(text: Any, longest: int = LONGEST) -> str:
         if char in "\n\r\t\v\f\x85\u2028\u2029" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co")
     )
     line = " ".join(kept.split())
-    if len(line) > longest or len(given) > len(head):
-        return f"{line[: longest - 1].rstrip()}… ({len(given):,} characters)"
+    if len(line) > longest or len(whole) > len(head):
+        return f"{line[: longest - 1].rstrip()}… ({len(whole):,} characters)"
     return line
 
 
 def csv_cell(text: Any) -> str:
-    """A text that no spreadsheet takes for a formula (a leading quote mark says: text)."""
+    """A text that no spreadsheet takes for a formula (a leading quote mark makes it a text)."""
     line = clean(text)
     return f"'{line}" if line.lstrip().startswith(STARTS_A_FORMULA) else line
 
 
 def markdown_cell(text: Any) -> str:
-    """A text as itself in a Markdown table: no markup, no HTML, no mention, no link, no new column."""
+    """A text as it is in a Markdown table: no markup, no HTML, no mention, no link, no new column."""
     cell = MARKDOWN_MEANS.sub(r"\\\1", clean(text))
     for sign, harmless in READ_LATER.items():
         cell = cell.replace(sign, harmless)
@@ -59,7 +59,7 @@ def markdown_cell(text: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a figure is not there (None, NA or NaN)."""
+    """Whether a figure is missing (None, NA or NaN)."""
     return bool(pd.isna(value))
 
 

@@ -1,4 +1,4 @@
-"""How is a case named for a reader, and which cases lie on one line of a chart?"""
+"""The words for a case in tables and charts, and which cases lie on one line of a chart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 PASS_TEXT = {"fwd": "forward", "bwd": "backward"}
-# The list-like leaves change with the length; elided, their cases lie on one line.
+# The lists in these masks change with the length; without them, their cases lie on one line.
 LONG_ARGUMENTS = re.compile(r"\b(padding|documents|explicit|block_sparse)\(([^()]|\([^()]*\))*\)")
 
 
@@ -18,12 +18,12 @@ def mask_family(mask: str) -> str:
 
 
 def heads_text(row: Any) -> str:
-    """`8 heads`, or `32:8 heads` where key heads are shared."""
+    """`8 heads`, or `32:8 heads` if key heads are shared."""
     return f"{row.q_heads} heads" if row.q_heads == row.kv_heads else f"{row.q_heads}:{row.kv_heads} heads"
 
 
 def dims_text(row: Any) -> str:
-    """`d64`, or `d192:128` where values have another dim."""
+    """`d64`, or `d192:128` if values have another dim."""
     return f"d{row.head_dim}" if row.head_dim == row.v_dim else f"d{row.head_dim}:{row.v_dim}"
 
 
@@ -33,7 +33,7 @@ def length_text(row: Any) -> str:
 
 
 def unlike_lengths_text(row: Any) -> str:
-    """`1 query` of decoding or `64 keys` where they are fewer; empty where queries and keys are as many."""
+    """`1 query` or `64 keys`, whichever are fewer; empty if queries and keys are as many."""
     if row.q_len == row.k_len:
         return ""
     if row.q_len < row.k_len:
@@ -42,11 +42,12 @@ def unlike_lengths_text(row: Any) -> str:
 
 
 def direction_text(direction: str) -> str:
+    """`forward`, or `forward + backward`."""
     return {"fwd": "forward", "fwd_bwd": "forward + backward"}.get(direction, direction)
 
 
 def shape_text(row: Any) -> str:
-    """What is the same along a line: batch, heads, dims, dtype, scores, layout, unequal lengths."""
+    """What is fixed along a line, but for unequal lengths: batch, heads, dims, dtype, scores, layout."""
     parts = [f"batch {row.batch}"] if row.batch != 1 else []
     parts += [heads_text(row), dims_text(row), row.dtype]
     parts += [row.scores] if row.scores else []
@@ -64,7 +65,7 @@ def case_text(row: Any) -> str:
 def with_families(table: pd.DataFrame) -> pd.DataFrame:
     """The frame with `family` (mask without tables), `shape` (what else is fixed on a line) and `length` (tokens).
 
-    `length` is the longer of q_len and k_len. Where two cases would share a point, the whole mask tells them apart.
+    `length` is the longer of q_len and k_len. If two cases would share a point, the whole mask tells them apart.
     """
     if table.empty:
         return table.assign(

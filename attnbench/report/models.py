@@ -1,4 +1,4 @@
-"""What did a model suite find? Its records on the disk, one table, and the charts of its curves."""
+"""The results of a model suite: one table, and the charts of its curves."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.report.cells import NOTHING, clean, factor, three_digits
-from attnbench.report.charts.palette import COLOURS, DASHES, INK, QUIET, STYLE
+from attnbench.report.charts.palette import CHART_DASHES, COLOURS, INK, QUIET, STYLE
 from attnbench.sweep.statuses import STATUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-Record = dict[str, Any]  # of attnbench.models.record.ModelRun
+    from attnbench.models.record import Record
+
+REACHED = "reached, or why"
+FIXED = ("task", "dtype", "backend", "status")
+MODEL_COLUMNS = (*FIXED, "loss", "over budget", "of seeds", "spikes", "not finite", "ms", REACHED)
 
 
 def model_table(records: Sequence[Record]) -> Table:
-    """One line per (task, dtype, backend): what it reached, how far it is off, and what it took."""
+    """One line per (task, dtype, backend): what it reached, how far it is off, and its cost."""
     from rich.table import Table
     from rich.text import Text
 
     lines = [_line(r) for r in sorted(_shown(records), key=lambda r: (r["task"], r["dtype"], r["backend"]))]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    columns = [name for name in COLUMNS if name in FIXED or any(line[name] != NOTHING for line in lines)]
+    columns = [
+        name for name in MODEL_COLUMNS if name in FIXED or any(line[name] != NOTHING for line in lines)
+    ]
     for name in columns:
-        right = name not in ("task", "dtype", "backend", "status", LAST)
+        right = name not in ("task", "dtype", "backend", "status", REACHED)
         table.add_column(name, justify="right" if right else "left", no_wrap=name in FIXED)
     for line in lines:
         colour = STATUS[line["status"]].colour
         table.add_row(*(Text(line[n], style=colour if n == "status" else "") for n in columns))
     return table
-
-
-LAST = "reached, or why"
-FIXED = ("task", "dtype", "backend", "status")
-COLUMNS = (*FIXED, "loss", "over budget", "of seeds", "spikes", "not finite", "ms", LAST)
 
 
 def _line(record: Record) -> dict[str, str]:
@@ -54,7 +55,7 @@ def _line(record: Record) -> dict[str, str]:
         "spikes": str(counts.get("spikes", NOTHING)),
         "not finite": str(counts.get("non_finite", NOTHING)),
         "ms": three_digits(figures.get("step_ms", figures.get("token_ms"))),
-        LAST: clean(record["reason"] or _reached(record), 160),
+        REACHED: clean(record["reason"] or _reached(record), 160),
     }
 
 
@@ -69,7 +70,7 @@ def _reached(record: Record) -> str:
 
 
 def draw_models(records: Sequence[Record], path: Path) -> Path:
-    """The charts of a suite as one picture: a column for each task, rows of curves and of how far they are off."""
+    """The charts of a suite in one picture: one column per task, rows of losses and of errors over budget."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -86,12 +87,12 @@ def draw_models(records: Sequence[Record], path: Path) -> Path:
         for line, (dtype, kind) in zip(axes, rows, strict=False):
             line[0].set_ylabel(f"{dtype}: {'loss' if kind == 'loss' else 'off / allowed'}")
             for axis, task in zip(line, tasks, strict=True):
-                here = [r for r in ran if (r["task"], r["dtype"]) == (task, dtype)]
+                runs = [r for r in ran if (r["task"], r["dtype"]) == (task, dtype)]
                 if kind == "loss":
-                    about = [r for r in records if r["task"] == task and r["role"] in ("exact", "seed")]
-                    _draw_losses(axis, here, about, names)
+                    exact = [r for r in records if r["task"] == task and r["role"] in ("exact", "seed")]
+                    _draw_losses(axis, runs, exact, names)
                 else:
-                    _draw_budget(axis, here, names)
+                    _draw_budget(axis, runs, names)
         for axis, task in zip(axes[0], tasks, strict=False):
             axis.set_title(task)
         if ran:
@@ -104,15 +105,18 @@ def draw_models(records: Sequence[Record], path: Path) -> Path:
 
 def _look(name: str, names: Sequence[str]) -> dict[str, Any]:
     place = names.index(name)
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": CHART_DASHES[place // len(COLOURS) % len(CHART_DASHES)],
+    }
 
 
-def _draw_losses(axes: Axes, runs: Sequence[Record], about: Sequence[Record], names: Sequence[str]) -> None:
-    seeds = [r["curves"]["loss"] for r in about if r["role"] in ("exact", "seed") and r["curves"]]
+def _draw_losses(axes: Axes, runs: Sequence[Record], exact: Sequence[Record], names: Sequence[str]) -> None:
+    seeds = [r["curves"]["loss"] for r in exact if r["role"] in ("exact", "seed") and r["curves"]]
     if seeds:
         low, high = ([f(step) for step in zip(*seeds, strict=False)] for f in (min, max))
         axes.fill_between(range(len(low)), low, high, color="#DDE3EA", linewidth=0, label="_seeds")
-    for r in about:
+    for r in exact:
         if r["role"] == "exact" and r["curves"]:
             axes.plot(r["curves"]["loss"], color=INK, linewidth=2.4, label="float64")
     for r in runs:

@@ -1,4 +1,4 @@
-"""How does the self-test of the judge read? One table of rates, what was missed, and which input kills what alone."""
+"""The self-test of the judge as texts: a table of rates, what was missed, and which input alone kills which mutant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECTION = {"fwd": "forward", "fwd_bwd": "forward and backward"}
 
 
 def rate(row: dict[str, Any], what: str) -> tuple[str, str]:
-    """`150 of 150`, `97.6 to 100 %`; a dash where nothing was asked."""
+    """`150 of 150`, `97.6 to 100 %`; a dash if there were no trials."""
     if what not in row:
         return "-", "-"
     low, high = (100 * row[f"{what}_{side}"] for side in ("low", "high"))
@@ -61,14 +61,14 @@ def as_json(part: Tally) -> str:
     return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def _lines(named: dict[str, list[str]]) -> list[str]:
+def _lines(by_key: dict[str, list[str]]) -> list[str]:
     return [
-        f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in sorted(named.items())
+        f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in sorted(by_key.items())
     ]
 
 
-def asked_of_right_ones(part: Tally) -> str:
-    """How many implementations, trials and seeds the right answers of each dtype come from."""
+def right_answers(part: Tally) -> str:
+    """How many implementations, trials and seeds give the right answers of each dtype."""
     lines = []
     for (criterion, dtype, direction), count in sorted(part.false_alarms.items()):
         if criterion == OURS and direction == "fwd_bwd" and count.tried:
@@ -79,7 +79,7 @@ def asked_of_right_ones(part: Tally) -> str:
 
 
 def diagnosis_table(part: Tally) -> str:
-    """How often the right cause is among the first two named, by cause, and what was named where it is not."""
+    """How often the right cause is among the first two named, by cause, and what was named instead."""
     blocks = []
     for dtype, named in sorted(part.diagnoses.items()):
         right = [d for d in named if d.is_right]
@@ -109,27 +109,27 @@ def document(part: Tally) -> str:
     alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
     exempt = [f"- {right.name}: {right.defect}" for right in RIGHT if right.defect]
     blocks = [
-        "# Does the judge catch liars, and leave the right ones alone?",
+        "# Self-test of the judge: kill rates and false alarms",
         "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",
-        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/selftest/mutants/`, each with where it "
-        f"happened) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials (`attnbench/selftest/trials.py`). "
-        "A mutant is killed in a direction by its first alarm there; *forward* looks at out and LSE, and knows only "
-        "mutants that show there. *No LSE* is the same judge of backends that return none. The classic criteria see "
-        "the same numbers; they look at out and gradients. Intervals are Clopper and Pearson's.",
+        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/selftest/mutants/`, each with the place "
+        f"of the original bug) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials "
+        "(`attnbench/selftest/trials.py`). The first alarm in a direction kills a mutant there; *forward* judges out "
+        "and LSE, and counts only the mutants that show there. *No LSE* is the same judge for backends that return "
+        "none. The classic criteria see the same numbers, out and gradients. Intervals are Clopper and Pearson's.",
         grid(list(HEAD), cells(part), texts=3),
-        "Right answers are those of",
-        asked_of_right_ones(part),
+        "The right answers come from",
+        right_answers(part),
         "## Mutants that are not found",
         "\n".join(_lines(survivors(part))) or "None.",
         "## False alarms",
         "\n".join(_lines({key: [why] for key, why in alarms.items()})) or "None.",
-        "Not counted, because the library is wrong there:",
+        "Not counted, because the library itself is wrong:",
         "\n".join(exempt) or "Nothing.",
-        "## Is the cause named?",
-        "Each mutant is diagnosed on the first trial that kills it, among all kinds of causes there are.",
+        "## How often the cause is named",
+        "Each mutant is diagnosed on the first trial that kills it, among all causes.",
         diagnosis_table(part),
-        "## Which input only kills which mutant",
-        "Trials that are the only ones to kill a mutant, in bf16 (all mutants meet all trials there).",
+        "## Inputs that alone kill a mutant",
+        "By trial, the mutants that no other trial kills, in bf16 (where all mutants meet all trials).",
         "\n".join(_lines(only_killers(part, "bf16"))) or "None.",
     ]
     return "\n\n".join(blocks) + "\n"

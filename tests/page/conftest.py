@@ -1,4 +1,4 @@
-"""What do the page's tests share? A browser without a network, and a page opened in it from a file."""
+"""A browser without a network, and a page opened in it from a file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NO_BROWSER = "no Chromium is installed (apt-get install chromium, or set ATTNBEN
 
 
 def browser_path() -> str | None:
-    given = os.environ.get("ATTNBENCH_BROWSER")
-    return given or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    path = os.environ.get("ATTNBENCH_BROWSER")
+    return path or next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +37,22 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page opened from a file in a browser that may not use the network; what it asked for and complained about."""
+    """A page opened from a file in a browser without a network; its requests and its complaints."""
 
     def __init__(self, tab: Any, path: Path) -> None:
         self.tab, self.path = tab, path
         self.complaints: list[str] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         tab.on("console", self._note)
         tab.on("pageerror", self._fail)
         tab.on("dialog", self._dismiss)
-        tab.on("request", lambda request: self.asked.append(request.url))
+        tab.on("request", lambda request: self.requests.append(request.url))
 
-    def _note(self, said: Any) -> None:
-        self.complaints.append(f"{said.type}: {said.text}")
+    def _note(self, message: Any) -> None:
+        self.complaints.append(f"{message.type}: {message.text}")
 
-    def _fail(self, problem: Any) -> None:
-        self.complaints.append(f"error: {problem}")
+    def _fail(self, error: Any) -> None:
+        self.complaints.append(f"error: {error}")
 
     def _dismiss(self, dialog: Any) -> None:
         self.complaints.append(f"dialog: {dialog.message}")
@@ -67,7 +67,7 @@ class Opened:
         return self.ready()
 
     def ready(self) -> Opened:
-        """Wait until every chart that was asked for is drawn."""
+        """Wait until no drawing is under way."""
         # Not wait_for_function: it polls with eval, which the page's policy forbids.
         self.tab.locator("html[data-drawing='0']").wait_for(state="attached")
         return self

@@ -1,4 +1,4 @@
-"""Which results do the page's tests look at? Sets of a few, of two to compare, and of 50,000; nothing is run."""
+"""Result sets for the tests of the page: of a few results, of two to compare, of 50,000; nothing is run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_result(
     seed: int = 1,
     **changes: Any,
 ) -> Result:
-    """One result; eight rounds of three samples just above `milliseconds`, a pass."""
+    """One result; per pass eight rounds of three samples just above `milliseconds`."""
     passes = ("fwd", "bwd") if direction == "fwd_bwd" else ("fwd",)
     rng = np.random.default_rng([seed, length, heads, len(mask)])
     pairs = heads * length * length
@@ -88,24 +88,24 @@ def a_set(results: Sequence[Result], name: str = "set", **machine: Any) -> Resul
 
 
 def small_set(name: str = "set", slower: float = 1.0) -> ResultSet:
-    """Two masks, three lengths, both directions: `quick` wins, `liar` is wrong, `idle` refuses, `slow` has no time."""
-    found = []
+    """Two masks, three lengths, both directions: `quick` wins, `bad` is wrong, `idle` refuses, `slow` has no time."""
+    results = []
     for mask, length, direction in itertools.product(
         ("full", "causal"), (256, 512, 1024), ("fwd", "fwd_bwd")
     ):
         where: dict[str, Any] = {"mask": mask, "length": length, "direction": direction}
         size = length / 256
-        found += [
+        results += [
             a_result("quick", size * slower, **where),
             a_result("plain", 1.5 * size, seed=2, **where),
             a_result(
-                "liar", **where, status="wrong", reason="out is 37 budgets off", error_over_budget=37.0,
+                "bad", **where, status="wrong", reason="out is 37 budgets off", error_over_budget=37.0,
                 errors={"out": {"over_budget": 37.0, "worst": [0, 1, 2, 3]}},
             ),
             a_result("idle", **where, status="refused", reason="has no such mask"),
             a_result("slow", **where, samples_ms={}, notes=["not timed: an interpreter"]),
         ]  # fmt: skip
-    return a_set(found, name)
+    return a_set(results, name)
 
 
 def many(count: int) -> ResultSet:
@@ -114,7 +114,7 @@ def many(count: int) -> ResultSet:
     lengths = [128 * 2**n for n in range(9)]
     axes = (("fwd", "fwd_bwd"), (4, 8, 16), (64, 128), ("fp32", "bf16"), masks, lengths)
     cases = itertools.cycle(itertools.product(*axes))
-    found = []
+    results = []
     for number, (direction, heads, dim, dtype, mask, length) in zip(range(count // 20), cases, strict=False):
         where: dict[str, Any] = {
             "mask": mask,
@@ -122,9 +122,9 @@ def many(count: int) -> ResultSet:
             "heads": heads,
             "head_dim": dim,
             "dtype": dtype,
-            "length": length + number // 1080,  # every turn of the cycle asks for other lengths
+            "length": length + number // 1080,  # every turn of the cycle has other lengths
         }
         for place in range(20):
             centre = (1 + place / 7) * length**1.5 / 3e3
-            found.append(a_result(f"backend_{place:02d}", centre, seed=place, **where))
-    return a_set(found)
+            results.append(a_result(f"backend_{place:02d}", centre, seed=place, **where))
+    return a_set(results)

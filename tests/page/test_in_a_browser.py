@@ -1,4 +1,4 @@
-"""Does the page work where it is read: in a browser, from a file, without a network, for everybody, and unharmed?"""
+"""The page in a browser, from a file, without a network: every control works, and no foreign text runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ HOSTILE = (
 )
 
 
-def test_it_opens_from_a_file_without_a_network_and_without_a_complaint(opened: Any) -> None:
+def test_it_opens_from_a_file_without_a_network_and_without_an_error(opened: Any) -> None:
     page = opened(small_set())
     assert page.complaints == []
-    assert [address for address in page.asked if not address.startswith(("file:", "data:", "about:"))] == []
+    assert [
+        address for address in page.requests if not address.startswith(("file:", "data:", "about:"))
+    ] == []
     assert page.tab.locator(".chart svg").count() == 6  # four quantities, the roofline, the spread
     assert page.tab.locator(".chart.empty").count() == 0
 
@@ -45,16 +47,16 @@ def test_a_chart_is_drawn_when_it_is_scrolled_to(opened: Any) -> None:
     assert page.tab.locator("#chart-memory svg").count() == 0  # passed over
 
 
-def test_a_stranger_finds_the_fastest_right_backend_by_mask_direction_and_length(opened: Any) -> None:
+def test_the_fastest_right_backend_stands_by_mask_direction_and_length(opened: Any) -> None:
     page = opened(small_set())
     row = page.tab.locator("#overview tr", has_text="causal").filter(has_text="forward + backward")
     column = page.tab.locator(".winners thead th").all_inner_texts().index("1024 tokens")
     cell = row.locator("th, td").nth(column)
     assert "quick" in cell.inner_text()
     assert "ahead of plain" in cell.inner_text()
-    assert "liar" not in page.tab.locator(".winners").inner_text()
+    assert "bad" not in page.tab.locator(".winners").inner_text()
     assert "slow" not in page.tab.locator(".winners").inner_text()
-    assert "wrong on 12" in page.tab.locator(".verdicts tr", has_text="liar").inner_text()
+    assert "wrong on 12" in page.tab.locator(".verdicts tr", has_text="bad").inner_text()
     cell.locator("a").click()
     page.ready()
     assert page.tab.input_value("[data-field=mask]") == "causal"
@@ -74,7 +76,7 @@ def test_a_filter_changes_the_charts_and_the_table(opened: Any) -> None:
     page.ready()
     assert len(page.marks("time")) == 3
     assert page.tab.locator("#figures tbody tr").count() == 6
-    assert "liar (wrong: out is 37 budgets off)" in page.tab.inner_text("#absent")
+    assert "bad (wrong: out is 37 budgets off)" in page.tab.inner_text("#absent")
     assert "slow (right, not timed" in page.tab.inner_text("#absent")
 
 
@@ -130,10 +132,10 @@ def test_hover_shows_the_raw_figures(opened: Any) -> None:
     page = opened(small_set())
     page.tab.locator("#chart-time").scroll_into_view_if_needed()
     page.tab.locator("#chart-time .mark-symbol path").first.hover(force=True)
-    said = page.tab.locator("#vg-tooltip-element")
-    said.wait_for(state="visible")
+    tooltip = page.tab.locator("#vg-tooltip-element")
+    tooltip.wait_for(state="visible")
     for part in ("tokens", "10 %", "90 %", "samples", "of its budget"):
-        assert part in said.inner_text()
+        assert part in tooltip.inner_text()
 
 
 def test_the_raw_samples_of_a_figure_are_a_click_away(opened: Any) -> None:
@@ -150,10 +152,10 @@ def test_hostile_texts_are_shown_and_never_run(opened: Any, where: str) -> None:
     for number, text in enumerate(HOSTILE):
         names: dict[str, Any] = {"backend": text, "kernel": text}
         texts: dict[str, Any] = {"mask": text, "case_id": f"{text}{number}", "notes": [text], "machine": text}
-        given = names if where == "names" else texts
+        changes = names if where == "names" else texts
         results += [
-            a_result(**({"length": 256 + number} | given)),
-            a_result(**({"length": 512 + number} | given)),
+            a_result(**({"length": 256 + number} | changes)),
+            a_result(**({"length": 512 + number} | changes)),
         ]
         errors = {text: {"over_budget": 37.0, "worst": [text]}}
         wrong = a_result(

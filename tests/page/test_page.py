@@ -1,4 +1,4 @@
-"""What is in the file, and what is never in it? The page's text, its size, and what a chart's colours must be."""
+"""The page's file: its text, its size, the contrast of its colours, and what it never contains."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_the_page_of_this_repositorys_results_is_small_and_loads_nothing() -> No
 
 def test_what_is_wrong_has_no_figure_anywhere_in_the_page() -> None:
     # That it has no samples is the record's own rule; memory it may have.
-    liar = a_result("liar", status="wrong", reason="off", memory_bytes={"fwd_peak": 7})
-    data = data_of(page([a_set([a_result("plain"), liar])]))
-    found = [dict(zip(data["row_fields"], row, strict=True)) for row in data["rows"]]
-    (wrong,) = (row for row in found if data["words"][row["status"]] == "wrong")
+    bad = a_result("bad", status="wrong", reason="off", memory_bytes={"fwd_peak": 7})
+    data = data_of(page([a_set([a_result("plain"), bad])]))
+    rows_of_page = [dict(zip(data["row_fields"], row, strict=True)) for row in data["rows"]]
+    (wrong,) = (row for row in rows_of_page if data["words"][row["status"]] == "wrong")
     assert wrong["fwd"] is wrong["bwd"] is wrong["peak"] is None
     assert [point["backend"] for point in data["noise"][0]] == ["plain"]
 
 
-def test_samples_are_whole_where_they_are_few_and_quantiles_where_they_are_many(
+def test_the_page_has_all_samples_of_a_small_set_and_only_quantiles_of_a_large_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = with_families(frame(small_set().results))

@@ -1,4 +1,4 @@
-"""Does the page's part on trust say what was judged? On results made for the question."""
+"""The page's part on trust: agreement, the worst case, the spread and the notes, on made-up results."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_changes_its_inputs_is_wrong_without_a_figure() -> None:
     assert (cell.text, cell.kind) == ("✗ wrong", "wrong")
     said = furthest(furthest_off([changes]))
     assert said is not None
-    assert (said.said, said.reason) == ("wrong", "changes its inputs in place")
+    assert (said.distance, said.reason) == ("wrong", "changes its inputs in place")
 
 
 def test_the_furthest_is_what_is_wrong_by_most_and_else_what_is_right_by_least() -> None:
@@ -76,7 +76,7 @@ def test_the_furthest_is_what_is_wrong_by_most_and_else_what_is_right_by_least()
     assert furthest_off([refused]) is None
     said = furthest(far)
     assert said is not None
-    assert said.said == "0.80 of what is allowed, so it is right"
+    assert said.distance == "0.80 of what is allowed, so it is right"
 
 
 @pytest.mark.parametrize("name", ["naive", 'a\'b $(touch x) "c".py:f'])
@@ -102,7 +102,7 @@ def test_the_spread_is_half_of_the_middle_span_over_the_median() -> None:
     calm = a_result("calm", samples_ms={"fwd": [[5.0, 5.0, 5.0]]})
     # 10 % of 1 to 11 is 2, 90 % is 10, the median 6.
     wild = [a_result("wild", samples_ms={"fwd": [[float(n) for n in range(1, 12)]]}), a_result("wild")]
-    found = noises(a_table(*wild, calm, wrong("liar")))
+    found = noises(a_table(*wild, calm, wrong("bad")))
     assert [one.backend for one in found] == ["calm", "wild"]
     assert found[0].largest == 0
     assert found[1].passes == 2

@@ -1,4 +1,4 @@
-"""Who may win, and when is there no winner? On results made for the question."""
+"""The winner of a case, cases without a clear winner, and sets compared; on made-up results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnbench.gate import ResultSet
 from attnbench.report.frame import frame
 from attnbench.report.labels import with_families
 from attnbench.report.page.compared import compared
-from attnbench.report.page.overview import lines, square
+from attnbench.report.page.overview import square, verdicts
 from attnbench.report.ranking import Winner, winners
 from attnbench.sweep.result import Result
 from tests.page.sets import a_result, a_set, small_set
@@ -23,20 +23,20 @@ def the_winner(*results: Result) -> Winner:
 
 def test_the_fastest_wins_by_the_ratio_to_the_next_one() -> None:
     found = the_winner(a_result("slow", 3.0), a_result("quick", 1.0), a_result("next", 1.5, seed=2))
-    assert found.level == ("quick",)
+    assert found.tied == ("quick",)
     assert found.rival == "next"
     assert found.ratio is not None
     assert found.ratio.low is not None
     assert found.ratio.low < found.ratio.point == pytest.approx(1.5, rel=0.02)
 
 
-def test_there_is_no_clear_winner_where_the_interval_reaches_one() -> None:
+def test_there_is_no_clear_winner_if_the_interval_reaches_one() -> None:
     found = the_winner(a_result("one", 1.0), a_result("two", 1.0, seed=2), a_result("far", 2.0, seed=3))
-    assert sorted(found.level) == ["one", "two"]
+    assert sorted(found.tied) == ["one", "two"]
     assert not found.is_clear
     shown = square(found, {})
-    assert (shown.kind, shown.backend) == ("level", "")
-    assert "far" not in shown.said
+    assert (shown.kind, shown.backend) == ("tied", "")
+    assert "far" not in shown.detail
 
 
 def test_no_clear_winner_stands_beside_the_interval_that_reaches_one() -> None:
@@ -48,7 +48,7 @@ def test_no_clear_winner_stands_beside_the_interval_that_reaches_one() -> None:
     }
     results = [a_result(name, samples_ms={"fwd": [[ms] for ms in some]}) for name, some in times.items()]
     found = the_winner(*results)
-    assert (found.level, found.rival) == (("quick", "wild"), "wild")
+    assert (found.tied, found.rival) == (("quick", "wild"), "wild")
     shown = square(found, {})
     low, high = map(float, shown.interval.split("–"))
     assert low <= 1 <= high
@@ -57,7 +57,7 @@ def test_no_clear_winner_stands_beside_the_interval_that_reaches_one() -> None:
 def test_there_is_no_clear_winner_of_too_few_samples() -> None:
     one = a_result("one", samples_ms={"fwd": [[1.0, 1.0]]})
     found = the_winner(one, a_result("two", samples_ms={"fwd": [[9.0, 9.0]]}))
-    assert found.level == ("one", "two")
+    assert found.tied == ("one", "two")
     assert square(found, {}).interval == "too few samples"
 
 
@@ -68,9 +68,9 @@ def test_there_is_no_clear_winner_of_too_few_samples() -> None:
 )
 def test_only_what_is_right_and_timed_can_win(changes: dict[str, Any]) -> None:
     found = the_winner(a_result("quick", 0.001, **changes), a_result("plain", 1.0))
-    assert found.level == ("plain",)
+    assert found.tied == ("plain",)
     assert found.ratio is None
-    assert the_winner(a_result("quick", 0.001, **changes)).level == ()
+    assert the_winner(a_result("quick", 0.001, **changes)).tied == ()
 
 
 def test_training_is_won_by_forward_and_backward_together() -> None:
@@ -80,30 +80,30 @@ def test_training_is_won_by_forward_and_backward_together() -> None:
         a_result("ahead", direction="fwd_bwd", samples_ms=ahead),
         a_result("whole", direction="fwd_bwd", samples_ms=behind),
     )
-    assert found.level == ("whole",)
+    assert found.tied == ("whole",)
     assert found.fastest_ms == 5.0
 
 
 def test_the_verdict_lines_count_right_wrong_and_refused() -> None:
     table = with_families(frame(small_set().results))
-    found = {line.backend: line for line in lines(table, winners(table))}
-    assert found["quick"].verdict == "right on 12 of 12 cases"
+    found = {line.backend: line for line in verdicts(table, winners(table))}
+    assert found["quick"].sentence == "right on 12 of 12 cases"
     assert (found["quick"].clear, found["plain"].clear) == (12, 0)
-    assert found["liar"].verdict == "right on 0 of 12 cases, wrong on 12"
-    assert found["idle"].verdict == "refused all 12 cases"
+    assert found["bad"].sentence == "right on 0 of 12 cases, wrong on 12"
+    assert found["idle"].sentence == "refused all 12 cases"
     assert found["slow"].timed == 0
 
 
-def test_sets_without_a_common_case_are_not_compared_and_it_is_said() -> None:
+def test_sets_without_a_common_case_are_not_compared_and_the_page_says_so() -> None:
     found = compared(a_set([a_result()], "one"), a_set([a_result(length=512)], "two"), {}, ([], []))
     assert found.verdict == ""
     assert "no case in common" in found.refusal
 
 
-def test_sets_of_unlike_machines_are_compared_and_what_differs_is_said() -> None:
+def test_sets_of_unlike_machines_are_compared_and_the_differences_listed() -> None:
     base, head = a_set([a_result()], "one"), a_set([a_result("naive", 2.0, environment="there")], "two")
     found = compared(base, head, {}, ([], []))
-    assert found.ratios[0].said == "2.00x"
+    assert found.ratios[0].ratio == "2.00x"
     assert any("threads" in text for text in found.unlike)
     assert "would refuse" in found.refusal
     same = compared(base, ResultSet(base.results, base.environments, "same"), {}, ([], []))

@@ -1,4 +1,4 @@
-"""Plausible results without running anything: a machine with a matrix rate, backends with known costs."""
+"""Plausible results without running anything: a machine with a matrix rate, backends of fixed costs."""
 
 from __future__ import annotations
 

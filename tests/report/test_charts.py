@@ -1,4 +1,4 @@
-"""Do the charts show the medians, the floor and the spread, and never a wrong result as fast?"""
+"""The charts show the medians, the floor and the spread, and never a wrong result as fast."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_even_a_wrong_result_with_figures_is_not_drawn(table: Any) -> None:
 
 def test_the_band_is_the_spread_of_the_samples(table: Any) -> None:
     panel = next(p for p in curve_panels(table, "median_ms") if p.title == "full")
-    curve = next(c for c in panel.curves if c.backend == "naive")
+    curve = next(c for c in panel.traces if c.backend == "naive")
     rows = table[(table["mask"] == "full") & (table["backend"] == "naive")].sort_values("q_len")
     samples = [[ms for one in rounds for ms in one] for rounds in rows["fwd_samples_ms"]]
     np.testing.assert_allclose(curve.low, [np.quantile(s, 0.1) for s in samples])
@@ -83,15 +83,15 @@ def test_the_memory_chart_has_the_floor(table: Any) -> None:
 
 
 def test_a_backend_has_one_colour_and_marker_in_all_charts(table: Any) -> None:
-    seen: dict[str, set[tuple[str, str]]] = {}
+    looks_of: dict[str, set[tuple[str, str]]] = {}
     for _, figure in speed_and_memory(table):
         for lines in drawn_lines(figure).values():
             for name, line in lines.items():
                 if name != "minimum":
-                    seen.setdefault(name, set()).add((str(line.get_color()), str(line.get_marker())))
-    assert len(seen) == 7
-    assert all(len(look) == 1 for look in seen.values())
-    assert len(set.union(*seen.values())) == len(seen)
+                    looks_of.setdefault(name, set()).add((str(line.get_color()), str(line.get_marker())))
+    assert len(looks_of) == 7
+    assert all(len(look) == 1 for look in looks_of.values())
+    assert len(set.union(*looks_of.values())) == len(looks_of)
 
 
 def test_one_length_is_charted_by_case(sweep: Any) -> None:
@@ -105,7 +105,7 @@ def test_masks_with_tables_lie_on_one_line(sweep: Any) -> None:
     results = [r for n in (64, 128) for r in sweep((n,), (f"documents({n // 2}, {n // 2})",), ("naive",))]
     panels = curve_panels(frame(results), "median_ms")
     assert {panel.title for panel in panels} == {"documents(…)"}
-    assert panels[0].curves[0].x == (64.0, 128.0)
+    assert panels[0].traces[0].x == (64.0, 128.0)
 
 
 def test_two_cases_at_one_point_are_told_apart(sweep: Any) -> None:
@@ -115,19 +115,19 @@ def test_two_cases_at_one_point_are_told_apart(sweep: Any) -> None:
 
 
 def test_the_error_matrix_holds_the_largest_error(table: Any) -> None:
-    found = matrix(table)
+    errors = matrix(table)
     naive = table[(table["backend"] == "naive") & (table["mask"] == "causal")]
-    assert found.worst["naive", "causal"] == naive["error_over_budget"].max()
-    assert found.worst["mask_multiply", "causal"] == 37.0
-    assert np.isnan(found.worst["xformers", "causal"])
-    assert found.counts["mask_multiply", "causal"] == {"wrong": len(LENGTHS)}
-    assert found.counts["xformers", "full"] == {"unavailable": len(LENGTHS)}
+    assert errors.worst["naive", "causal"] == naive["error_over_budget"].max()
+    assert errors.worst["mask_multiply", "causal"] == 37.0
+    assert np.isnan(errors.worst["xformers", "causal"])
+    assert errors.counts["mask_multiply", "causal"] == {"wrong": len(LENGTHS)}
+    assert errors.counts["xformers", "full"] == {"unavailable": len(LENGTHS)}
 
 
 def test_a_wrong_cell_is_marked_by_more_than_its_colour(table: Any) -> None:
     figure = draw_error(matrix(table), "")
     assert sum(text.get_text().startswith("✗") for text in figure.axes[0].texts) == 1
-    assert "judged nowhere: xformers" in [text.get_text() for text in figure.texts]
+    assert "never judged: xformers" in [text.get_text() for text in figure.texts]
 
 
 def test_every_chart_is_written_and_is_a_picture(table: Any, tmp_path: Path) -> None:

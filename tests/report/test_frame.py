@@ -1,4 +1,4 @@
-"""Does the frame say what the raw records say, and leave missing what is missing?"""
+"""The frame says what the raw records say, and leaves missing what was not measured."""
 
 from __future__ import annotations
 

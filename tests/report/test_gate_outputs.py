@@ -1,4 +1,4 @@
-"""Do the gate's Markdown, JUnit XML and annotations say what it found, whatever the names in it try?"""
+"""The gate's Markdown, JUnit XML and annotations show its findings, and hostile names in them do nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def a_gate(*findings: Finding) -> Gate:
     return Gate(findings, 0.1)
 
 
-class Seen(HTMLParser):
+class Rendered(HTMLParser):
     """The tags, attributes and text of a page, and the text of each table cell by row."""
 
     def __init__(self, html: str) -> None:
@@ -87,8 +87,10 @@ class Seen(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def rendered(markdown: str) -> Seen:
-    return Seen(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
+def rendered(markdown: str) -> Rendered:
+    return Rendered(
+        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
+    )
 
 
 def test_the_verdict_is_the_first_line() -> None:
@@ -116,7 +118,7 @@ def test_the_worst_kind_and_then_the_largest_effect_come_first() -> None:
     assert [row[4] for row in seen.rows[1:4]] == ["-", "3.000x", "1.100x"]
 
 
-def test_a_row_says_what_was_measured() -> None:
+def test_a_row_shows_what_was_measured() -> None:
     seen = rendered(gate_markdown(a_gate(a_finding())))
     assert seen.rows[1] == [
         "slower",
@@ -172,7 +174,7 @@ def test_the_limit_holds_and_what_was_cut_is_counted(limit: int) -> None:
     assert len(seen.rows) > 2
     left = [int(number.replace(",", "")) for number in re.findall(r"^and ([\d,]+) more", page, re.MULTILINE)]
     shown = len([row for row in seen.rows if row[0] != "verdict"])
-    # Changed ones in the table and again in sentences, the same ones in a table of their own.
+    # Changed findings are in the table and again in sentences, unchanged ones in a table of their own.
     assert shown + left[0] + left[-1] == 9_000
     assert page.count("\n- ") + left[1] == 6_000
 
@@ -183,7 +185,7 @@ def test_a_limit_too_small_for_any_verdict_is_refused() -> None:
 
 
 def suites_of(text: str) -> list[ElementTree.Element]:
-    """The suites of a report that is what Jenkins' and Surefire's schemas ask for."""
+    """The suites of a report, which follows Jenkins' and Surefire's schemas."""
     root = ElementTree.fromstring(text.encode())
     assert root.tag == "testsuites"
     assert set(root.attrib) == {"name", "tests", "failures", "errors"}  # `skipped` is not allowed here
@@ -235,7 +237,7 @@ def test_a_test_of_junit_is_a_pass_of_a_case_on_a_backend() -> None:
     assert [child.tag for child in strict.findall("testcase[@name='c3 fwd']/*")] == ["failure"]
 
 
-def test_two_findings_of_one_pass_are_one_test_that_says_both() -> None:
+def test_two_findings_of_one_pass_are_one_test_with_both_sentences() -> None:
     found = a_gate(a_finding("slower", message="is slow"), a_finding("bigger", message="is big", ratio=None))
     (suite,) = suites_of(gate_junit(found))
     (test,) = suite

@@ -1,4 +1,4 @@
-"""Is a wrong kernel seen where it is wrong? The pictures of `attnbench show`, by what is drawn in them."""
+"""The pictures of `attnbench show` show a wrong kernel at the place of its error."""
 
 from __future__ import annotations
 

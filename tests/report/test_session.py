@@ -1,4 +1,4 @@
-"""Does Python code get from `run` and `backends` what the command line shows?"""
+"""`run` and `backends` give Python code what the command line shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a reader see who is right, who is fastest and why the others are not; and is foreign text inert?"""
+"""The tables show who is right, who is fastest and why others are not; foreign texts are inert."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_fastest_right_backend_of_a_case_is_marked(sweep: Any) -> None:
     assert section.left_out == {"unavailable": ("xformers",)}
 
 
-def test_backends_that_cannot_be_told_apart_are_level_and_none_is_called_the_winner(
+def test_backends_that_cannot_be_told_apart_are_tied_and_none_is_called_the_winner(
     a_case: Any, a_result: Any
 ) -> None:
     def marks(**samples_ms: list[float]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def test_the_table_and_the_page_put_the_same_backends_at_the_front(a_case: Any, 
     table = frame(results)
     (winner,) = winners(with_families(table))
     marked = [(row.backend, row.mark) for row in sections(table)[0].rows]
-    assert winner.level == ("seldom",)
+    assert winner.tied == ("seldom",)
     assert marked == [("seldom", "*"), ("often", ""), ("behind", "")]
     assert {one.backend: one.fastest for one in standings(table)} == {"seldom": 1, "often": 0, "behind": 0}
 
@@ -105,17 +105,17 @@ def test_a_backend_without_its_backward_is_not_the_fastest(a_case: Any, a_result
 
 def test_standings_count_statuses_and_wins(sweep: Any) -> None:
     table = frame(sweep((128, 256), ("full", "causal & window(31, 0)")))
-    found = {one.backend: one for one in standings(table)}
-    assert found["mask_multiply"].counts == {"ok": 2, "wrong": 2}
-    assert found["torch_mha"].counts == {"ok": 2, "refused": 2}
-    assert sum(one.fastest for one in found.values()) == 4
-    assert min(one.behind for one in found.values() if one.behind) >= 1.0
-    assert found["xformers"].timed == 0
+    by_backend = {one.backend: one for one in standings(table)}
+    assert by_backend["mask_multiply"].counts == {"ok": 2, "wrong": 2}
+    assert by_backend["torch_mha"].counts == {"ok": 2, "refused": 2}
+    assert sum(one.fastest for one in by_backend.values()) == 4
+    assert min(one.behind for one in by_backend.values() if one.behind) >= 1.0
+    assert by_backend["xformers"].timed == 0
 
 
-def test_a_reason_is_said_once_and_the_worst_first(sweep: Any) -> None:
-    found = reasons(frame(sweep((128, 256), ("full", "causal & window(31, 0)"))))
-    assert [(r.status, r.backend, r.cases) for r in found] == [
+def test_a_reason_stands_once_and_the_worst_first(sweep: Any) -> None:
+    why = reasons(frame(sweep((128, 256), ("full", "causal & window(31, 0)"))))
+    assert [(r.status, r.backend, r.cases) for r in why] == [
         ("wrong", "mask_multiply", 2),
         ("refused", "torch_mha", 2),
         ("unavailable", "xformers", 4),
@@ -182,7 +182,7 @@ def test_numbers_in_a_csv_stay_numbers(sweep: Any, tmp_path: Path) -> None:
     assert int(again["peak_bytes"][0]) == int(table["peak_bytes"][0])
 
 
-def test_a_long_text_is_cut_and_its_length_said() -> None:
+def test_a_long_text_is_cut_and_its_length_shown() -> None:
     assert clean("x" * 1000, 20) == f"{'x' * 19}… (1,000 characters)"
     assert clean("one\ntwo\tthree") == "one two three"
     assert csv_cell("=1") == "'=1"
@@ -204,7 +204,7 @@ def test_a_long_text_is_cut_and_its_length_said() -> None:
         (None, "-"),
     ],
 )
-def test_times_are_said_in_three_digits(value: float | None, text: str) -> None:
+def test_times_have_three_digits(value: float | None, text: str) -> None:
     assert milliseconds(value) == text
 
 

@@ -1,4 +1,4 @@
-"""Where are the pictures drawn? Time, TFLOP/s and memory over the length, or by case where one length was swept."""
+"""The charts of time, TFLOP/s and memory: over the length, or by case if one length was swept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attnbench.report.cells import clean
-from attnbench.report.charts.data import Curve, Panel, curve_panels, dot_rows
+from attnbench.report.charts.data import Panel, Trace, curve_panels, dot_rows
 from attnbench.report.charts.dots import draw_dots
 from attnbench.report.charts.palette import (
     HEAD_INCHES,
@@ -31,28 +31,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS, MOST_COLUMNS, MOST_PANELS, MOST_ROWS = 3, 4, 12, 26
+PANELS_PER_ROW, MOST_PER_ROW, MOST_PANELS, MOST_ROWS = 3, 4, 12, 26
 PANEL_INCHES = (4.7, 3.1)
-LEAST_INCHES = 6.4
+LEAST_INCHES = 6.4  # of a figure's width: its title must fit
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
 
 
 def speed_and_memory(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Figures by file name (without its ending): over the length, and `-cases` for what was swept at one length."""
+    """Figures by file name without its ending: over the length, and `-cases` for what was swept at one length."""
     drawn = looks(clean(name, 60) for name in table.loc[table["status"] == "ok", "backend"])
-    said = heading(table)
+    subtitle = heading(table)
     for quantity, (name, title, _, _) in QUANTITIES.items():
         panels = curve_panels(table, quantity)
         for page, start in enumerate(range(0, len(panels), MOST_PANELS)):
             some = panels[start : start + MOST_PANELS]
-            yield _page(name, page), draw_curves(some, quantity, drawn, f"{title} by sequence length", said)
-        passes = {"": "forward, and backward where there is one"} if quantity == "peak_bytes" else PASS_TEXT
+            yield (
+                _page(name, page),
+                draw_curves(some, quantity, drawn, f"{title} by sequence length", subtitle),
+            )
+        passes = {"": "forward, and backward in training"} if quantity == "peak_bytes" else PASS_TEXT
         rows = dot_rows(table, quantity, tuple(passes))
         for page, start in enumerate(range(0, len(rows), MOST_ROWS)):
             shown = rows[start : start + MOST_ROWS]
             yield (
                 _page(f"{name}-cases", page),
-                draw_dots(shown, passes, quantity, drawn, f"{title} by case", said),
+                draw_dots(shown, passes, quantity, drawn, f"{title} by case", subtitle),
             )
 
 
@@ -74,8 +77,8 @@ def draw_curves(
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - HEAD_INCHES / size[1]), hspace=0.06, wspace=0.04)  # type: ignore[union-attr, call-arg]
         grid = figure.subplots(rows, columns, squeeze=False)
-        # One scale for all: a panel is to be compared with its neighbours.
-        values = [v for panel in panels for curve in _all(panel) for v in curve.y]
+        # One scale for all, so that panels can be compared.
+        values = [v for panel in panels for trace in _all(panel) for v in trace.y]
         for place, axes in enumerate(grid.flat):
             if place >= len(panels):
                 axes.set_visible(False)
@@ -92,16 +95,16 @@ def draw_curves(
 
 
 def in_rows(panels: Sequence[Panel]) -> tuple[list[Panel], int]:
-    """Panels of one pass and shape in a row where that comes out even; and how many columns that takes."""
+    """The panels, those of one pass and shape in a row if all rows are then full; and the number of columns."""
     notes = list(dict.fromkeys(panel.note for panel in panels))
     counts = {sum(panel.note == note for panel in panels) for note in notes}
-    if len(counts) == 1 and 1 < min(counts) <= MOST_COLUMNS:
+    if len(counts) == 1 and 1 < min(counts) <= MOST_PER_ROW:
         return sorted(panels, key=lambda panel: notes.index(panel.note)), min(counts)
-    return list(panels), min(COLUMNS, len(panels))
+    return list(panels), min(PANELS_PER_ROW, len(panels))
 
 
-def _all(panel: Panel) -> tuple[Curve, ...]:
-    return (*panel.curves, panel.least) if panel.least else panel.curves
+def _all(panel: Panel) -> tuple[Trace, ...]:
+    return (*panel.traces, panel.least) if panel.least else panel.traces
 
 
 def _curve_panel(
@@ -110,22 +113,22 @@ def _curve_panel(
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     value_axis(axes, values, QUANTITIES[quantity][2], powers_of_two=quantity == "peak_bytes")
-    lengths = sorted({x for curve in _all(panel) for x in curve.x})
+    lengths = sorted({x for trace in _all(panel) for x in trace.x})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(length_tick))
     axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.12)
     axes.set_xlabel("sequence length (tokens)")
-    for place, curve in enumerate(panel.curves):
-        look = drawn[curve.backend]
-        # Thinner and thinner: curves that coincide stay visible below one another.
-        thinner = 0.6 * place / max(1, len(panel.curves) - 1)
-        if curve.low:
-            axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.16, linewidth=0)
+    for place, trace in enumerate(panel.traces):
+        look = drawn[trace.backend]
+        # Thinner and thinner, so that curves that coincide stay visible.
+        thinner = 0.6 * place / max(1, len(panel.traces) - 1)
+        if trace.low:
+            axes.fill_between(trace.x, trace.low, trace.high, color=look.colour, alpha=0.16, linewidth=0)
         axes.plot(
-            curve.x,
-            curve.y,
+            trace.x,
+            trace.y,
             color=look.colour,
             linestyle=look.dash,
             marker=look.marker,
@@ -133,7 +136,7 @@ def _curve_panel(
             markeredgecolor="white",
             markeredgewidth=0.6,
             linewidth=2.6 * (1 - thinner),
-            label=curve.backend,
+            label=trace.backend,
         )
     if panel.least is not None:
         axes.plot(
@@ -144,14 +147,14 @@ def _curve_panel(
     _label_ends(axes, _all(panel), drawn)
 
 
-def _label_ends(axes: Axes, curves: Sequence[Curve], drawn: dict[str, Look]) -> None:
+def _label_ends(axes: Axes, traces: Sequence[Trace], drawn: dict[str, Look]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [tuple(to_axes.transform((curve.x[-1], curve.y[-1]))) for curve in curves]
+    ends = [tuple(to_axes.transform((trace.x[-1], trace.y[-1]))) for trace in traces]
     gap = 10.5 / (72 * (PANEL_INCHES[1] - 1.0))
-    for curve, (x, y), height in zip(curves, ends, spread_apart([y for _, y in ends], gap), strict=True):
-        colour = ink(drawn[curve.backend].colour) if curve.backend in drawn else INK
+    for trace, (x, y), height in zip(traces, ends, spread_apart([y for _, y in ends], gap), strict=True):
+        colour = ink(drawn[trace.backend].colour) if trace.backend in drawn else INK
         axes.annotate(
-            curve.backend,
+            trace.backend,
             xy=(x, y),
             xycoords="axes fraction",
             xytext=(1.05, height),

@@ -1,4 +1,4 @@
-"""Which points does a chart show? Panels of curves and of dots, from the frame; only right, measured results."""
+"""The points of the charts: panels of curves and rows of dots, from right and measured results only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from attnbench.report.cells import clean
 from attnbench.report.labels import length_text, shape_text, with_families
 
-PASS_TEXT = {
+PASS_OF_DIRECTION = {
     ("fwd", "fwd"): "forward",
     ("fwd_bwd", "fwd"): "forward of training",
     ("fwd_bwd", "bwd"): "backward",
@@ -19,8 +19,8 @@ PASS_TEXT = {
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One backend in a panel: y over x, with the band between low and high where there is one."""
+class Trace:
+    """One backend in a panel: y over x, with the band between low and high if it has one."""
 
     backend: str
     x: tuple[float, ...]
@@ -31,49 +31,49 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure: a mask, a shape, a pass. `least` is the floor (x, y) where there is one."""
+    """One panel of a figure: a mask, a shape, a pass. `least` is the floor of memory."""
 
     title: str
     note: str
-    curves: tuple[Curve, ...]
-    least: Curve | None = None
+    traces: tuple[Trace, ...]
+    least: Trace | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case of a dot chart: its label, a note, and per pass the value by backend; the floor where there is one."""
+class DotRow:
+    """One case of a dot chart: its label, a note, the value per pass and backend, and the floor of memory."""
 
     label: str
     note: str
     values: dict[str, dict[str, float]]
     least: float | None = None
 
-    def seen(self, which: str) -> list[float]:
-        """Every figure that is drawn in this row of a pass."""
+    def drawn(self, which: str) -> list[float]:
+        """Every value that is drawn of a pass in this row."""
         values = self.values.get(which) or {}
         return [*values.values(), *([self.least] if self.least and values else [])]
 
 
 def right_only(table: pd.DataFrame) -> pd.DataFrame:
-    """What a speed or memory chart may show: a wrong result is never drawn as fast."""
+    """The results that a speed or memory chart may show: a wrong one is never drawn as fast."""
     return table[table["status"] == "ok"]
 
 
 def _lined(table: pd.DataFrame) -> pd.Series:
-    """Whether a row's family was swept over at least two lengths."""
+    """Whether the family of each row was swept over at least two lengths."""
     key = ["family", "shape", "direction", "layout"]
     return table.groupby(key, dropna=False)["length"].transform("nunique") > 1
 
 
 def curve_panels(table: pd.DataFrame, quantity: str) -> list[Panel]:
     """Panels of "median_ms", "tflops" or "peak_bytes" over the length; masks swept at one length are left out."""
-    known = with_families(right_only(table))
-    known = known[_lined(known)] if len(known) else known
+    right = with_families(right_only(table))
+    right = right[_lined(right)] if len(right) else right
     panels = []
-    for (family, shape, direction), group in known.groupby(["family", "shape", "direction"], sort=False):
+    for (family, shape, direction), group in right.groupby(["family", "shape", "direction"], sort=False):
         for which in _passes(quantity, str(direction)):
             panel = _panel(group, quantity, which, clean(family, 60), str(shape), str(direction))
-            if panel.curves:
+            if panel.traces:
                 panels.append(panel)
     return panels
 
@@ -86,29 +86,29 @@ def _passes(quantity: str, direction: str) -> tuple[str, ...]:
 
 def _panel(group: pd.DataFrame, quantity: str, which: str, family: str, shape: str, direction: str) -> Panel:
     column = f"{which}_{quantity}" if which else quantity
-    curves = []
+    traces = []
     for backend, part in group.groupby("backend"):
         points = part[part[column].notna()].sort_values("length").drop_duplicates("length")
         if points.empty:
             continue
         low, high = _band(points, quantity, which)
-        curves.append(
-            Curve(clean(backend, 60), _floats(points["length"]), _floats(points[column]), low, high)
+        traces.append(
+            Trace(clean(backend, 60), _floats(points["length"]), _floats(points[column]), low, high)
         )
     least = None
     if quantity == "peak_bytes":
         floor = group[group["least_peak_bytes"].notna()].sort_values("length").drop_duplicates("length")
         least = (
-            Curve("minimum", _floats(floor["length"]), _floats(floor["least_peak_bytes"]))
+            Trace("minimum", _floats(floor["length"]), _floats(floor["least_peak_bytes"]))
             if len(floor)
             else None
         )
-    said = (
-        PASS_TEXT[direction, which]
+    pass_text = (
+        PASS_OF_DIRECTION[direction, which]
         if which
         else {"fwd": "forward", "fwd_bwd": "forward + backward"}[direction]
     )
-    return Panel(family, f"{said}, {shape}", tuple(curves), least)
+    return Panel(family, f"{pass_text}, {shape}", tuple(traces), least)
 
 
 def _band(points: pd.DataFrame, quantity: str, which: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -121,12 +121,12 @@ def _band(points: pd.DataFrame, quantity: str, which: str) -> tuple[tuple[float,
     return _floats(flops / high / 1e9), _floats(flops / low / 1e9)
 
 
-def dot_rows(table: pd.DataFrame, quantity: str, passes: Sequence[str]) -> list[Row]:
-    """Rows of a dot chart for the masks swept over one length only; `passes` "fwd" and "bwd", or "" for memory."""
-    known = with_families(right_only(table))
-    known = known[~_lined(known)] if len(known) else known
+def dot_rows(table: pd.DataFrame, quantity: str, passes: Sequence[str]) -> list[DotRow]:
+    """The rows for masks swept at one length; `passes` are "fwd" and "bwd", or "" for memory."""
+    right = with_families(right_only(table))
+    right = right[~_lined(right)] if len(right) else right
     rows = []
-    for _, group in known.groupby("case", sort=False):
+    for _, group in right.groupby("case", sort=False):
         values = {which: _by_backend(group, f"{which}_{quantity}" if which else quantity) for which in passes}
         if not any(values.values()):
             continue
@@ -136,8 +136,8 @@ def dot_rows(table: pd.DataFrame, quantity: str, passes: Sequence[str]) -> list[
         name = (
             f"{clean(first.group, 30)}: {clean(first.family, 40)}" if first.group else clean(first.family, 48)
         )
-        said = "training" if first.direction == "fwd_bwd" else "inference"
-        rows.append(Row(f"{name}, {length_text(first)}", f"{shape_text(first)}, {said}", values, least))
+        use = "training" if first.direction == "fwd_bwd" else "inference"
+        rows.append(DotRow(f"{name}, {length_text(first)}", f"{shape_text(first)}, {use}", values, least))
     return rows
 
 

@@ -1,11 +1,11 @@
-"""How does a sweep of one length look? One row a case, one dot a backend, the best of a row named."""
+"""The dot chart of a sweep at one length: one row per case, one dot per backend, the best of a row named."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from attnbench.report.charts.data import Row
+from attnbench.report.charts.data import DotRow
 from attnbench.report.charts.palette import (
     HEAD_INCHES,
     INK,
@@ -26,9 +26,14 @@ LEGEND_COLUMNS = 8
 
 
 def draw_dots(
-    rows: Sequence[Row], passes: dict[str, str], quantity: str, drawn: dict[str, Look], title: str, said: str
+    rows: Sequence[DotRow],
+    passes: dict[str, str],
+    quantity: str,
+    looks: dict[str, Look],
+    title: str,
+    subtitle: str,
 ) -> Figure:
-    """One row a case, one dot a backend, a panel a pass; the best of a row is larger and has its value."""
+    """One row per case, one dot per backend, one panel per pass; the best of a row is larger and has its value."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -36,7 +41,7 @@ def draw_dots(
     shown = {which: name for which, name in passes.items() if any(row.values.get(which) for row in rows)}
     names = sorted({name for row in rows for values in row.values.values() for name in values})
     head = HEAD_INCHES + 0.24 * -(-(len(names) + 1) // LEGEND_COLUMNS)
-    # What every row says need not be said in each.
+    # A note that all rows share stands once, in the subtitle.
     common = rows[0].note if len({row.note for row in rows}) == 1 else ""
     size = (3.2 + 5.6 * len(shown), 0.42 * len(rows) + 0.75 + head)
     with mpl.rc_context(STYLE):
@@ -44,12 +49,12 @@ def draw_dots(
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / size[1]), wspace=0.04)  # type: ignore[union-attr, call-arg]
         grid = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         for axes, (which, name) in zip(grid, shown.items(), strict=True):
-            _dot_panel(axes, rows, which, quantity, drawn)
+            _dot_panel(axes, rows, which, quantity, looks)
             axes.set_title(name, fontweight="bold", pad=8)
         _row_labels(grid[0], rows, common)
-        headline(figure, title, " | ".join(part for part in (common, said) if part))
+        headline(figure, title, " | ".join(part for part in (common, subtitle) if part))
         marks: list[Any] = [
-            Line2D([], [], color=drawn[n].colour, marker=drawn[n].marker, linestyle="", markersize=7, label=n)
+            Line2D([], [], color=looks[n].colour, marker=looks[n].marker, linestyle="", markersize=7, label=n)
             for n in names
         ]
         if quantity == "peak_bytes":
@@ -66,7 +71,7 @@ def draw_dots(
     return figure
 
 
-def _row_labels(axes: Axes, rows: Sequence[Row], common: str) -> None:
+def _row_labels(axes: Axes, rows: Sequence[DotRow], common: str) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.75)
     axes.set_yticks(
         range(len(rows)), [row.label if common else f"{row.label}\n" for row in rows], fontsize=8.5, color=INK
@@ -88,12 +93,12 @@ def _row_labels(axes: Axes, rows: Sequence[Row], common: str) -> None:
         )
 
 
-def _dot_panel(axes: Axes, rows: Sequence[Row], which: str, quantity: str, drawn: dict[str, Look]) -> None:
-    _, _, tick, said = QUANTITIES[quantity]
+def _dot_panel(axes: Axes, rows: Sequence[DotRow], which: str, quantity: str, looks: dict[str, Look]) -> None:
+    _, _, tick, text_of = QUANTITIES[quantity]
     more_is_better = quantity == "tflops"
     value_axis(
         axes,
-        [v for row in rows for v in row.seen(which)],
+        [v for row in rows for v in row.drawn(which)],
         tick,
         along="x",
         powers_of_two=quantity == "peak_bytes",
@@ -104,7 +109,7 @@ def _dot_panel(axes: Axes, rows: Sequence[Row], which: str, quantity: str, drawn
             continue
         best = (max if more_is_better else min)(values, key=values.__getitem__)
         axes.plot(
-            [min(row.seen(which)), max(row.seen(which))],
+            [min(row.drawn(which)), max(row.drawn(which))],
             [place, place],
             color="#D5DAE0",
             linewidth=1.4,
@@ -112,7 +117,7 @@ def _dot_panel(axes: Axes, rows: Sequence[Row], which: str, quantity: str, drawn
         )
         heights = stacked(axes, values)
         for name, value in sorted(values.items(), key=lambda item: item[0] == best):
-            look = drawn[name]
+            look = looks[name]
             axes.plot(
                 [value],
                 [place + heights[name]],
@@ -136,12 +141,12 @@ def _dot_panel(axes: Axes, rows: Sequence[Row], which: str, quantity: str, drawn
                 zorder=1.5,
             )
         axes.annotate(
-            f"{best} {said(values[best])}",
+            f"{best} {text_of(values[best])}",
             (values[best], place + heights[best]),
             xytext=(0, 6),
             textcoords="offset points",
             fontsize=7,
-            color=ink(drawn[best].colour),
+            color=ink(looks[best].colour),
             ha="right" if more_is_better else "left",
             va="bottom",
         )
@@ -150,7 +155,7 @@ def _dot_panel(axes: Axes, rows: Sequence[Row], which: str, quantity: str, drawn
 
 
 def stacked(axes: Axes, values: dict[str, float]) -> dict[str, float]:
-    """How far each dot moves off its row (in rows) so that dots at the same place do not hide one another."""
+    """The offset of each dot from its row (in rows), so that dots at one place do not hide one another."""
     groups: list[list[str]] = []
     last = -1.0
     for name in sorted(values, key=values.__getitem__):

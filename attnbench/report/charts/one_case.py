@@ -1,4 +1,4 @@
-"""How is a case seen from inside drawn? Four pictures: mask, weights, tiles, errors over budget."""
+"""Four pictures of one case on one backend: mask, weights, tiles, errors over budget."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PIXELS = 1024  # an image is drawn with at most so many cells a side
+PIXELS = 1024  # the most cells of an image per side
 ALLOWED, MASKED = "#35618F", "#F1F3F5"
-LEAST, MOST = 1e-2, 1e2  # errors over budget on the scale of colours: right up to 1
+LEAST, MOST = 1e-2, 1e2  # the ends of the colour scale of errors over budget; right up to 1
 
 
 def draw_pictures(seen: CaseView, folder: Path) -> Iterator[Path]:
-    """Write mask.png, weights.png, blocks.png and errors.png; gives each path as soon as it is written."""
+    """Write mask.png, weights.png, blocks.png and errors.png; yield each path as soon as it is written."""
     import matplotlib as mpl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def draw_pictures(seen: CaseView, folder: Path) -> Iterator[Path]:
 
 
 def pooled(image: NDArray[Any], most: int = PIXELS) -> NDArray[Any]:
-    """The image [..., Q, K] with the largest of each cell, so that a single odd element is still seen."""
+    """The image [..., Q, K] pooled by the maximum, so that a single odd element stays visible."""
     for axis in (-2, -1):
         step = -(-image.shape[axis] // most)
         if step > 1:
@@ -47,7 +47,7 @@ def pooled(image: NDArray[Any], most: int = PIXELS) -> NDArray[Any]:
 
 
 def error_image(errors: ErrorMap) -> NDArray[np.float64]:
-    """What is drawn of one tensor: [heads, length] on a logarithm's scale of -1 (none) over 0 (allowed) to 1."""
+    """The image of one tensor: [heads, length] on a log scale from -1 (no error) over 0 (the budget) to 1."""
     with np.errstate(divide="ignore"):
         logs = np.log10(np.clip(errors.over, LEAST, MOST))  # NaN stays NaN
     return logs / np.log10(MOST)
@@ -87,7 +87,7 @@ def _mask(seen: CaseView) -> Figure:
 
     planes = seen.mask.shape[0]
     heads = _heads_of(seen, planes)
-    what = f"Who may attend whom (dark: may), batch row {seen.batch_row}"
+    what = f"Allowed pairs (dark: allowed), batch row {seen.batch_row}"
     figure, axes = _side_by_side(seen, len(heads), what)
     for axis, head in zip(axes, heads, strict=True):
         image = pooled(seen.mask[head].astype(np.int8))
@@ -124,8 +124,8 @@ def _blocks(seen: CaseView) -> Figure:
     heads = _heads_of(seen, planes)
     words = {EMPTY: ("empty", MASKED), PARTIAL: ("partial", "#E0A458"), FULL: ("full", ALLOWED)}
     count = {kind: int((seen.blocks == kind).sum()) for kind in words}
-    said = ", ".join(f"{count[kind]} {word}" for kind, (word, _) in words.items())
-    figure, axes = _side_by_side(seen, len(heads), f"Tiles of {seen.block} x {seen.block} tokens: {said}")
+    counts = ", ".join(f"{count[kind]} {word}" for kind, (word, _) in words.items())
+    figure, axes = _side_by_side(seen, len(heads), f"Tiles of {seen.block} x {seen.block} tokens: {counts}")
     for axis, head in zip(axes, heads, strict=True):
         colours = ListedColormap([words[kind][1] for kind in (EMPTY, PARTIAL, FULL)])
         query_blocks, key_blocks = seen.blocks[head].shape
@@ -157,7 +157,7 @@ def _errors(seen: CaseView) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     word = "right" if seen.verdict.ok else "WRONG"
-    what = f"{seen.backend}: {word}; error over what is allowed, batch row {seen.batch_row}"
+    what = f"{seen.backend}: {word}; error over budget, batch row {seen.batch_row}"
     rows = len(seen.errors)
     heads = max(e.over.shape[0] for e in seen.errors)
     figure = _figure(seen, 8.0, 0.9 + rows * max(0.8, min(2.2, 0.24 * heads + 0.5)), what)
@@ -181,7 +181,7 @@ def _errors(seen: CaseView) -> Figure:
         axis.set_xlabel("key" if errors.is_by_key else "query")
     assert drawn is not None
     bar = figure.colorbar(drawn, ax=list(axes), ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.ax.set_yticklabels(["0.01", "0.1", "1 allowed", "10", "100"], fontsize=7, color=QUIET)
+    bar.ax.set_yticklabels(["0.01", "0.1", "1 (budget)", "10", "100"], fontsize=7, color=QUIET)
     if not seen.verdict.ok:
         figure.text(
             0.01, -0.02, seen.verdict.reason, fontsize=8, color=STATUS["wrong"].colour, va="top", wrap=True

@@ -1,4 +1,4 @@
-"""How do charts look? One colour and one marker per backend in every chart, quiet axes, ticks in words of the field."""
+"""The look of every chart: one colour and one marker per backend, quiet axes, ticks with units."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLOURS = (
     "#3C3C3C",
 )
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+CHART_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, QUIET, GRID = "#1F2328", "#6A737D", "#E4E7EB"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -59,7 +59,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one backend is drawn."""
+    """The colour, marker and dash of one backend."""
 
     colour: str
     marker: str
@@ -67,7 +67,7 @@ class Look:
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG's contrast of two colours, 1 to 21."""
+    """The contrast of two colours as WCAG defines it, 1 to 21."""
     low, high = sorted((_luminance(one), _luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -79,7 +79,7 @@ def _luminance(colour: str) -> float:
 
 
 def contrasted(colour: str, background: str, least: float) -> str:
-    """The colour, moved towards black or white only as far as it takes to stand out from a background."""
+    """The colour, moved towards black or white until its contrast with a background is at least `least`."""
     towards = 0 if _luminance(background) > 0.18 else 255
     parts = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
     for step in range(51):
@@ -90,7 +90,7 @@ def contrasted(colour: str, background: str, least: float) -> str:
 
 
 def ink(colour: str) -> str:
-    """The colour dark enough for text on white."""
+    """The colour, dark enough for text on white."""
     return contrasted(colour, "#FFFFFF", 4.5)
 
 
@@ -100,7 +100,7 @@ def looks(backends: Iterable[str]) -> dict[str, Look]:
         name: Look(
             COLOURS[place % len(COLOURS)],
             MARKERS[place % len(MARKERS)],
-            DASHES[(place // len(COLOURS)) % len(DASHES)],
+            CHART_DASHES[(place // len(COLOURS)) % len(CHART_DASHES)],
         )
         for place, name in enumerate(sorted(set(backends)))
     }
@@ -146,7 +146,7 @@ QUANTITIES: dict[str, tuple[str, str, Any, Any]] = {
 def value_axis(
     axes: Axes, values: Sequence[float], tick: Any, *, along: str = "y", powers_of_two: bool = False
 ) -> None:
-    """A log axis with a readable tick at every decade, and in between where there are few."""
+    """A log axis with a tick at every decade, and between them if there are few."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     low, high = min(values), max(values)
@@ -170,7 +170,7 @@ def value_axis(
 
 
 def headline(figure: Figure, title: str, subtitle: str) -> None:
-    """Title and subtitle at the left edge, in inches, so that they sit alike in figures of any size."""
+    """Title and subtitle at the left edge; placed in inches, so that figures of any size look alike."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(subtitle, width=max(40, int(width * 14.5)), max_lines=2, placeholder=" …")
     figure.text(
@@ -191,11 +191,11 @@ HEAD_INCHES = 0.92
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Places for labels: as near to the wanted heights as can be, in their order, at least `gap` apart, within 0..1."""
+    """Heights of labels: as near to `heights` as possible, in their order, at least `gap` apart, within 0..1."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    blocks: list[list[float]] = []  # each: sum of wanted starts, count
+    blocks: list[list[float]] = []  # each: sum of shifted heights, count
     for place, index in enumerate(order):
-        # Shifted by its rank, keeping a gap becomes keeping an order: pool what is out of order.
+        # Heights shifted by rank x gap need only stay in order: pool those that are not.
         blocks.append([heights[index] - place * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
@@ -229,11 +229,11 @@ PAGE_DASHES: tuple[list[float], ...] = ([1, 0], [6, 2], [2, 2])
 
 
 def looks_of(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """How each backend is drawn, on light and on dark paper: at least 3:1 against it, with a shape and a dash.
+    """The look of each backend on the page: a colour on light and on dark paper (contrast 3:1 or more), shape, dash.
 
-    Those that answered come first, so that the colours go to what is drawn.
+    Backends with a right answer come first, so that the colours go to what is drawn.
     """
-    answered = {clean(name, 60) for t in tables for name in t.loc[t["status"] == "ok", "backend"].unique()}
+    right = {clean(name, 60) for t in tables for name in t.loc[t["status"] == "ok", "backend"].unique()}
     names = {clean(name, 60) for t in tables for name in t["backend"].unique()}
     return {
         name: {
@@ -242,5 +242,5 @@ def looks_of(tables: Sequence[pd.DataFrame]) -> dict[str, dict[str, Any]]:
             "shape": SHAPES[MARKERS[place % len(MARKERS)]],
             "dash": PAGE_DASHES[(place // len(COLOURS)) % len(PAGE_DASHES)],
         }
-        for place, name in enumerate(sorted(names, key=lambda name: (name not in answered, name)))
+        for place, name in enumerate(sorted(names, key=lambda name: (name not in right, name)))
     }

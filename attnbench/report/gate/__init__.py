@@ -1,4 +1,4 @@
-"""How does a gate's verdict reach a pull request? As Markdown, as JUnit XML and as GitHub annotations."""
+"""The gate's verdict for a pull request: Markdown, JUnit XML and GitHub annotations."""
 
 from attnbench.report.gate.annotations import gate_annotations
 from attnbench.report.gate.junit import gate_junit

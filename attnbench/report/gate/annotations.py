@@ -1,4 +1,4 @@
-"""How does a gate's verdict show in GitHub's own list of errors and warnings? Workflow commands on stdout."""
+"""The gate's verdict as GitHub annotations: workflow commands for stdout."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from attnbench.gate import Finding, Gate
 from attnbench.report.cells import clean
 from attnbench.report.gate.order import Level, level_of, worst_first
 
-MOST = 10  # GitHub shows ten annotations of a level from one step, and drops the rest
+MOST_PER_LEVEL = 10  # GitHub shows ten annotations of a level from one step, and drops the rest
 COMMANDS: dict[Level, str] = {"failure": "error", "warning": "warning", "remark": "notice"}
 LONGEST_TITLE, LONGEST_MESSAGE = 160, 600
 
 
-def gate_annotations(found: Gate, *, strict: bool = False) -> list[str]:
-    """`::error title=...::message`, a line a finding, the worst first; at most MOST of a level, then the tenth counts.
+def gate_annotations(judged: Gate, *, strict: bool = False) -> list[str]:
+    """`::error title=...::message`, one line per finding, the worst first; the tenth of a level counts the rest.
 
-    Failures are errors, inconclusive ones warnings (strict: errors), what is new, faster or accepted a notice.
+    Failures are errors, inconclusive findings warnings (strict: errors), new, faster and accepted ones notices.
     Print each on a line of its own to stdout.
     """
-    told: dict[str, list[Finding]] = {command: [] for command in COMMANDS.values()}
-    for finding in worst_first(found.findings):
+    by_command: dict[str, list[Finding]] = {command: [] for command in COMMANDS.values()}
+    for finding in worst_first(judged.findings):
         command = COMMANDS.get(level_of(finding))
         if strict and finding.kind == "inconclusive":
             command = "error"
         if command is not None:
-            told[command].append(finding)
-    return [line for command, findings in told.items() for line in _lines(command, findings)]
+            by_command[command].append(finding)
+    return [line for command, findings in by_command.items() for line in _lines(command, findings)]
 
 
 def _lines(command: str, findings: Sequence[Finding]) -> list[str]:
-    shown = findings if len(findings) <= MOST else findings[: MOST - 1]
+    shown = findings if len(findings) <= MOST_PER_LEVEL else findings[: MOST_PER_LEVEL - 1]
     lines = [_line(command, _title(finding), finding.message) for finding in shown]
     if len(shown) < len(findings):
-        rest = f"and {len(findings) - len(shown):,} more; the summary and the JSON of the gate have them"
+        rest = f"and {len(findings) - len(shown):,} more; the summary and the JSON of the gate have all"
         lines.append(_line(command, "attnbench gate", rest))
     return lines
 
@@ -48,7 +48,7 @@ def _line(command: str, title: str, message: str) -> str:
 
 
 def _value(text: str) -> str:
-    """A command's text: a percent sign first, or the signs that stand for the others would be read twice."""
+    """A command's text; the percent sign is escaped first, because the others are escaped with it."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

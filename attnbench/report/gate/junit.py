@@ -1,4 +1,4 @@
-"""How does a gate's verdict look to a CI server that reads test reports? JUnit XML, a test a comparison."""
+"""The gate's verdict as JUnit XML for a CI server: one test per comparison."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from attnbench.gate import Finding, Gate
 from attnbench.report.cells import clean
 from attnbench.report.gate.order import Level, level_of, worst_first
 
-# What XML 1.0 has no way to write, not even as a reference.
+# Characters that XML 1.0 cannot write, not even as references.
 UNWRITABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-LONGEST = 2_000  # characters of a foreign text
+LONGEST_TEXT = 2_000  # characters of a foreign text
 NAME = "attnbench gate"
 
 
-def gate_junit(found: Gate, *, strict: bool = False) -> str:
-    """A JUnit report of UTF-8: a suite a backend, a test a (case, pass), its time that of one call of head.
+def gate_junit(judged: Gate, *, strict: bool = False) -> str:
+    """A JUnit report in UTF-8: one suite per backend, one test per (case, pass); its time is that of one call of head.
 
-    A test fails where the gate fails, and is skipped where it is inconclusive (strict: fails there too).
+    A test fails if the gate fails, and is skipped if it is inconclusive (strict: fails too).
     """
     by_backend: dict[str, dict[tuple[str, str], list[Finding]]] = {}
-    for finding in worst_first(found.findings):
+    for finding in worst_first(judged.findings):
         tests = by_backend.setdefault(finding.backend, {})
         tests.setdefault((finding.case, finding.which), []).append(finding)
     root = ElementTree.Element("testsuites", name=NAME)
@@ -46,7 +46,7 @@ def gate_junit(found: Gate, *, strict: bool = False) -> str:
 def _test(
     suite: Any, backend: str, case: str, which: str, findings: Sequence[Finding], strict: bool
 ) -> Level:
-    """Append the test of one (case, pass) to its suite; the worst of its findings decides, all are said."""
+    """Append the test of one (case, pass) to its suite; the worst of its findings decides, all are written."""
     worst = findings[0]
     outcome = level_of(worst)
     if strict and worst.kind == "inconclusive":
@@ -56,20 +56,20 @@ def _test(
     )
     timed = next((finding.ratio for finding in findings if finding.ratio is not None), None)
     test.set("time", "0" if timed is None else f"{timed.head_ms / 1e3:.9f}")
-    said = "\n".join(f"{finding.kind}: {_text(finding.message)}" for finding in findings)
+    sentences = "\n".join(f"{finding.kind}: {_text(finding.message)}" for finding in findings)
     if outcome in ("failure", "warning"):
         tag = "failure" if outcome == "failure" else "skipped"
-        told = ElementTree.SubElement(
+        element = ElementTree.SubElement(
             test, tag, type=_text(worst.kind), message=_text(f"{worst.kind}: {worst.message}")
         )
-        told.text = f"{_text(backend)} on {_text(case)}\n{said}"
+        element.text = f"{_text(backend)} on {_text(case)}\n{sentences}"
     elif outcome == "remark":
-        ElementTree.SubElement(test, "system-out").text = said
+        ElementTree.SubElement(test, "system-out").text = sentences
     return outcome
 
 
 def _text(text: str) -> str:
-    return UNWRITABLE.sub("", clean(text, LONGEST))
+    return UNWRITABLE.sub("", clean(text, LONGEST_TEXT))
 
 
 def _set(element: Any, counts: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""How does a gate's verdict look in a pull request? The verdict, a table of what changed, the rest folded away."""
+"""The gate's verdict as Markdown: the verdict, a table of what changed, the rest folded away."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from attnbench.report.markdown import grid
 COMMENT_BYTES = 65_536  # GitHub's limit of a comment, in characters; the summary of a step may have 1 MiB
 FEWEST_BYTES = 4_000
 HEAD = ("verdict", "backend", "case", "pass", "head / base", "base", "head", "interval")
-TEXTS = 4
-# Of the limit, what a part and those before it may take.
+TEXT_COLUMNS = 4
+# The share of the limit that a part and those before it may take.
 SHARES = {"notes": 0.2, "changed": 0.5, "sentences": 0.8, "same": 1.0}
 LONGEST_NAME = 80
 RESERVE = 400  # bytes for "and n more" and the end of a folded part
@@ -21,27 +21,27 @@ MORE = "and {:,} more; the JSON of the gate has all"
 
 
 def gate_markdown(
-    found: Gate, limit_bytes: int = COMMENT_BYTES, *, strict: bool = False, notes: Sequence[str] = ()
+    judged: Gate, limit_bytes: int = COMMENT_BYTES, *, strict: bool = False, notes: Sequence[str] = ()
 ) -> str:
     """GitHub-flavoured Markdown of at most `limit_bytes` bytes of UTF-8, the verdict in its first line.
 
-    `notes` are lines that stand below it (unlike machines, the rule that decided). The default limit is that of a
-    comment, which a job summary takes too. What does not fit is counted.
+    `notes` are lines below it (unlike machines, the rule that decided). The default limit is that of a comment,
+    which fits a job summary too. What does not fit is counted.
     Every foreign text is inert: no markup, HTML, mention, reference or link. ValueError below FEWEST_BYTES.
     """
     if limit_bytes < FEWEST_BYTES:
         raise ValueError(f"a verdict needs at least {FEWEST_BYTES} bytes, not {limit_bytes}")
-    findings = worst_first(found.findings)
+    findings = worst_first(judged.findings)
     changed = [finding for finding in findings if level_of(finding) != "nothing"]
     same = [finding for finding in findings if level_of(finding) == "nothing"]
     page = Page(limit_bytes)
-    page.add(f"## {headline(found, strict=strict)}\n")
+    page.add(f"## {headline(judged, strict=strict)}\n")
     page.add(f"\n{counted(findings)} of {len(findings):,} comparisons.\n")
     for note in notes[:20]:
         page.add(f"\n{markdown_cell(note)}\n", SHARES["notes"])
     if changed:
         page.table(changed, SHARES["changed"])
-        page.folded("What was found, in sentences", map(sentence, changed), len(changed), SHARES["sentences"])
+        page.folded("The findings in sentences", map(sentence, changed), len(changed), SHARES["sentences"])
     if same and page.add(f"\n<details><summary>{len(same):,} as before</summary>\n"):
         page.table(same, SHARES["same"])
         page.close()
@@ -49,7 +49,7 @@ def gate_markdown(
 
 
 class Page:
-    """Markdown that never grows over its limit: whole lines, and a count of those that found no room."""
+    """Markdown that never exceeds its limit: whole lines, and a count of those that do not fit."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes - RESERVE
@@ -59,7 +59,7 @@ class Page:
         return "".join(self._parts)
 
     def add(self, text: str, share: float = 1.0) -> bool:
-        """Append the text, unless it is too long for the share of the page that it may fill."""
+        """Append the text, unless it exceeds the share of the page that it may fill."""
         size = len(text.encode())
         if self._size + size > self._limit * share:
             return False
@@ -72,8 +72,8 @@ class Page:
         self._parts.append("\n</details>\n")
 
     def table(self, findings: Sequence[Finding], share: float) -> None:
-        """A table of as many findings as there is room for."""
-        if self.add(f"\n{grid(HEAD, [], texts=TEXTS)}\n", share):
+        """A table of as many findings as fit."""
+        if self.add(f"\n{grid(HEAD, [], texts=TEXT_COLUMNS)}\n", share):
             self._lines((f"{grid_row(finding)}\n" for finding in findings), len(findings), share)
 
     def folded(self, title: str, lines: Iterable[str], count: int, share: float) -> None:
@@ -94,8 +94,8 @@ def grid_row(finding: Finding) -> str:
     ratio = finding.ratio
     figures = [NOTHING] * 4
     if ratio is not None:
-        known = ratio.low is not None and ratio.high is not None
-        interval = f"{ratio.low:.3f} to {ratio.high:.3f}" if known else "not known"
+        has_interval = ratio.low is not None and ratio.high is not None
+        interval = f"{ratio.low:.3f} to {ratio.high:.3f}" if has_interval else "not known"
         figures = [f"{ratio.point:.3f}x", milliseconds(ratio.base_ms), milliseconds(ratio.head_ms), interval]
     kind = markdown_cell(clean(finding.kind, LONGEST_NAME))
     kind = f"**{kind}**" if level_of(finding) == "failure" else kind

@@ -1,36 +1,35 @@
-"""Which finding comes first, and what is said of all of them? The worst kind, then the largest effect; a line."""
+"""The order of findings, the worst first, and the verdict on all of them in one line."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from attnbench.gate import FAILING, KINDS, Finding, Gate
 
 Level = Literal["failure", "warning", "remark", "nothing"]
-LEVELS: tuple[Level, ...] = ("failure", "warning", "remark", "nothing")
-QUIET = ("new", "faster", "accepted")
+REMARKED = ("new", "faster", "accepted")
 
 
 def level_of(finding: Finding) -> Level:
-    """What a finding asks of the reader: "failure" fails the gate, "nothing" is as it was."""
+    """How severe a finding is: "failure" fails the gate, "nothing" did not change."""
     if finding.kind in FAILING:
         return "failure"
     if finding.kind == "same":
         return "nothing"
-    return "remark" if finding.kind in QUIET else "warning"
+    return "remark" if finding.kind in REMARKED else "warning"
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """By level, kind, size of effect; equal ones by backend and case, so that two runs give one order."""
+    """By level, kind and size of effect; equal ones by backend and case, so that two runs give one order."""
     return sorted(findings, key=_place)
 
 
 def _place(finding: Finding) -> tuple[int, int, float, str, str, str]:
     return (
-        LEVELS.index(level_of(finding)),
+        get_args(Level).index(level_of(finding)),
         KINDS.index(finding.kind),
         -effect(finding),
         finding.backend,
@@ -40,7 +39,7 @@ def _place(finding: Finding) -> tuple[int, int, float, str, str, str]:
 
 
 def effect(finding: Finding) -> float:
-    """|log ratio|, infinite where the ratio is no positive number; 0 where there is none."""
+    """|log ratio|; infinite if the ratio is no positive number, 0 without a ratio."""
     if finding.ratio is None:
         return 0.0
     point = finding.ratio.point
@@ -48,25 +47,25 @@ def effect(finding: Finding) -> float:
 
 
 def counted(findings: Sequence[Finding]) -> str:
-    """`1 wrong, 2 slower, 40 same`; "nothing" where there is no finding."""
+    """`1 wrong, 2 slower, 40 same`; "nothing" without a finding."""
     count = Counter(finding.kind for finding in worst_first(findings))
     return ", ".join(f"{number} {kind}" for kind, number in count.items()) or "nothing"
 
 
-def word_of(found: Gate, *, strict: bool = False) -> str:
-    """The verdict in a word or a few, without its figures."""
-    levels = {level_of(finding) for finding in found.findings}
+def word_of(judged: Gate, *, strict: bool = False) -> str:
+    """The verdict in a few words, without figures."""
+    levels = {level_of(finding) for finding in judged.findings}
     if "failure" in levels:
         return "Worse"
     if "warning" in levels:
-        unsure = found.exit_code(strict=strict) != 0
+        unsure = judged.exit_code(strict=strict) != 0
         return "Not shown to be the same" if unsure else "Not worse, as far as it can be told"
     return "Not worse"
 
 
-def headline(found: Gate, *, strict: bool = False) -> str:
-    """The verdict in one line of our own words: what fails, or else what is to be looked at."""
-    word = word_of(found, strict=strict)
+def headline(judged: Gate, *, strict: bool = False) -> str:
+    """The verdict in one line: what fails, or else what needs a look."""
+    word = word_of(judged, strict=strict)
     level: Level = "failure" if word == "Worse" else "warning"
-    told = [finding for finding in found.findings if level_of(finding) == level]
-    return f"{word}: {counted(told)}" if told else word
+    severe = [finding for finding in judged.findings if level_of(finding) == level]
+    return f"{word}: {counted(severe)}" if severe else word

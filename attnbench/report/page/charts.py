@@ -1,4 +1,4 @@
-"""How are the page's charts drawn? Vega-Lite specifications; the data, colours and marks come in by name."""
+"""The page's charts as Vega-Lite specifications; data, colours and marks come in by name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PLAIN, SHARE = "format(datum.value, '~g')", "format(datum.value, '~%')"
 RATE = "format(datum.value, '~s')"
 TIMES = "format(datum.value, '~g') + 'x'"
 
-# quantity: title, label of a tick
-QUANTITIES = {
+# chart over the length: title, label of a tick
+LENGTH_CHARTS = {
     "time": ("Time", MILLISECONDS),
     "tflops": ("TFLOP/s of useful work", PLAIN),
     "share": ("Share of the measured roof", SHARE),
@@ -35,16 +35,16 @@ QUANTITIES = {
 @cache
 def specifications() -> dict[str, dict[str, Any]]:
     """Every chart by name. Colours, shapes and dashes are values of the data: no name becomes part of an expression."""
-    found = {name: curves(title, label) for name, (title, label) in QUANTITIES.items()}
-    found |= {"roofline": roofline(), "noise": noise(), "samples": samples(), "compare": ratios()}
-    return {name: chart.to_dict() for name, chart in found.items()}
+    charts = {name: curves(title, label) for name, (title, label) in LENGTH_CHARTS.items()}
+    charts |= {"roofline": roofline(), "noise": noise(), "samples": samples(), "compare": ratios()}
+    return {name: chart.to_dict() for name, chart in charts.items()}
 
 
 def _marks() -> dict[str, Any]:
     return {
         "color": alt.Color("colour:N", scale=None),
         "detail": alt.Detail("backend:N"),
-        "tooltip": alt.Tooltip("said:N"),
+        "tooltip": alt.Tooltip("text:N"),
     }
 
 
@@ -53,9 +53,9 @@ def _log(**more: Any) -> alt.Scale:
 
 
 def curves(title: str, label: str) -> alt.LayerChart:
-    """A quantity over the length: a line a backend, bars from the 10 % to the 90 % quantile of the samples.
+    """A quantity over the length: a line per backend, bars from the 10 % to the 90 % quantile of the samples.
 
-    `across` and `up` are where the axes are labelled: a logarithm's own ticks crowd at the end of a decade.
+    `across` and `up` are the ticks of the axes: those of a log scale crowd at the end of a decade.
     """
     across, up = alt.param("across", value=[]), alt.param("up", value=[])
     axis = alt.Axis(values={"expr": "across"}, labelExpr=TOKENS, grid=False, labelOverlap="greedy")
@@ -69,7 +69,7 @@ def curves(title: str, label: str) -> alt.LayerChart:
 
 
 def roofline() -> alt.LayerChart:
-    """Achieved rate over arithmetic intensity, under the roofs that were measured on this machine."""
+    """Achieved rate over arithmetic intensity, under the measured roofs of the machine."""
     across, up = alt.param("across", value=[]), alt.param("up", value=[])
     title = "useful FLOP per byte that must move"
     x = alt.X("intensity:Q", title=title, scale=_log(), axis=_axis(PLAIN, "across"))
@@ -94,7 +94,7 @@ def roofline() -> alt.LayerChart:
 
 
 def noise() -> alt.LayerChart:
-    """Per backend: the spread of its samples, from its calm cases to its wild ones."""
+    """The spread of the samples per backend: from the 10 % to the 90 % quantile of its passes."""
     y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
     across = alt.param("across", value=[])
     x_axis = _axis(SHARE, "across")
@@ -107,7 +107,7 @@ def noise() -> alt.LayerChart:
 
 
 def samples() -> alt.LayerChart:
-    """Every sample of one result in the order of its rounds: a machine that slows down or is disturbed is seen."""
+    """Every sample of one result by round: shows a machine that slows down or is disturbed."""
     x = alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
     y_axis = alt.Axis(labelExpr=MILLISECONDS, tickCount=6)
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=10), axis=y_axis)
@@ -117,7 +117,7 @@ def samples() -> alt.LayerChart:
 
 
 def ratios() -> alt.LayerChart:
-    """Every pass of both sets as a ratio with its interval, a row a backend; the margin of the gate as a band."""
+    """Every pass of both sets as a ratio with its interval, one row per backend; the gate's margin as a band."""
     y = alt.Y("backend:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, grid=True))
     across = alt.param("across", value=[])
     x_axis = _axis(TIMES, "across")
@@ -128,7 +128,7 @@ def ratios() -> alt.LayerChart:
         .encode(x=alt.X("from:Q", scale=_log()), x2="to:Q")
     )
     one = alt.Chart(alt.NamedData("margin")).mark_rule(strokeDash=[4, 3]).encode(x="one:Q")
-    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, yOffset="lane:Q", **_marks())
+    base = alt.Chart(alt.NamedData("points")).encode(y=y, x=x, yOffset="offset:Q", **_marks())
     span = base.mark_rule(strokeWidth=2, opacity=0.3).encode(x=alt.X("low:Q", title=None), x2="high:Q")
     middle = base.mark_point(filled=True, size=45, opacity=0.9).encode(shape=alt.Shape("shape:N", scale=None))
     return _whole(alt.layer(band, one, span, middle).add_params(across), "Every pass, by backend", 200)
@@ -140,5 +140,7 @@ def _axis(label: str, ticks: str) -> alt.Axis:
 
 def _whole(chart: Any, title: str, height: int) -> alt.LayerChart:
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    said = f"{title}; the same figures are in the table below"
-    return chart.properties(title=title, description=said, width="container", height=height, autosize=fit)
+    description = f"{title}; the same figures are in the table below"
+    return chart.properties(
+        title=title, description=description, width="container", height=height, autosize=fit
+    )

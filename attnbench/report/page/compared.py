@@ -1,4 +1,4 @@
-"""What is different between two result sets? The gate's verdict, every ratio with its interval, and who wins now."""
+"""Two result sets compared: the gate's verdict, every ratio with its interval, and the winners that changed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from attnbench.report.cells import clean, factor, milliseconds, three_digits
 from attnbench.report.labels import PASS_TEXT
 from attnbench.report.ranking import Winner
 
-MOST_ROWS = 400  # of a table, and points of the chart: the largest changes
+MOST_ROWS = 400  # of a table, and points of the chart: those with the largest changes
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One pass of one case on one backend in both sets; the figures for the chart and their texts for the table."""
+class PassRatio:
+    """One pass of one case on one backend in both sets; figures for the chart, texts for the table."""
 
     backend: str
     case: str
@@ -29,23 +29,23 @@ class Ratio:
     high: float | None
     base: str
     head: str
-    said: str
+    ratio: str
     interval: str
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two sets held against each other. `refusal` says why the gate would not judge them, empty where it does."""
+    """Two sets, head against base. `refusal` says why the gate would not judge them; empty if it does."""
 
     base: str
     head: str
-    verdict: str  # empty where they have nothing in common; `refusal` says so
+    verdict: str  # empty if they have nothing in common; `refusal` says so
     kind: str  # failed, unsure, fine
     refusal: str
     margin: float = 0.0
     counts: tuple[tuple[str, int, bool], ...] = ()  # kind, how often, whether it fails the gate
     unlike: tuple[str, ...] = ()
-    ratios: tuple[Ratio, ...] = ()
+    ratios: tuple[PassRatio, ...] = ()
     others: tuple[tuple[str, str, str, str], ...] = ()  # kind, backend, case, message
     means: tuple[tuple[str, str, int, str], ...] = ()  # backend, pass, cases, factor
     changed: tuple[tuple[str, str, str], ...] = ()  # case, winner in base, winner in head
@@ -55,24 +55,28 @@ class Compared:
 def compared(
     base: ResultSet,
     head: ResultSet,
-    named: Mapping[str, str],
+    case_texts: Mapping[str, str],
     won: tuple[Sequence[Winner], Sequence[Winner]],
 ) -> Compared:
-    """Hold head against base; `named` is how a case is said to a reader, `won` the winners of both."""
+    """Compare head to base; `case_texts` names each case for a reader, `won` are the winners of both."""
     try:
-        found = gate(base, head, allow_unlike=True)
-    except NotComparable as problem:
-        return Compared(_name(base), _name(head), "", "failed", clean(problem, 600))
-    unlike = tuple(clean(text, 200) for text in found.unlike)
-    verdict, kind = _verdict(found.findings)
-    refusal = "They were not measured alike, so the gate would refuse to judge them." if unlike else ""
+        judged = gate(base, head, allow_unlike=True)
+    except NotComparable as error:
+        return Compared(_name(base), _name(head), "", "failed", clean(error, 600))
+    unlike = tuple(clean(text, 200) for text in judged.unlike)
+    verdict, kind = _verdict(judged.findings)
+    refusal = (
+        "They were measured under different conditions, so the gate would refuse to judge them."
+        if unlike
+        else ""
+    )
     ratios = sorted(
-        (_ratio(one, named) for one in found.findings if one.ratio is not None),
+        (_ratio(one, case_texts) for one in judged.findings if one.ratio is not None),
         key=lambda r: -abs(math.log(r.point)),
     )
     others = [
-        (one.kind, clean(one.backend, 60), named.get(one.case, clean(one.case)), clean(one.message))
-        for one in found.findings
+        (one.kind, clean(one.backend, 60), case_texts.get(one.case, clean(one.case)), clean(one.message))
+        for one in judged.findings
         if one.ratio is None and one.kind != "same"
     ]
     return Compared(
@@ -81,13 +85,13 @@ def compared(
         verdict,
         kind,
         refusal,
-        found.margin,
-        tuple((one, found.count(one), one in FAILING) for one in KINDS if found.count(one)),
+        judged.margin,
+        tuple((one, judged.count(one), one in FAILING) for one in KINDS if judged.count(one)),
         unlike,
         tuple(ratios[:MOST_ROWS]),
         tuple(others[:MOST_ROWS]),
         tuple(_means(ratios)),
-        tuple(_changed(*won, named)),
+        tuple(_changed(*won, case_texts)),
         max(0, len(ratios) - MOST_ROWS) + max(0, len(others) - MOST_ROWS),
     )
 
@@ -104,18 +108,18 @@ def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     if bad:
         return f"Worse: {bad} {'finding' if bad == 1 else 'findings'} would fail the gate.", "failed"
     if suspect:
-        said = f"{suspect} {'pass looks' if suspect == 1 else 'passes look'} slower"
-        return f"Not sure: {said}, and separate runs of one process can only advise.", "unsure"
+        slower = f"{suspect} {'pass looks' if suspect == 1 else 'passes look'} slower"
+        return f"Not sure: {slower}, and two separate runs cannot confirm it.", "unsure"
     return ("Not worse, as far as it can be told.", "unsure") if unsure else ("Not worse.", "fine")
 
 
-def _ratio(one: Finding, named: Mapping[str, str]) -> Ratio:
+def _ratio(one: Finding, case_texts: Mapping[str, str]) -> PassRatio:
     ratio = one.ratio
     assert ratio is not None
-    sure = ratio.low is not None and ratio.high is not None
-    return Ratio(
+    has_interval = ratio.low is not None and ratio.high is not None
+    return PassRatio(
         clean(one.backend, 60),
-        named.get(one.case, clean(one.case)),
+        case_texts.get(one.case, clean(one.case)),
         PASS_TEXT.get(one.which, one.which),
         one.kind,
         ratio.point,
@@ -124,11 +128,11 @@ def _ratio(one: Finding, named: Mapping[str, str]) -> Ratio:
         milliseconds(ratio.base_ms),
         milliseconds(ratio.head_ms),
         factor(ratio.point),
-        f"{three_digits(ratio.low)} to {three_digits(ratio.high)}" if sure else "too few samples",
+        f"{three_digits(ratio.low)} to {three_digits(ratio.high)}" if has_interval else "too few samples",
     )
 
 
-def _means(ratios: Sequence[Ratio]) -> list[tuple[str, str, int, str]]:
+def _means(ratios: Sequence[PassRatio]) -> list[tuple[str, str, int, str]]:
     by_key: dict[tuple[str, str], list[float]] = {}
     for one in ratios:
         by_key.setdefault((one.backend, one.which), []).append(one.point)
@@ -139,14 +143,14 @@ def _means(ratios: Sequence[Ratio]) -> list[tuple[str, str, int, str]]:
 
 
 def _changed(
-    before: Sequence[Winner], after: Sequence[Winner], named: Mapping[str, str]
+    before: Sequence[Winner], after: Sequence[Winner], case_texts: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Cases on which the choice is another one now: no backend is at the front of both."""
+    """Cases whose winner changed: no backend is at the front of both."""
     now = {winner.case: winner for winner in after}
-    found = []
+    changed = []
     for one in before:
         two = now.get(one.case)
-        if two is not None and one.level and two.level and not set(one.level) & set(two.level):
-            sides = (", ".join(clean(name, 60) for name in w.level[:3]) for w in (one, two))
-            found.append((named.get(one.case, clean(one.case)), *sides))
-    return found[:MOST_ROWS]  # type: ignore[return-value]
+        if two is not None and one.tied and two.tied and not set(one.tied) & set(two.tied):
+            sides = (", ".join(clean(name, 60) for name in w.tied[:3]) for w in (one, two))
+            changed.append((case_texts.get(one.case, clean(one.case)), *sides))
+    return changed[:MOST_ROWS]  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What does the first screen say? Where it was measured, a verdict line per backend, and the grid of winners."""
+"""The first screen: where it was measured, a verdict per backend, and the grid of winners."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
-class Line:
-    """One backend's verdict: counts of its cases, how often it won, and how far behind it is where it did not."""
+class BackendVerdict:
+    """One backend over all cases: counts by outcome, how often it won, how far behind it is on average."""
 
     backend: str
     version: str
@@ -30,14 +30,14 @@ class Line:
     refused: int
     unavailable: int
     clear: int
-    level: int
+    tied: int
     timed: int
     behind: str
     error: str
 
     @property
-    def verdict(self) -> str:
-        """The line as a sentence: `right on 17 of 18 cases, refused 1`."""
+    def sentence(self) -> str:
+        """`right on 17 of 18 cases, refused 1`."""
         if self.unavailable == self.cases:
             return "not available on this machine"
         if self.refused == self.cases:
@@ -54,12 +54,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Square:
-    """One cell of the grid. `backend` is who is drawn in it, empty where there is no clear winner."""
+    """One cell of the grid. `backend` is drawn in it; empty without a clear winner."""
 
-    kind: str  # clear, level, alone, untimed, none
+    kind: str  # clear, tied, alone, untimed, none
     backend: str
     time: str
-    said: str
+    detail: str
     interval: str
     title: str
     link: Mapping[str, str]
@@ -67,27 +67,27 @@ class Square:
 
 @dataclass(frozen=True)
 class Grid:
-    """Winners of one shape: a row per mask and direction, a column per length; None where no case was asked."""
+    """Winners of one shape: a row per mask and direction, a column per length; None if that case was not run."""
 
     shape: str
     lengths: tuple[int, ...]
     rows: tuple[tuple[str, str, tuple[Square | None, ...]], ...]
 
 
-def lines(table: pd.DataFrame, won: Sequence[Winner]) -> list[Line]:
-    """The backends, the most useful first: nothing wrong, most right, most often at the front, nearest to it."""
+def verdicts(table: pd.DataFrame, won: Sequence[Winner]) -> list[BackendVerdict]:
+    """The backends, the most useful first: nothing wrong, most often at the front, nearest to it, most right."""
     if table.empty:
         return []
-    clear, level, timed = Counter[str](), Counter[str](), Counter[str]()
+    clear, tied, timed = Counter[str](), Counter[str](), Counter[str]()
     for winner in won:
-        for name in winner.level:
-            (clear if winner.is_clear else level)[clean(name, 60)] += 1
+        for name in winner.tied:
+            (clear if winner.is_clear else tied)[clean(name, 60)] += 1
     for backend, times in table[table["status"] == "ok"].groupby("backend")["fwd_median_ms"]:
         timed[clean(backend, 60)] += int(times.notna().sum())
-    found = []
+    ranked = []
     for one in standings(table):
         name, counts = one.backend, Counter(one.counts)
-        line = Line(
+        verdict = BackendVerdict(
             backend=name,
             version=one.version,
             cases=one.cases,
@@ -97,18 +97,18 @@ def lines(table: pd.DataFrame, won: Sequence[Winner]) -> list[Line]:
             refused=counts["refused"],
             unavailable=counts["unavailable"],
             clear=clear[name],
-            level=level[name],
+            tied=tied[name],
             timed=timed[name],
             behind=factor(one.behind),
             error=three_digits(one.worst_error),
         )
-        found.append((line, one.behind or float("inf")))
-    found.sort(key=lambda x: (x[0].wrong > 0, -x[0].clear - x[0].level, x[0].right == 0, x[1], -x[0].right))
-    return [line for line, _ in found]
+        ranked.append((verdict, one.behind or float("inf")))
+    ranked.sort(key=lambda x: (x[0].wrong > 0, -x[0].clear - x[0].tied, x[0].right == 0, x[1], -x[0].right))
+    return [verdict for verdict, _ in ranked]
 
 
 def grids(won: Sequence[Winner], link: Mapping[str, Mapping[str, str]]) -> list[Grid]:
-    """One per shape, the most asked first; `link` gives the selection that shows a case in Explore."""
+    """One per shape, the one with most cases first; `link` gives the selection that shows a case in Explore."""
     shapes: dict[str, list[Winner]] = {}
     for winner in won:
         shapes.setdefault(winner.shape, []).append(winner)
@@ -134,45 +134,45 @@ def _grid(shape: str, won: Sequence[Winner], link: Mapping[str, Mapping[str, str
 
 
 def square(winner: Winner, link: Mapping[str, str]) -> Square:
-    """The winner of one case in words."""
+    """The winner of one case as the grid shows it."""
     title = clean(winner.case, 160)
     untimed = ", ".join(clean(name, 40) for name in winner.untimed[:MOST_NAMED])
-    if not winner.level:
-        kind, said = ("untimed", f"right, never timed: {untimed}") if untimed else ("none", "none is right")
-        return Square(kind, "", "", said, "", title, link)
-    fastest, time = clean(winner.level[0], 60), milliseconds(winner.fastest_ms)
+    if not winner.tied:
+        kind, detail = ("untimed", f"right, never timed: {untimed}") if untimed else ("none", "none is right")
+        return Square(kind, "", "", detail, "", title, link)
+    fastest, time = clean(winner.tied[0], 60), milliseconds(winner.fastest_ms)
     ratio = winner.ratio
     if ratio is None:
         return Square("alone", fastest, time, "the only one timed", "", title, link)
-    sure = ratio.low is not None and ratio.high is not None
-    interval = f"{three_digits(ratio.low)}–{three_digits(ratio.high)}" if sure else ""
+    has_interval = ratio.low is not None and ratio.high is not None
+    interval = f"{three_digits(ratio.low)}–{three_digits(ratio.high)}" if has_interval else ""
     if winner.is_clear:
-        said = f"{factor(ratio.point)} ahead of {clean(winner.rival, 40)}"
-        return Square("clear", fastest, time, said, interval, title, link)
-    names = [clean(name, 40) for name in winner.level]
+        detail = f"{factor(ratio.point)} ahead of {clean(winner.rival, 40)}"
+        return Square("clear", fastest, time, detail, interval, title, link)
+    names = [clean(name, 40) for name in winner.tied]
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    said = f"{', '.join(names[:MOST_NAMED])}{more}"
-    return Square("level", "", time, said, interval if sure else "too few samples", title, link)
+    detail = f"{', '.join(names[:MOST_NAMED])}{more}"
+    return Square("tied", "", time, detail, interval if has_interval else "too few samples", title, link)
 
 
-def answer(found: Sequence[Line], won: Sequence[Winner]) -> tuple[str, str]:
-    """The page in two sentences: who, and whether the answers can be believed."""
-    timed = [winner for winner in won if winner.level]
+def answer(backends: Sequence[BackendVerdict], won: Sequence[Winner]) -> tuple[str, str]:
+    """The page in two sentences: which backend is fastest, and whether the answers are right."""
+    timed = [winner for winner in won if winner.tied]
     if not timed:
-        return "Nothing was timed.", _trust(found)
-    best = max(found, key=lambda line: (line.clear + line.level, line.clear))
-    others = len({name for winner in timed for name in winner.level[:1]}) - 1
-    first = f"{best.backend} is the fastest or level with it on {best.clear + best.level} of {len(timed)} timed cases"
-    return f"{first}{'; the grid says where another is.' if others else '.'}", _trust(found)
+        return "Nothing was timed.", _trust(backends)
+    best = max(backends, key=lambda one: (one.clear + one.tied, one.clear))
+    others = len({name for winner in timed for name in winner.tied[:1]}) - 1
+    first = f"{best.backend} is the fastest or tied with it on {best.clear + best.tied} of {len(timed)} timed cases"
+    return f"{first}{'; the grid shows where another is.' if others else '.'}", _trust(backends)
 
 
-def _trust(found: Sequence[Line]) -> str:
-    answered = [line for line in found if line.right or line.wrong]
-    wrong = [line.backend for line in found if line.wrong]
+def _trust(backends: Sequence[BackendVerdict]) -> str:
+    answered = [one for one in backends if one.right or one.wrong]
+    wrong = [one.backend for one in backends if one.wrong]
     if wrong:
-        named = ", ".join(wrong[:MOST_NAMED])
-        return f"Wrong somewhere, and kept out of every speed chart: {named}{' …' if len(wrong) > MOST_NAMED else ''}."
-    right = sum(line.right for line in answered)
+        names = f"{', '.join(wrong[:MOST_NAMED])}{' …' if len(wrong) > MOST_NAMED else ''}"
+        return f"Wrong on some cases, and those are in no speed chart: {names}."
+    right = sum(one.right for one in answered)
     return f"Nothing was wrong: {right} answers of {len(answered)} backends agree with exact attention."
 
 
@@ -196,7 +196,7 @@ def facts(table: pd.DataFrame, environments: Mapping[str, Any]) -> list[tuple[st
     threads = ", ".join(
         dict.fromkeys(clean(place["threads"], 20) for place in places if place.get("threads"))
     )
-    found = [
+    labelled = [
         ("Machine", _distinct(table["machine"])),
         ("Device", _distinct(table["device"]) + (f", {threads} threads" if threads else "")),
         ("Suite", _distinct(table["suite"])),
@@ -205,7 +205,7 @@ def facts(table: pd.DataFrame, environments: Mapping[str, Any]) -> list[tuple[st
         ("Versions", versions),
         ("System", ", ".join(dict.fromkeys(clean(place.get("os", ""), 80) for place in places))),
     ]
-    return [(label, text) for label, text in found if text]
+    return [(label, text) for label, text in labelled if text]
 
 
 def _span(first: str, last: str) -> str:

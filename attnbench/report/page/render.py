@@ -1,4 +1,4 @@
-"""How does it become one file? Everything a template needs, then Jinja with autoescape; scripts by their hash only."""
+"""The page as one file: what the templates need, then Jinja with autoescape; only scripts of known hash may run."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from attnbench.report.tables import heading, reasons
 
 SCRIPTS = ("figures.js", "draw.js", "tables.js", "page.js")  # in this order, in one scope
 MOST_ROWS_AT_ONCE = 16
-LANES = 7  # of a backend's row in the chart of ratios: points beside one another stay apart
+OFFSETS = 7  # of the points within a backend's row in the chart of ratios, so that they do not overlap
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 INSTALL = "the page needs altair, vl-convert-python and jinja2: pip install 'attnbench[page]'"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One result set as the page tells it."""
+    """One result set as the page shows it."""
 
     place: int
     name: str
     heading: str
     facts: list[tuple[str, str]]
     answer: tuple[str, str]
-    lines: list[overview.Line]
+    verdicts: list[overview.BackendVerdict]
     grids: list[overview.Grid]
     agreements: list[trust.Agreement]
     furthest: trust.Furthest | None
@@ -54,14 +54,14 @@ class Shown:
 
     @property
     def shows_all(self) -> bool:
-        """Whether the grids of all shapes are few enough to be seen at once."""
+        """Whether the grids of all shapes are few enough to show at once."""
         return sum(len(grid.rows) for grid in self.grids) <= MOST_ROWS_AT_ONCE
 
 
 def write_page(sets: Sequence[ResultSet], path: Path, pictures: Mapping[int, bytes] | None = None) -> Path:
-    """Write the page of one or several result sets (the first is what others are compared to).
+    """Write the page of one or several result sets (the others are compared to the first).
 
-    `pictures` are PNG files by the place of their set: the errors of what `furthest_off` gave for it.
+    `pictures` are PNG files by the index of their set: the errors of the result that `furthest_off` gives.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(sets, pictures), encoding="utf-8")
@@ -69,7 +69,7 @@ def write_page(sets: Sequence[ResultSet], path: Path, pictures: Mapping[int, byt
 
 
 def page(sets: Sequence[ResultSet], pictures: Mapping[int, bytes] | None = None) -> str:
-    """The HTML text; raises BackendUnavailable with what to install where the `page` extra is missing."""
+    """The HTML text; raises BackendUnavailable with what to install if the `page` extra is missing."""
     environment, specifications, bundle = _libraries()
     tables = [with_families(frame(one.results, one.environments)) for one in sets]
     won = [winners(table) for table in tables]
@@ -119,15 +119,15 @@ def _libraries() -> tuple[Any, dict[str, Any], str]:
             lstrip_blocks=True,
         )
         return environment, specifications(), _bundle()
-    except ModuleNotFoundError as problem:
-        if (problem.name or "").split(".")[0] not in ("altair", "vl_convert", "jinja2"):
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("altair", "vl_convert", "jinja2"):
             raise
-        raise BackendUnavailable(INSTALL) from problem
+        raise BackendUnavailable(INSTALL) from error
 
 
 @cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script; its strings cannot end the element that holds it."""
+    """Vega, Vega-Lite and Vega-Embed as one script, in which no string can end its element."""
     import altair
     import vl_convert
 
@@ -151,7 +151,7 @@ def _hash(text: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """JSON that may stand in an HTML page: nothing in it can end its element or begin another."""
+    """JSON for an HTML page: nothing in it can end its element or begin another."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -159,26 +159,26 @@ def json_text(value: Any) -> str:
 
 
 def _names(sets: Sequence[ResultSet]) -> list[str]:
-    """The sets by name; alike ones are numbered."""
-    found: list[str] = []
+    """The names of the sets; equal ones are numbered."""
+    names: list[str] = []
     for place, one in enumerate(sets):
         name = clean(one.name, 60) or f"set {place + 1}"
-        found.append(name if name not in found else f"{name} ({place + 1})")
-    return found
+        names.append(name if name not in names else f"{name} ({place + 1})")
+    return names
 
 
 def _shown(
     place: int, name: str, one: ResultSet, table: pd.DataFrame, won: list[Winner], picture: bytes | None
 ) -> Shown:
     places = [value for value in one.environments.values() if isinstance(value, dict)]
-    lines = overview.lines(table, won)
+    verdicts = overview.verdicts(table, won)
     return Shown(
         place,
         name,
         heading(table),
         overview.facts(table, one.environments),
-        overview.answer(lines, won),
-        lines,
+        overview.answer(verdicts, won),
+        verdicts,
         overview.grids(won, _links(table, place)),
         trust.agreements(table),
         trust.furthest(trust.furthest_off(one.results)),
@@ -191,7 +191,7 @@ def _shown(
 
 
 def _links(table: pd.DataFrame, place: int) -> dict[str, dict[str, str]]:
-    """By case: the selection that shows it in Explore."""
+    """The selection that shows a case in Explore, by case."""
     return {
         str(row.case): {"set": str(place)} | selection(row)
         for row in table.drop_duplicates("case").itertuples()
@@ -201,24 +201,26 @@ def _links(table: pd.DataFrame, place: int) -> dict[str, dict[str, str]]:
 def _pairs(
     sets: Sequence[ResultSet], names: list[str], tables: list[pd.DataFrame], won: list[list[Winner]]
 ) -> list[Compared]:
-    known = {
+    case_texts = {
         str(row.case): clean(case_text(row), 160)
         for table in tables
         for row in table.drop_duplicates("case").itertuples()
     }
-    again = [ResultSet(one.results, one.environments, name) for one, name in zip(sets, names, strict=True)]
-    return [compared(again[0], head, known, (won[0], won[n])) for n, head in enumerate(again[1:], 1)]
+    base, *heads = [
+        ResultSet(one.results, one.environments, name) for one, name in zip(sets, names, strict=True)
+    ]
+    return [compared(base, head, case_texts, (won[0], won[n])) for n, head in enumerate(heads, 1)]
 
 
 def _drawn(one: Compared) -> dict[str, Any]:
     rows = [
         {
             "backend": r.backend,
-            "lane": place % LANES,
+            "offset": place % OFFSETS,
             "point": r.point,
             "low": r.low or r.point,
             "high": r.high or r.point,
-            "said": f"{r.backend}, {r.case}, {r.which}: {r.base} became {r.head}, {r.said} ({r.interval}): {r.kind}",
+            "text": f"{r.backend}, {r.case}, {r.which}: {r.base} became {r.head}, {r.ratio} ({r.interval}): {r.kind}",
         }
         for place, r in enumerate(sorted(one.ratios, key=lambda r: r.backend))
     ]

@@ -1,4 +1,4 @@
-"""Can the figures be believed? Agreement per tensor, the worst case, every reason, and how much the clock wavered."""
+"""How far to trust the figures: agreement per tensor, the worst case, every reason, and the spread of the samples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Agreement:
 
 
 def agreements(table: pd.DataFrame) -> list[Agreement]:
-    """A map per tensor that was judged, the worst of all first; backends that answered nothing are left out."""
+    """A map per judged tensor, after one of the worst of all; backends that answered nothing are left out."""
     worst: dict[tuple[str, str, str], tuple[float, str]] = {}
     statuses: dict[tuple[str, str], Counter[str]] = {}
     masks: dict[str, None] = {}
@@ -48,8 +48,8 @@ def agreements(table: pd.DataFrame) -> list[Agreement]:
         masks[mask] = None
         statuses.setdefault((backend, mask), Counter())[str(row.status)] += 1
         for tensor, over in _errors(row):
-            known = worst.get((tensor, backend, mask))
-            if known is None or over > known[0]:
+            largest = worst.get((tensor, backend, mask))
+            if largest is None or over > largest[0]:
                 worst[tensor, backend, mask] = (over, clean(row.case, 120))
     judged = sorted({backend for _, backend, _ in worst})
     tensors = {tensor for tensor, _, _ in worst}
@@ -73,18 +73,17 @@ def _errors(row: Any) -> Iterable[tuple[str, float]]:
         yield WORST, float(row.error_over_budget)
     elif row.status == "wrong":
         yield WORST, np.inf
-    for tensor, found in json.loads(row.errors).items():
-        over = found.get("over_budget") if isinstance(found, dict) else None
+    for tensor, error in json.loads(row.errors).items():
+        over = error.get("over_budget") if isinstance(error, dict) else None
         if isinstance(over, (int, float)):
             yield clean(tensor, 30), float(over)
 
 
-def _cell(found: tuple[float, str] | None, statuses: Counter[str] | None, tensor: str) -> Cell:
-    if found is None:
-        counts = statuses or Counter()
-        said = why_unjudged(counts)
-        return Cell("–" if said == "ok" else said, "none", "not given" if said == "ok" else said)
-    over, case = found
+def _cell(worst: tuple[float, str] | None, statuses: Counter[str] | None, tensor: str) -> Cell:
+    if worst is None:
+        reason = why_unjudged(statuses or Counter())
+        return Cell("–" if reason == "ok" else reason, "none", "not returned" if reason == "ok" else reason)
+    over, case = worst
     if over == np.inf:
         return Cell("✗ wrong", "wrong", f"{tensor}: wrong without an error to measure, on {case}")
     title = f"{tensor}: {error_text(over)} of what is allowed, at worst on {case}"
@@ -95,47 +94,47 @@ def _cell(found: tuple[float, str] | None, statuses: Counter[str] | None, tensor
 
 @dataclass(frozen=True)
 class Furthest:
-    """The result furthest from exact attention, and how far in words (`said`). `command` judges it again."""
+    """The result furthest from exact attention, `distance` in words. `command` judges it again."""
 
     backend: str
     case: str
     is_wrong: bool
-    said: str
+    distance: str
     reason: str
     tensors: tuple[tuple[str, str], ...]
     command: str
 
 
 def furthest_off(results: Iterable[Result]) -> Result | None:
-    """The wrong result that is off by most, or else the right one that uses most of its budget.
+    """The wrong result with the largest error, else the right one that uses most of its budget.
 
-    One that is wrong without an error (it changes its inputs) comes after those that have one.
+    A result that is wrong without an error (it changes its inputs) comes after those that have one.
     """
     judged = [r for r in results if r.status == "wrong" or (r.status == "ok" and r.error_over_budget)]
     return max(judged, key=lambda r: (r.status == "wrong", r.error_over_budget or 0.0), default=None)
 
 
 def furthest(result: Result | None) -> Furthest | None:
-    """What the page says of it."""
+    """What the page shows of it."""
     if result is None:
         return None
     tensors = []
-    for name, found in result.errors.items():
-        at = found.get("worst")
+    for name, error in result.errors.items():
+        at = error.get("worst")
         place = f" at {at}" if at is not None else ""
-        tensors.append((clean(name, 30), clean(f"{error_text(found.get('over_budget') or 0.0)}{place}", 120)))
+        tensors.append((clean(name, 30), clean(f"{error_text(error.get('over_budget') or 0.0)}{place}", 120)))
     return Furthest(
         clean(result.backend, 60),
         clean(result.case_id),
         result.status == "wrong",
-        _how_far(result),
+        _distance(result),
         clean(result.reason),
         tuple(tensors),
         command_for(result),
     )
 
 
-def _how_far(result: Result) -> str:
+def _distance(result: Result) -> str:
     if result.error_over_budget is None:
         return "wrong"
     over = error_text(result.error_over_budget)
@@ -145,7 +144,7 @@ def _how_far(result: Result) -> str:
 
 
 def command_for(result: Result) -> str:
-    """The command that draws a result's errors again; quoted for a shell, whatever the names are."""
+    """The command that draws a result's errors again, quoted for a shell."""
     case = {name: value for name, value in result.case.items() if value not in (None, [], "")}
     words = ["attnbench", "show", json.dumps(case), "--backend", result.backend, "--seed", str(result.seed)]
     words += ["--distribution", result.distribution] if result.distribution != "randn" else []
@@ -155,7 +154,7 @@ def command_for(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Noise:
-    """One backend's spread: half the 10 % to 90 % span over the median, a pass at a time; shares."""
+    """One backend's spread per timed pass: half the 10 % to 90 % span over the median, as shares."""
 
     backend: str
     passes: int
@@ -168,8 +167,8 @@ class Noise:
 
 
 def noises(table: pd.DataFrame) -> list[Noise]:
-    """How much each backend's samples waver, the calmest first."""
-    found = []
+    """The spread of each backend's samples, the smallest first."""
+    spreads = []
     for backend, group in table[table["status"] == "ok"].groupby("backend", sort=False):
         spans = {p: group[f"{p}_high_ms"] - group[f"{p}_low_ms"] for p in ("fwd", "bwd")}
         shares = np.concatenate([spans[p] / 2 / group[f"{p}_median_ms"] for p in spans])  # NaN: not timed
@@ -180,12 +179,12 @@ def noises(table: pd.DataFrame) -> list[Noise]:
         where = clean(group["case"].iloc[int(np.nanargmax(shares)) % len(group)], 120)
         noted = int(group["notes"].map(len).gt(0).sum())
         one = Noise(clean(backend, 60), timed.size, low, median, high, float(timed.max()), where, noted)
-        found.append(one)
-    return sorted(found, key=lambda n: n.median)
+        spreads.append(one)
+    return sorted(spreads, key=lambda n: n.median)
 
 
 def remarks(table: pd.DataFrame, most: int = 20) -> list[tuple[str, int, str]]:
-    """What the sweep noted beside its figures: the text, how often, on which backends."""
+    """The notes of the sweep: the text, how often, on which backends."""
     texts: dict[str, Counter[str]] = {}
     for backend, notes in zip(table["backend"], table["notes"], strict=True):
         for note in notes:
@@ -195,16 +194,16 @@ def remarks(table: pd.DataFrame, most: int = 20) -> list[tuple[str, int, str]]:
 
 
 def clocks(environments: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What is known of the clocks: governor, boost, locked or not; as words."""
-    found: dict[str, str] = {}
+    """The clocks of the machines: governor, boost, locked or not; as label and text."""
+    texts: dict[str, str] = {}
     for environment in environments:
         policy = environment.get("clock_policy")
         for name, value in (policy if isinstance(policy, dict) else {}).items():
             if not isinstance(value, (dict, list, bool)) and value is not None:
-                found[clean(name, 40).replace("_", " ")] = clean(value, 80)
-    return list(found.items())
+                texts[clean(name, 40).replace("_", " ")] = clean(value, 80)
+    return list(texts.items())
 
 
 def spread_text(noise: Noise) -> tuple[str, str, str, str]:
-    """Calm, typical, wild and largest spread as texts."""
+    """Small, typical, wide and largest spread as texts."""
     return tuple(f"±{percent(x)}" for x in (noise.low, noise.median, noise.high, noise.largest))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-// How does a chart come on the page, and again when something changed? Vega-Lite draws; colours come from the style.
+// Draws the charts, and again after a change: Vega-Lite draws, colours come from the style sheet.
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function config() {
@@ -12,23 +12,23 @@ function config() {
 }
 const views = new Map();
 const drawing = new Map();
-let arriving = null; // the view that the address names, until the charts above it have their height
+let arriving = null; // the view in the address, until the charts above it have their height
 
 async function draw(element, name, data, signals = {}) {
   const look = `${theme()} ${state.log}`;
-  const known = views.get(element);
+  const view = views.get(element);
   const empty = !data.points.length;
   element.classList.toggle("empty", empty);
   if (empty) {
-    if (known) known.view.finalize();
+    if (view) view.view.finalize();
     views.delete(element);
     element.textContent = `${page.specs[name].title}: nothing right was timed here.`;
     return;
   }
-  if (known && known.look === look) {
-    for (const [key, values] of Object.entries(data)) known.view.data(key, values);
-    for (const [key, value] of Object.entries(signals)) known.view.signal(key, value);
-    await known.view.resize().runAsync();
+  if (view && view.look === look) {
+    for (const [key, values] of Object.entries(data)) view.view.data(key, values);
+    for (const [key, value] of Object.entries(signals)) view.view.signal(key, value);
+    await view.view.resize().runAsync();
     return;
   }
   const text = JSON.stringify(page.specs[name]);
@@ -40,7 +40,7 @@ async function draw(element, name, data, signals = {}) {
   views.set(element, { view: made.view, look });
 }
 
-// A chart is drawn when it comes near to what is seen, so that a large set opens soon; all of them before printing.
+// A chart is drawn when it scrolls near, so that a large set opens soon; all are drawn before printing.
 const near = new Set(), later = new Map();
 function approach(element) {
   near.add(element);
@@ -54,7 +54,7 @@ for (const element of $$(".chart")) watch.observe(element);
 addEventListener("beforeprint", () => $$(".chart").forEach(approach));
 for (const name of ["wheel", "touchmove", "keydown", "pointerdown"]) addEventListener(name, () => { arriving = null; }, { passive: true });
 
-// One drawing of an element after the other, and only the newest of those that wait.
+// An element has one drawing at a time; of those that wait, only the newest is drawn.
 function ask(element, ...what) {
   if (!near.has(element)) {
     later.set(element, what);
@@ -80,7 +80,7 @@ function ask(element, ...what) {
 function drawFixed() {
   for (const element of $$(".noise")) {
     element.style.minHeight = `${90 + ROW_HEIGHT.noise * page.noise[Number(element.dataset.setChart)].length}px`;
-    const points = page.noise[Number(element.dataset.setChart)].map((n) => ({ ...drawn(n.backend), low: n.low, median: n.median, high: n.high, said: `${n.backend}: median ±${percent(n.median)}, 10 % ±${percent(n.low)}, 90 % ±${percent(n.high)}` }));
+    const points = page.noise[Number(element.dataset.setChart)].map((n) => ({ ...drawn(n.backend), low: n.low, median: n.median, high: n.high, text: `${n.backend}: median ±${percent(n.median)}, 10 % ±${percent(n.low)}, 90 % ±${percent(n.high)}` }));
     if (element.offsetParent) ask(element, "noise", { points }, { across: decades(points.flatMap((p) => [p.low, p.high])) });
   }
   for (const element of $$(".ratios")) {

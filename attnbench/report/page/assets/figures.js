@@ -1,4 +1,4 @@
-// What is selected, and which figures does that give? From the rows of the page to points and words.
+// From the selection to figures: rows of the page become points of charts and texts.
 
 const page = JSON.parse(document.getElementById("results").textContent);
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -7,7 +7,7 @@ const FIELDS = ["set", "mask", "direction", "heads", "dims", "dtype", "rest"];
 const TEXTS = ["id", "mask", "heads", "dims", "dtype", "rest", "direction"];
 const QUANTITIES = ["time", "tflops", "share", "memory"];
 const ROW_HEIGHT = { noise: 24, compare: 34 };
-const RATIOS = [0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2]; // where all lie near 1; else 1, 2, 5 of each decade
+const RATIOS = [0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 2]; // if all are near 1; else 1, 2, 5 of each decade
 const DIRECTIONS = { fwd: "inference", fwd_bwd: "training" };
 const PASSES = { whole: "forward + backward", fwd: "forward", bwd: "backward" };
 
@@ -34,7 +34,7 @@ for (const one of cases) {
 }
 const offered = [...combinations.values()];
 
-// What is selected; `off` are the backends that are not shown.
+// The selection; `off` are the backends that are not shown.
 const state = { pass: "whole", log: true, off: new Set() };
 let chosen = offered[0];
 
@@ -48,7 +48,7 @@ function choose(wanted, first) {
   chosen = best;
 }
 
-// Figures as words.
+// Figures as texts.
 const digits = (x) => x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5 ? x.toExponential(1) : String(Number(x.toPrecision(3)));
 const ms = (x) => x == null ? "–" : x < 0.9995 ? `${digits(x * 1e3)} us` : x < 999.5 ? `${digits(x)} ms` : `${digits(x / 1e3)} s`;
 const bytes = (x) => {
@@ -77,19 +77,19 @@ function figuresOf(row) {
   const one = row.case, which = passOf(one), flops = sumOf(one, "flops");
   const least = sumOf(one, "bytes"), share = which === "whole" ? row.roof : row[`${which}_roof`];
   const samples = q ? (row[which] || row.fwd)[1] : 0;
-  const found = { row, length: one.length, q, samples, share, peak: row.peak, error: row.error };
-  found.tflops = q && flops ? flops / q[3] / 1e9 : null;
-  found.intensity = flops && least ? flops / least : null;
-  found.said = [
+  const figures = { row, length: one.length, q, samples, share, peak: row.peak, error: row.error };
+  figures.tflops = q && flops ? flops / q[3] / 1e9 : null;
+  figures.intensity = flops && least ? flops / least : null;
+  figures.text = [
     `${row.backend}, ${one.length} tokens`,
     q ? `time ${ms(q[3])} (10 % ${ms(q[1])}, 90 % ${ms(q[5])}, least ${ms(q[0])}, largest ${ms(q[6])})` : "never timed",
-    q && `${samples} samples, ${plain(found.tflops)} TFLOP/s, ${percent(share)} of the roof`,
-    `memory ${bytes(row.peak)}, least possible ${bytes(one.least_peak)}`,
+    q && `${samples} samples, ${plain(figures.tflops)} TFLOP/s, ${percent(share)} of the roof`,
+    `peak ${bytes(row.peak)}, minimum ${bytes(one.least_peak)}`,
     `error ${plain(row.error)} of its budget`,
     row.kernel && `ran ${row.kernel}`,
     row.notes,
   ].filter(Boolean).join("\n");
-  return found;
+  return figures;
 }
 
 const theme = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -111,19 +111,19 @@ function pointsOf(name, found) {
   const nearest = Math.min(2, ...lengths.slice(1).map((length, n) => length / lengths[n]));
   const apart = (backend) => nearest ** (0.2 * ((order.indexOf(backend) + 0.5) / order.length - 0.5));
   return found.flatMap((f) => {
-    const given = values(f);
-    return given ? [{ ...drawn(f.row.backend), place: f.length * apart(f.row.backend), value: given[0], low: given[1], high: given[2], said: f.said }] : [];
+    const point = values(f);
+    return point ? [{ ...drawn(f.row.backend), place: f.length * apart(f.row.backend), value: point[0], low: point[1], high: point[2], text: f.text }] : [];
   });
 }
 
-// 1, 2 and 5 of each decade that values lie in.
+// 1, 2 and 5 of each decade, within the values.
 function decades(values) {
-  const low = Math.min(...values), high = Math.max(...values), found = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) found.push(...[1, 2, 5].map((step) => Number((step * 10 ** power).toPrecision(6))));
-  return found.filter((tick) => tick >= low && tick <= high);
+  const low = Math.min(...values), high = Math.max(...values), ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) ticks.push(...[1, 2, 5].map((step) => Number((step * 10 ** power).toPrecision(6))));
+  return ticks.filter((tick) => tick >= low && tick <= high);
 }
 
-// Where a value axis is labelled: at 1, 2, 5 of each decade, or at powers of two of bytes.
+// The ticks of a value axis: 1, 2, 5 of each decade; of bytes, powers of two.
 function ticksOf(name, points) {
   const low = Math.min(...points.map((p) => p.low)), high = Math.max(...points.map((p) => p.high)), ratio = high / low;
   if (!state.log) {
@@ -133,13 +133,13 @@ function ticksOf(name, points) {
   }
   const base = name === "memory" ? (ratio > 64 ? 4 : 2) : 10;
   const steps = name === "memory" ? [1] : ratio > 300 ? [1] : ratio > 6 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
-  const found = [], log = (x) => Math.log(x) / Math.log(base);
-  for (let power = Math.floor(log(low)) - 1; power <= log(high) + 1; power += 1) found.push(...steps.map((step) => Number((step * base ** power).toPrecision(12))));
-  return found.filter((tick) => tick > low / 1.6 && tick < high * 1.6);
+  const ticks = [], log = (x) => Math.log(x) / Math.log(base);
+  for (let power = Math.floor(log(low)) - 1; power <= log(high) + 1; power += 1) ticks.push(...steps.map((step) => Number((step * base ** power).toPrecision(12))));
+  return ticks.filter((tick) => tick > low / 1.6 && tick < high * 1.6);
 }
 
 function roofline(found) {
-  const points = found.filter((f) => f.intensity && f.tflops).map((f) => ({ ...drawn(f.row.backend), intensity: f.intensity, rate: f.tflops * 1e12, said: f.said }));
+  const points = found.filter((f) => f.intensity && f.tflops).map((f) => ({ ...drawn(f.row.backend), intensity: f.intensity, rate: f.tflops * 1e12, text: f.text }));
   const roofs = page.roofs[Number(chosen.set)], lines = [];
   const matrix = (roofs.matmul_flops_per_s || {})[chosen.dtype], copy = roofs.copy_bytes_per_s;
   if (!points.length || !matrix || !copy) return { points, roofs: [] };

@@ -1,4 +1,4 @@
-// What happens when somebody does something? The form, the address, the theme. Last: the parts share one scope.
+// The form, the address and the theme. Last: the scripts share one scope.
 
 // The address: #view&mask=...&off=...
 const viewOf = () => decodeURIComponent(location.hash.slice(1).split("&")[0]) || "";

@@ -45,11 +45,11 @@ function drawSamples(f) {
   for (const which of ["fwd", "bwd"]) {
     for (const [n, round] of ((f.row[which] || [])[2] || []).entries()) {
       lines.push([PASSES[which], String(n + 1), round.map(digits).join(", ")]);
-      for (const value of round) points.push({ ...drawn(f.row.backend), shape: which === "fwd" ? "circle" : "cross", round: n + 1, value, said: `${PASSES[which]}, round ${n + 1}: ${ms(value)}` });
+      for (const value of round) points.push({ ...drawn(f.row.backend), shape: which === "fwd" ? "circle" : "cross", round: n + 1, value, text: `${PASSES[which]}, round ${n + 1}: ${ms(value)}` });
     }
   }
   $("#raw").hidden = false;
-  $("#raw-told").textContent = `${f.said.replaceAll("\n", "; ")}. ${points.length ? "Circles: forward; crosses: backward." : "A set this large keeps quantiles only; the samples are in its results.jsonl."}`;
+  $("#raw-told").textContent = `${f.text.replaceAll("\n", "; ")}. ${points.length ? "Circles: forward; crosses: backward." : "The page of a set this large has quantiles only; the samples are in its results.jsonl."}`;
   ask($("#chart-samples"), "samples", { points });
   $("#rounds tbody").replaceChildren(...lines.map((texts) => {
     const line = element("tr", "");
