@@ -154,6 +154,16 @@ def test_titles_can_be_read_and_fit_their_figure(table: Any, sweep: Any) -> None
             assert text.get_window_extent(renderer).x1 <= figure.bbox.x1
 
 
+def test_a_legend_fits_its_figure(sweep: Any) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    names = [f"backend_number_{n}" for n in range(12)]
+    for _, figure in speed_and_memory(frame(sweep((64,), ("full",), names))):
+        (legend,) = figure.legends
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        assert legend.get_window_extent(renderer).x1 <= figure.bbox.x1
+
+
 def test_results_without_any_figure_still_give_the_support_matrix(sweep: Any) -> None:
     table = frame(sweep((64,), ("full",), ()))
     assert list(speed_and_memory(table)) == []

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEGEND_COLUMNS = 8
+MOST_LEGEND_COLUMNS = 8
+MARK_INCHES, LETTER_INCHES = 0.4, 0.075  # of a legend's entry
 
 
 def draw_dots(
@@ -40,10 +41,12 @@ def draw_dots(
 
     shown = {which: name for which, name in passes.items() if any(row.values.get(which) for row in rows)}
     names = sorted({name for row in rows for values in row.values.values() for name in values})
-    head = HEAD_INCHES + 0.24 * -(-(len(names) + 1) // LEGEND_COLUMNS)
+    width = 3.2 + 5.6 * len(shown)
+    columns = legend_columns(names, width)
+    head = HEAD_INCHES + 0.24 * -(-(len(names) + 1) // columns)
     # A note that all rows share stands once, in the subtitle.
     common = rows[0].note if len({row.note for row in rows}) == 1 else ""
-    size = (3.2 + 5.6 * len(shown), 0.42 * len(rows) + 0.75 + head)
+    size = (width, 0.42 * len(rows) + 0.75 + head)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / size[1]), wspace=0.04)  # type: ignore[union-attr, call-arg]
@@ -63,12 +66,18 @@ def draw_dots(
             handles=marks,
             loc="upper left",
             bbox_to_anchor=(0.05 / size[0], 1 - (HEAD_INCHES - 0.16) / size[1]),
-            ncols=LEGEND_COLUMNS,
+            ncols=columns,
             frameon=False,
             handletextpad=0.2,
             columnspacing=1.4,
         )
     return figure
+
+
+def legend_columns(names: Sequence[str], width_inches: float) -> int:
+    """How many columns of these names fit the width of a figure."""
+    longest = max(map(len, names), default=1)
+    return max(1, min(MOST_LEGEND_COLUMNS, int(width_inches / (MARK_INCHES + LETTER_INCHES * longest))))
 
 
 def _row_labels(axes: Axes, rows: Sequence[DotRow], common: str) -> None:
