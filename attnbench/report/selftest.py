@@ -119,7 +119,7 @@ def document(part: Tally) -> str:
         grid(list(HEAD), cells(part), texts=3),
         "The right answers come from",
         right_answers(part),
-        "## Mutants that are not found",
+        "## Mutants that survive",
         "\n".join(_lines(survivors(part))) or "None.",
         "## False alarms",
         "\n".join(_lines({key: [why] for key, why in alarms.items()})) or "None.",

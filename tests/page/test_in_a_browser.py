@@ -112,9 +112,9 @@ def test_a_link_restores_the_view(opened: Any) -> None:
     page.tab.uncheck("#backends input[value=plain]")
     page.tab.uncheck("[data-field=log]")
     page.ready()
-    address, marks, told = page.tab.url, page.marks("time"), page.tab.inner_text("#told")
+    address, marks, summary = page.tab.url, page.marks("time"), page.tab.inner_text("#summary")
     page.go(f"#{address.split('#')[1]}")
-    assert page.tab.inner_text("#told") == told
+    assert page.tab.inner_text("#summary") == summary
     assert page.marks("time") == marks
     assert page.tab.input_value("[data-field=pass]") == "bwd"
     assert not page.tab.is_checked("#backends input[value=plain]")
@@ -187,7 +187,7 @@ def test_a_planted_script_does_not_run_even_where_it_stands_in_the_page(opened: 
     page.path = planted
     page.go()
     assert page.tab.evaluate("window.harmed") is None
-    assert any("Content Security Policy" in said for said in page.complaints)  # that it was planted is seen
+    assert any("Content Security Policy" in text for text in page.complaints)
 
 
 def test_everything_is_reached_and_used_by_keyboard(opened: Any) -> None:
@@ -231,11 +231,11 @@ CONTRAST = """() => {
   const low = [];
   const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement, said = texts.currentNode.textContent.trim();
-    if (!said || !element.checkVisibility() || element.closest("svg, script")) continue;
+    const element = texts.currentNode.parentElement, text = texts.currentNode.textContent.trim();
+    if (!text || !element.checkVisibility() || element.closest("svg, script")) continue;
     const front = luminance(rgba(getComputedStyle(element).color)), back = luminance(behind(element));
     const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.className} ${said.slice(0, 40)}`);
+    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${element.className} ${text.slice(0, 40)}`);
   }
   return low;
 }"""
@@ -250,7 +250,7 @@ def test_texts_stand_out_from_what_is_behind_them(opened: Any, dark: bool) -> No
 def test_too_little_contrast_would_be_seen(opened: Any) -> None:
     page = opened(small_set())
     page.tab.eval_on_selector(".note", "note => { note.style.color = '#9a9a9a'; }")
-    assert any("note" in said for said in page.tab.evaluate(CONTRAST))
+    assert any("note" in text for text in page.tab.evaluate(CONTRAST))
 
 
 def test_dark_mode_follows_the_system_and_the_button(opened: Any) -> None:
@@ -289,11 +289,11 @@ def test_no_width_makes_the_page_scroll_sideways(opened: Any, width: int) -> Non
 
 def test_two_sets_are_compared_with_the_verdict_of_the_gate(opened: Any) -> None:
     page = opened(small_set("before"), small_set("after", slower=1.5))
-    said = page.tab.inner_text("#compare")
-    assert "after against before" in said
-    assert "12 wrong" in said  # it is wrong in both, and the gate does not forgive it
-    assert "18 suspect" in said  # six cases of one pass, six of two
-    assert "1.50x" in said
+    text = page.tab.inner_text("#compare")
+    assert "after against before" in text
+    assert "12 wrong" in text  # it is wrong in both, and the gate does not forgive it
+    assert "18 suspect" in text  # six cases of one pass, six of two
+    assert "1.50x" in text
     shown = page.tab.locator("#overview [data-set]:visible")
     assert "1.50x ahead of plain" in shown.inner_text()
     page.select("set", "1")

@@ -25,9 +25,9 @@ REAL = Path(__file__).resolve().parents[2] / "results" / "cpu-2-cores"
 
 
 def data_of(text: str) -> dict:
-    found = re.search(r'<script type="application/json" id="results">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    return json.loads(found.group(1))
+    match = re.search(r'<script type="application/json" id="results">(.*?)</script>', text, re.DOTALL)
+    assert match is not None
+    return json.loads(match.group(1))
 
 
 def test_the_page_of_this_repositorys_results_is_small_and_loads_nothing() -> None:

@@ -40,24 +40,24 @@ def test_a_cell_is_the_worst_case_of_its_mask_and_tensor() -> None:
         a_result("two", mask="full", status="refused", reason="has no such mask"),
         a_result("idle", status="refused", reason="has no such mask"),
     )
-    found = {one.tensor: one for one in agreements(table)}
-    assert list(found) == [WORST, "out", "lse", "dq"]
-    assert found[WORST].masks == ("causal", "full")
-    texts = {b: [cell.text for cell in cells] for b, cells in found[WORST].cells.items()}
+    by_tensor = {one.tensor: one for one in agreements(table)}
+    assert list(by_tensor) == [WORST, "out", "lse", "dq"]
+    assert by_tensor[WORST].masks == ("causal", "full")
+    texts = {b: [cell.text for cell in cells] for b, cells in by_tensor[WORST].cells.items()}
     assert texts == {"one": ["0.90", "0.25"], "two": ["✗ 37.0", "refused"]}
-    assert [cell.kind for cell in found[WORST].cells["one"]] == ["right3", "right1"]
-    assert "q512-" in found[WORST].cells["one"][0].title
-    assert [cell.text for cell in found["out"].cells["one"]] == ["0.50", "0.25"]
-    assert [cell.text for cell in found["dq"].cells["one"]] == ["0.90", "–"]
+    assert [cell.kind for cell in by_tensor[WORST].cells["one"]] == ["right3", "right1"]
+    assert "q512-" in by_tensor[WORST].cells["one"][0].title
+    assert [cell.text for cell in by_tensor["out"].cells["one"]] == ["0.50", "0.25"]
+    assert [cell.text for cell in by_tensor["dq"].cells["one"]] == ["0.90", "–"]
 
 
 def test_what_changes_its_inputs_is_wrong_without_a_figure() -> None:
     changes = wrong("changes", None, reason="changes its inputs in place")
     (cell,) = agreements(a_table(changes))[0].cells["changes"]
     assert (cell.text, cell.kind) == ("✗ wrong", "wrong")
-    said = furthest(furthest_off([changes]))
-    assert said is not None
-    assert (said.distance, said.reason) == ("wrong", "changes its inputs in place")
+    shown = furthest(furthest_off([changes]))
+    assert shown is not None
+    assert (shown.distance, shown.reason) == ("wrong", "changes its inputs in place")
 
 
 def test_the_furthest_is_what_is_wrong_by_most_and_else_what_is_right_by_least() -> None:
@@ -70,26 +70,26 @@ def test_the_furthest_is_what_is_wrong_by_most_and_else_what_is_right_by_least()
         ([far, named[2]], "changes"),
     ):
         for order in (results, results[::-1]):
-            found = furthest_off(order)
-            assert found is not None
-            assert found.backend == name
+            result = furthest_off(order)
+            assert result is not None
+            assert result.backend == name
     assert furthest_off([refused]) is None
-    said = furthest(far)
-    assert said is not None
-    assert said.distance == "0.80 of what is allowed, so it is right"
+    shown = furthest(far)
+    assert shown is not None
+    assert shown.distance == "0.80 of what is allowed, so it is right"
 
 
 @pytest.mark.parametrize("name", ["naive", 'a\'b $(touch x) "c".py:f'])
 def test_the_command_that_shows_it_again_is_one_that_the_program_takes(name: str) -> None:
     result = replace(wrong(name, distribution="large", contract="dense"), seed=7)
-    said = furthest(result)
-    assert said is not None
-    program, *words = shlex.split(said.command)
+    shown = furthest(result)
+    assert shown is not None
+    program, *words = shlex.split(shown.command)
     assert program == "attnbench"
     command: Any = typer.main.get_command(app)
     read = command.commands[words[0]].make_context("show", words[1:]).params
-    given = json.loads(read["case"])
-    assert {field: given[field] for field in ("q_len", "mask", "dtype")} == {
+    case = json.loads(read["case"])
+    assert {field: case[field] for field in ("q_len", "mask", "dtype")} == {
         "q_len": 256,
         "mask": "causal",
         "dtype": "fp32",
@@ -102,12 +102,12 @@ def test_the_spread_is_half_of_the_middle_span_over_the_median() -> None:
     calm = a_result("calm", samples_ms={"fwd": [[5.0, 5.0, 5.0]]})
     # 10 % of 1 to 11 is 2, 90 % is 10, the median 6.
     wild = [a_result("wild", samples_ms={"fwd": [[float(n) for n in range(1, 12)]]}), a_result("wild")]
-    found = noises(a_table(*wild, calm, wrong("bad")))
-    assert [one.backend for one in found] == ["calm", "wild"]
-    assert found[0].largest == 0
-    assert found[1].passes == 2
-    assert found[1].largest == pytest.approx(4 / 6)
-    assert found[1].where == wild[0].case_id
+    spreads = noises(a_table(*wild, calm, wrong("bad")))
+    assert [one.backend for one in spreads] == ["calm", "wild"]
+    assert spreads[0].largest == 0
+    assert spreads[1].passes == 2
+    assert spreads[1].largest == pytest.approx(4 / 6)
+    assert spreads[1].where == wild[0].case_id
 
 
 def test_what_the_sweep_noted_is_counted_the_most_frequent_first() -> None:

@@ -104,7 +104,7 @@ def test_the_verdict_is_the_first_line() -> None:
 
 
 def test_the_worst_kind_and_then_the_largest_effect_come_first() -> None:
-    found = a_gate(
+    judged = a_gate(
         a_finding("same", "c0"),
         a_finding("faster", "c1", ratio=Ratio(0.5, 2.0, 1.0)),
         a_finding("slower", "c2", ratio=Ratio(1.1, 2.0, 2.2)),
@@ -113,14 +113,14 @@ def test_the_worst_kind_and_then_the_largest_effect_come_first() -> None:
         a_finding("faster", "c5", ratio=Ratio(0.2, 2.0, 0.4)),
         a_finding("wrong", "c6", ratio=None),
     )
-    seen = rendered(gate_markdown(found))
-    assert [row[2] for row in seen.rows if row[0] != "verdict"] == ["c6", "c4", "c2", "c3", "c5", "c1", "c0"]
-    assert [row[4] for row in seen.rows[1:4]] == ["-", "3.000x", "1.100x"]
+    view = rendered(gate_markdown(judged))
+    assert [row[2] for row in view.rows if row[0] != "verdict"] == ["c6", "c4", "c2", "c3", "c5", "c1", "c0"]
+    assert [row[4] for row in view.rows[1:4]] == ["-", "3.000x", "1.100x"]
 
 
 def test_a_row_shows_what_was_measured() -> None:
-    seen = rendered(gate_markdown(a_gate(a_finding())))
-    assert seen.rows[1] == [
+    view = rendered(gate_markdown(a_gate(a_finding())))
+    assert view.rows[1] == [
         "slower",
         "naive",
         "q64-full-fwd",
@@ -130,22 +130,22 @@ def test_a_row_shows_what_was_measured() -> None:
         "2.40 ms",
         "1.100 to 1.300",
     ]
-    assert "fwd 1.200x" in "".join(seen.words)
-    assert {"details", "summary"} <= seen.tags
+    assert "fwd 1.200x" in "".join(view.words)
+    assert {"details", "summary"} <= view.tags
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_texts_are_inert_in_markdown(text: str) -> None:
     findings = [a_finding(backend=text, case=text, which=text, message=text), a_finding("same", text, text)]
     page = gate_markdown(a_gate(*findings), notes=[text])
-    seen = rendered(page)
-    assert seen.tags <= TAGS
-    assert seen.attributes <= {"th style", "td style"}
-    assert seen.depth == 0
-    assert {len(row) for row in seen.rows} == {8}
-    assert len(seen.rows) == 4  # two tables of a head and a finding
+    view = rendered(page)
+    assert view.tags <= TAGS
+    assert view.attributes <= {"th style", "td style"}
+    assert view.depth == 0
+    assert {len(row) for row in view.rows} == {8}
+    assert len(view.rows) == 4  # two tables of a head and a finding
     # GitHub looks for mentions and references in the words that are rendered outside of code.
-    assert not re.search(r"@\w|#\d", "".join(seen.words))
+    assert not re.search(r"@\w|#\d", "".join(view.words))
     assert "://" not in page
     assert "www." not in page
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", page)
@@ -153,8 +153,8 @@ def test_hostile_texts_are_inert_in_markdown(text: str) -> None:
 
 def test_a_hostile_name_is_still_shown() -> None:
     for text in HOSTILE[:2] + HOSTILE[5:8]:
-        seen = rendered(gate_markdown(a_gate(a_finding(backend=text[:80]))))
-        assert seen.rows[1][1].replace("\u200b", "") == text[:80]
+        view = rendered(gate_markdown(a_gate(a_finding(backend=text[:80]))))
+        assert view.rows[1][1].replace("\u200b", "") == text[:80]
 
 
 @pytest.mark.parametrize("limit", [4_000, 20_000, COMMENT_BYTES, 1 << 20])
@@ -168,12 +168,12 @@ def test_the_limit_holds_and_what_was_cut_is_counted(limit: int) -> None:
     page = gate_markdown(a_gate(*findings), limit, notes=notes)
     assert len(page.encode()) <= limit
     assert page.startswith("## Worse: 3000 slower\n")
-    seen = rendered(page)
-    assert seen.depth == 0
-    assert {len(row) for row in seen.rows} == {8}
-    assert len(seen.rows) > 2
+    view = rendered(page)
+    assert view.depth == 0
+    assert {len(row) for row in view.rows} == {8}
+    assert len(view.rows) > 2
     left = [int(number.replace(",", "")) for number in re.findall(r"^and ([\d,]+) more", page, re.MULTILINE)]
-    shown = len([row for row in seen.rows if row[0] != "verdict"])
+    shown = len([row for row in view.rows if row[0] != "verdict"])
     # Changed findings are in the table and again in sentences, unchanged ones in a table of their own.
     assert shown + left[0] + left[-1] == 9_000
     assert page.count("\n- ") + left[1] == 6_000
@@ -211,7 +211,7 @@ def suites_of(text: str) -> list[ElementTree.Element]:
 
 
 def test_a_test_of_junit_is_a_pass_of_a_case_on_a_backend() -> None:
-    found = a_gate(
+    judged = a_gate(
         a_finding("wrong", "c1", "flex", which="", ratio=None, message="is wrong: out"),
         a_finding("slower", "c2"),
         a_finding("slower", "c2", which="bwd", message="bwd 1.3x"),
@@ -220,7 +220,7 @@ def test_a_test_of_junit_is_a_pass_of_a_case_on_a_backend() -> None:
         a_finding("faster", "c4"),
         a_finding("same", "c5"),
     )
-    flex, naive = suites_of(gate_junit(found))
+    flex, naive = suites_of(gate_junit(judged))
     assert [test.attrib["name"] for test in flex] == ["c1"]
     assert flex[0][0].attrib == {"type": "wrong", "message": "wrong: is wrong: out"}
     outcomes = {test.attrib["name"]: [child.tag for child in test] for test in naive}
@@ -233,13 +233,13 @@ def test_a_test_of_junit_is_a_pass_of_a_case_on_a_backend() -> None:
         "c5 fwd": [],
     }
     assert float(naive[1].attrib["time"]) == 0.0024
-    strict = suites_of(gate_junit(found, strict=True))[1]
+    strict = suites_of(gate_junit(judged, strict=True))[1]
     assert [child.tag for child in strict.findall("testcase[@name='c3 fwd']/*")] == ["failure"]
 
 
 def test_two_findings_of_one_pass_are_one_test_with_both_sentences() -> None:
-    found = a_gate(a_finding("slower", message="is slow"), a_finding("bigger", message="is big", ratio=None))
-    (suite,) = suites_of(gate_junit(found))
+    judged = a_gate(a_finding("slower", message="is slow"), a_finding("bigger", message="is big", ratio=None))
+    (suite,) = suites_of(gate_junit(judged))
     (test,) = suite
     assert test[0].attrib["type"] == "bigger"
     assert "is slow" in (test[0].text or "")
@@ -264,9 +264,9 @@ COMMAND = re.compile(r"::(error|warning|notice) title=([^:,\r\n]*)::([^\r\n]*)")
 
 def read_by_github(line: str) -> tuple[str, str, str]:
     """Level, title and message as the runner reads a workflow command."""
-    found = COMMAND.fullmatch(line)
-    assert found is not None, line
-    level, title, message = found.groups()
+    match = COMMAND.fullmatch(line)
+    assert match is not None, line
+    level, title, message = match.groups()
     for sign, escaped in ((":", "%3A"), (",", "%2C"), ("\r", "%0D"), ("\n", "%0A"), ("%", "%25")):
         title = title.replace(escaped, sign)
     for sign, escaped in (("\r", "%0D"), ("\n", "%0A"), ("%", "%25")):
@@ -282,9 +282,9 @@ def test_annotations_are_commands_that_github_reads_back() -> None:
 
 
 def test_annotations_have_levels_and_the_same_has_none() -> None:
-    found = a_gate(a_finding("same"), a_finding("faster"), a_finding("inconclusive"), a_finding("wrong"))
-    assert [read_by_github(line)[0] for line in gate_annotations(found)] == ["error", "warning", "notice"]
-    assert [read_by_github(line)[0] for line in gate_annotations(found, strict=True)] == [
+    judged = a_gate(a_finding("same"), a_finding("faster"), a_finding("inconclusive"), a_finding("wrong"))
+    assert [read_by_github(line)[0] for line in gate_annotations(judged)] == ["error", "warning", "notice"]
+    assert [read_by_github(line)[0] for line in gate_annotations(judged, strict=True)] == [
         "error",
         "error",
         "notice",

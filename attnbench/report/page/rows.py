@@ -67,7 +67,7 @@ def page_rows(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
     rows: list[list[Any]] = []
     for number, table in enumerate(tables):
         places: dict[str, int] = {}
-        for row in table[[*NEEDED, *(column.name for column in more)]].itertuples():
+        for row in table[[*DRAWN_COLUMNS, *(column.name for column in more)]].itertuples():
             if row.case not in places:
                 places[str(row.case)] = len(cases)
                 cases.append([number, *_case(row, words)])
@@ -92,7 +92,7 @@ ROW_FIELDS = (
     + ("peak", "error", "notes")
 )  # fmt: skip
 
-NEEDED = (
+DRAWN_COLUMNS = (
     ("case", "family", "q_heads", "kv_heads", "head_dim", "v_dim", "dtype", "batch", "scores", "layout")
     + ("q_len", "k_len", "direction", "length", "fwd_flops", "bwd_flops", "fwd_least_bytes")
     + ("bwd_least_bytes", "least_peak_bytes", "pairs", "backend", "status", "reason", "kernel")
@@ -103,7 +103,7 @@ NEEDED = (
 
 def more_columns() -> list[Column]:
     """The columns that every table shows, without those that the page's charts are drawn from."""
-    return [column for column in titled() if column.name not in NEEDED]
+    return [column for column in titled() if column.name not in DRAWN_COLUMNS]
 
 
 def _value(row: Any, column: Column) -> float | int | None:

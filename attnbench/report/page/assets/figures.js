@@ -98,7 +98,7 @@ const drawn = (backend) => {
   return { backend, colour: look[theme()], shape: look.shape, dash: look.dash };
 };
 
-function pointsOf(name, found) {
+function pointsOf(name, figures) {
   const values = {
     time: (f) => f.q && [f.q[3], f.q[1], f.q[5]],
     tflops: (f) => f.tflops && [f.tflops, f.tflops * f.q[3] / f.q[5], f.tflops * f.q[3] / f.q[1]],
@@ -106,11 +106,11 @@ function pointsOf(name, found) {
     memory: (f) => f.peak && [f.peak, f.peak, f.peak],
   }[name];
   // A little apart at each length, so that the bars do not cover one another.
-  const order = [...new Set(found.map((f) => f.row.backend))].sort();
-  const lengths = [...new Set(found.map((f) => f.length))].sort((x, y) => x - y);
+  const order = [...new Set(figures.map((f) => f.row.backend))].sort();
+  const lengths = [...new Set(figures.map((f) => f.length))].sort((x, y) => x - y);
   const nearest = Math.min(2, ...lengths.slice(1).map((length, n) => length / lengths[n]));
   const apart = (backend) => nearest ** (0.2 * ((order.indexOf(backend) + 0.5) / order.length - 0.5));
-  return found.flatMap((f) => {
+  return figures.flatMap((f) => {
     const point = values(f);
     return point ? [{ ...drawn(f.row.backend), place: f.length * apart(f.row.backend), value: point[0], low: point[1], high: point[2], text: f.text }] : [];
   });
@@ -138,16 +138,16 @@ function ticksOf(name, points) {
   return ticks.filter((tick) => tick > low / 1.6 && tick < high * 1.6);
 }
 
-function roofline(found) {
-  const points = found.filter((f) => f.intensity && f.tflops).map((f) => ({ ...drawn(f.row.backend), intensity: f.intensity, rate: f.tflops * 1e12, text: f.text }));
+function roofline(figures) {
+  const points = figures.filter((f) => f.intensity && f.tflops).map((f) => ({ ...drawn(f.row.backend), intensity: f.intensity, rate: f.tflops * 1e12, text: f.text }));
   const roofs = page.roofs[Number(chosen.set)], lines = [];
   const matrix = (roofs.matmul_flops_per_s || {})[chosen.dtype], copy = roofs.copy_bytes_per_s;
   if (!points.length || !matrix || !copy) return { points, roofs: [] };
-  const ridge = matrix / copy, seen = points.map((p) => p.intensity);
-  const from = Math.min(ridge, ...seen) / 3, to = Math.max(ridge, ...seen) * 3;
+  const ridge = matrix / copy, intensities = points.map((p) => p.intensity);
+  const from = Math.min(ridge, ...intensities) / 3, to = Math.max(ridge, ...intensities) * 3;
   const line = (label, dash, ends) => ends.forEach(([intensity, rate], n) => lines.push({ name: label, label: n === ends.length - 1 ? label : "", dash, intensity, rate }));
   line(`matrix products, ${chosen.dtype}: ${digits(matrix / 1e12)} TFLOP/s`, [1, 0], [[from, from * copy], [ridge, matrix], [to, matrix]]);
-  const one = found[0].row.case;
+  const one = figures[0].row.case;
   if (roofs.exps_per_s && one.pairs) {
     const rate = roofs.exps_per_s * sumOf(one, "flops") / one.pairs;
     line("exponentials", [3, 3], [[Math.min(rate / copy, to), Math.min(rate, to * copy)], [to, rate]]);

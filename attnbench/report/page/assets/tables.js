@@ -24,10 +24,10 @@ function swatch(backend) {
   made.append(path);
   return made;
 }
-function drawTable(found) {
+function drawTable(figures) {
   $("#figures thead").replaceChildren(element("tr", ""));
   $("#figures thead tr").append(...COLUMNS.map(([name], n) => element("th", name, { scope: "col", class: n ? "n" : "" })));
-  const order = [...found].sort((a, b) => a.length - b.length || (a.q ? a.q[3] : Infinity) - (b.q ? b.q[3] : Infinity));
+  const order = [...figures].sort((a, b) => a.length - b.length || (a.q ? a.q[3] : Infinity) - (b.q ? b.q[3] : Infinity));
   $("#figures tbody").replaceChildren(...order.map((f) => {
     const line = element("tr", "");
     line.append(...COLUMNS.map(([, text], n) => element(n ? "td" : "th", text(f), n ? { class: "n" } : { scope: "row" })));
@@ -49,7 +49,7 @@ function drawSamples(f) {
     }
   }
   $("#raw").hidden = false;
-  $("#raw-told").textContent = `${f.text.replaceAll("\n", "; ")}. ${points.length ? "Circles: forward; crosses: backward." : "The page of a set this large has quantiles only; the samples are in its results.jsonl."}`;
+  $("#raw-summary").textContent = `${f.text.replaceAll("\n", "; ")}. ${points.length ? "Circles: forward; crosses: backward." : "The page of a set this large has quantiles only; the samples are in its results.jsonl."}`;
   ask($("#chart-samples"), "samples", { points });
   $("#rounds tbody").replaceChildren(...lines.map((texts) => {
     const line = element("tr", "");
@@ -87,25 +87,25 @@ function drawAll() {
   const rows = chosen.cases.flatMap((one) => one.rows).map(rowOf);
   const shown = rows.filter((row) => !state.off.has(row.backend));
   const seen = new Set();
-  const found = shown.map(figuresOf).filter((f) => {
+  const figures = shown.map(figuresOf).filter((f) => {
     const key = f && JSON.stringify([f.row.backend, f.row.case.id]);
     return f && !seen.has(key) && seen.add(key);
   });
   drawControls(rows);
   const lengths = [...new Set(chosen.cases.map((one) => one.length))].sort((a, b) => a - b);
   for (const name of QUANTITIES) {
-    const points = pointsOf(name, found);
+    const points = pointsOf(name, figures);
     ask($(`#chart-${name}`), name, { points }, { across: lengths, up: ticksOf(name, points) });
   }
-  const roofs = roofline(found), drawnPoints = [...roofs.points, ...roofs.roofs];
+  const roofs = roofline(figures), drawnPoints = [...roofs.points, ...roofs.roofs];
   ask($("#chart-roofline"), "roofline", roofs, { across: decades(drawnPoints.map((p) => p.intensity)), up: decades(drawnPoints.map((p) => p.rate)) });
-  drawTable(found);
+  drawTable(figures);
   $("#raw").hidden = true;
   const absent = new Map();
   for (const row of rows) if (row.status !== "ok" && row.status !== "unavailable") absent.set(row.backend, `${row.status}${row.reason ? `: ${row.reason}` : ""}`);
   for (const row of rows) if (row.status === "ok" && !quantiles(row)) absent.set(row.backend, `right, not timed${row.notes ? `: ${row.notes}` : ""}`);
   $("#absent").replaceChildren(...(absent.size ? [element("strong", "Not in these charts: "), [...absent].map(([name, why]) => `${name} (${why})`).join("; ")] : []));
-  $("#told").textContent = `${chosen.mask}, ${DIRECTIONS[chosen.direction] || chosen.direction}, ${chosen.heads}, ${chosen.dims}, ${chosen.dtype}, ${chosen.rest}: ${found.length} figures at ${lengths.length} lengths.`;
+  $("#summary").textContent = `${chosen.mask}, ${DIRECTIONS[chosen.direction] || chosen.direction}, ${chosen.heads}, ${chosen.dims}, ${chosen.dtype}, ${chosen.rest}: ${figures.length} figures at ${lengths.length} lengths.`;
   for (const one of $$("[data-set]")) one.hidden = one.dataset.set !== chosen.set;
   drawFixed();
   document.documentElement.dataset.drawing = String(drawing.size);
