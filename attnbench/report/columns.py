@@ -29,7 +29,7 @@ CELLS: dict[str, Callable[[Any], str]] = {
 class Column:
     """One column of the frame.
 
-    kind   "text", "whole" or "real", NA where missing; "samples" (rounds of milliseconds), "json" or "texts"
+    kind   "text", "whole" or "real", NA if missing; "samples" (rounds of milliseconds), "json" or "texts"
     value  the dotted path of an attribute of Figures, or a function of Figures
     unit   a key of CELLS: how a table shows the value
     title  the heading in tables (of numbers only); a column without one is in the frame and its files only

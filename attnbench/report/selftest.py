@@ -73,8 +73,10 @@ def right_answers(part: Tally) -> str:
     for (criterion, dtype, direction), count in sorted(part.false_alarms.items()):
         if criterion == OURS and direction == "fwd_bwd" and count.tried:
             named = [name.split(" | ") for name in count.tried]
-            who, where, seeds = (sorted({words[n] for words in named}) for n in range(3))
-            lines.append(f"- {dtype}: {len(who)} implementations, {len(where)} trials, {', '.join(seeds)}")
+            implementations, trials, seeds = (sorted({words[n] for words in named}) for n in range(3))
+            lines.append(
+                f"- {dtype}: {len(implementations)} implementations, {len(trials)} trials, {', '.join(seeds)}"
+            )
     return "\n".join(lines) or "None."
 
 

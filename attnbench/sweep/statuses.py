@@ -1,4 +1,7 @@
-"""The one table of statuses: how a case on a backend can end, and how a reader sees each ending."""
+"""The one table of statuses: how a case on a backend can end, and how a reader sees each ending.
+
+To add a status, add an entry to STATUS_TABLE: every list, order and colour follows from it.
+"""
 
 from __future__ import annotations
 

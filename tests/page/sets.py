@@ -93,17 +93,17 @@ def small_set(name: str = "set", slower: float = 1.0) -> ResultSet:
     for mask, length, direction in itertools.product(
         ("full", "causal"), (256, 512, 1024), ("fwd", "fwd_bwd")
     ):
-        where: dict[str, Any] = {"mask": mask, "length": length, "direction": direction}
+        case: dict[str, Any] = {"mask": mask, "length": length, "direction": direction}
         size = length / 256
         results += [
-            a_result("quick", size * slower, **where),
-            a_result("plain", 1.5 * size, seed=2, **where),
+            a_result("quick", size * slower, **case),
+            a_result("plain", 1.5 * size, seed=2, **case),
             a_result(
-                "bad", **where, status="wrong", reason="out is 37 budgets off", error_over_budget=37.0,
+                "bad", **case, status="wrong", reason="out is 37 budgets off", error_over_budget=37.0,
                 errors={"out": {"over_budget": 37.0, "worst": [0, 1, 2, 3]}},
             ),
-            a_result("idle", **where, status="refused", reason="has no such mask"),
-            a_result("slow", **where, samples_ms={}, notes=["not timed: an interpreter"]),
+            a_result("idle", **case, status="refused", reason="has no such mask"),
+            a_result("slow", **case, samples_ms={}, notes=["not timed: an interpreter"]),
         ]  # fmt: skip
     return a_set(results, name)
 
@@ -116,7 +116,7 @@ def many(count: int) -> ResultSet:
     cases = itertools.cycle(itertools.product(*axes))
     results = []
     for number, (direction, heads, dim, dtype, mask, length) in zip(range(count // 20), cases, strict=False):
-        where: dict[str, Any] = {
+        case: dict[str, Any] = {
             "mask": mask,
             "direction": direction,
             "heads": heads,
@@ -126,5 +126,5 @@ def many(count: int) -> ResultSet:
         }
         for place in range(20):
             centre = (1 + place / 7) * length**1.5 / 3e3
-            results.append(a_result(f"backend_{place:02d}", centre, seed=place, **where))
+            results.append(a_result(f"backend_{place:02d}", centre, seed=place, **case))
     return a_set(results)

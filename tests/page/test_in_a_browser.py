@@ -146,13 +146,13 @@ def test_the_raw_samples_of_a_figure_are_a_click_away(opened: Any) -> None:
     assert page.tab.locator("#rounds tbody tr").count() == 16
 
 
-@pytest.mark.parametrize("where", ["names", "texts"])
-def test_hostile_texts_are_shown_and_never_run(opened: Any, where: str) -> None:
+@pytest.mark.parametrize("field", ["names", "texts"])
+def test_hostile_texts_are_shown_and_never_run(opened: Any, field: str) -> None:
     results = []
     for number, text in enumerate(HOSTILE):
         names: dict[str, Any] = {"backend": text, "kernel": text}
         texts: dict[str, Any] = {"mask": text, "case_id": f"{text}{number}", "notes": [text], "machine": text}
-        changes = names if where == "names" else texts
+        changes = names if field == "names" else texts
         results += [
             a_result(**({"length": 256 + number} | changes)),
             a_result(**({"length": 512 + number} | changes)),
@@ -213,7 +213,7 @@ def test_everything_is_reached_and_used_by_keyboard(opened: Any) -> None:
     assert len(page.marks("time")) == 3
 
 
-# Of every visible text in the page: WCAG's contrast with the first opaque colour behind it, where that is below 4.5.
+# Of every visible text in the page: WCAG's contrast with the first opaque colour behind it, if below 4.5.
 CONTRAST = """() => {
   const linear = (x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
   const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);

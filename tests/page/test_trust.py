@@ -107,7 +107,7 @@ def test_the_spread_is_half_of_the_middle_span_over_the_median() -> None:
     assert spreads[0].largest == 0
     assert spreads[1].passes == 2
     assert spreads[1].largest == pytest.approx(4 / 6)
-    assert spreads[1].where == wild[0].case_id
+    assert spreads[1].largest_on == wild[0].case_id
 
 
 def test_what_the_sweep_noted_is_counted_the_most_frequent_first() -> None:

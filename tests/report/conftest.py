@@ -90,7 +90,7 @@ def _sweep(
     backends: Sequence[str] = tuple(MODEL),
     directions: Sequence[str] = ("fwd_bwd",),
 ) -> list[Result]:
-    """A sweep over lengths x masks x backends x directions; `mask_multiply` is wrong where rows lack keys."""
+    """A sweep over lengths x masks x backends x directions; `mask_multiply` is wrong on every mask but full."""
     results = []
     for mask in masks:
         for length in lengths:

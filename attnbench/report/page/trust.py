@@ -162,7 +162,7 @@ class Noise:
     median: float
     high: float
     largest: float
-    where: str
+    largest_on: str
     notes: int
 
 
@@ -176,9 +176,9 @@ def noises(table: pd.DataFrame) -> list[Noise]:
         if not timed.size:
             continue
         low, median, high = np.quantile(timed, (0.1, 0.5, 0.9)).tolist()
-        where = clean(group["case"].iloc[int(np.nanargmax(shares)) % len(group)], 120)
+        largest_on = clean(group["case"].iloc[int(np.nanargmax(shares)) % len(group)], 120)
         noted = int(group["notes"].map(len).gt(0).sum())
-        one = Noise(clean(backend, 60), timed.size, low, median, high, float(timed.max()), where, noted)
+        one = Noise(clean(backend, 60), timed.size, low, median, high, float(timed.max()), largest_on, noted)
         spreads.append(one)
     return sorted(spreads, key=lambda n: n.median)
 
