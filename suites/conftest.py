@@ -31,8 +31,8 @@ from attnbench_suites.missing import MissingBenchmark, Selection, missing_benchm
 from attnbench.backend import entries
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError, did_you_mean
+from attnbench.statuses import DECLINED
 from attnbench.sweep.case_run import TimingSettings
-from attnbench.sweep.statuses import DECLINED
 from attnbench.sweep.suite import Planned, list_suites, load_suite
 
 HERE = Path(__file__).parent

@@ -21,6 +21,7 @@ LARGEST_SHARE = 0.17
 # Room -> layer. A room imports only rooms of a lower layer.
 LAYER = {
     "errors": 0,
+    "statuses": 0,
     "device": 1,
     "problem": 1,
     "backend": 2,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.cli.console import err, plural, remark
+from attnbench.statuses import BROKEN
 from attnbench.sweep import events
-from attnbench.sweep.statuses import BROKEN
 
 
 class Progress:

@@ -12,7 +12,7 @@ from attnbench.cli.console import out, print_all, print_json, remark
 from attnbench.cli.models import run_model_suite
 from attnbench.cli.run_plan import plan_of
 from attnbench.models.run import MODEL_SUITES
-from attnbench.sweep.statuses import STATUS_TABLE
+from attnbench.statuses import STATUS_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd

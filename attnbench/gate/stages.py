@@ -16,8 +16,8 @@ from attnbench.gate.arms import ArmResult, ArmRunner
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.touched import BASE_ARM, BackendVersions
 from attnbench.gate.verdict import Finding, Gate, bigger, gathered, status_finding
+from attnbench.statuses import BROKEN, DECLINED
 from attnbench.sweep.result import Result
-from attnbench.sweep.statuses import BROKEN, DECLINED
 from attnbench.sweep.suite import Planned
 
 SEEDS = 3  # of inputs, used in turn: the accuracy of one draw says little

@@ -12,8 +12,8 @@ from attnbench.errors import UnknownBackend, did_you_mean
 from attnbench.gate.comparison import PASSES
 from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
 from attnbench.gate.statistics import Ratio, ratio_of_medians
+from attnbench.statuses import BROKEN
 from attnbench.sweep.result import Result
-from attnbench.sweep.statuses import BROKEN
 
 Failing = Literal["wrong", "missing", "broken", "less accurate", "bigger", "worse compiled", "slower"]
 Kind = Literal[Failing, "suspect", "inconclusive", "accepted", "new", "faster", "same"]  # the worst first

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench.errors import StoreError
-from attnbench.sweep.statuses import STATUS_TABLE
+from attnbench.statuses import STATUS_TABLE
 
 MODEL_STATUSES = tuple(status.word for status in STATUS_TABLE if status.is_of_models)
 ROLES = ("exact", "rounding", "seed", "backend")

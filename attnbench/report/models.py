@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.report.cells import NOTHING, clean, factor, three_digits
 from attnbench.report.charts.palette import CHART_DASHES, COLOURS, INK, QUIET, STYLE
-from attnbench.sweep.statuses import STATUS
+from attnbench.statuses import STATUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

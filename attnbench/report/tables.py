@@ -12,7 +12,7 @@ from attnbench.report.cells import NOTHING, clean, factor, is_missing, milliseco
 from attnbench.report.columns import titled
 from attnbench.report.labels import case_text
 from attnbench.report.ranking import Front, fronts
-from attnbench.sweep.statuses import BROKEN, DECLINED, STATUSES
+from attnbench.statuses import BROKEN, DECLINED, STATUSES
 
 # The first three combine columns of the frame; the others are its columns that have a title.
 FIGURES = ("forward", "backward", "TFLOP/s", *(column.title for column in titled()))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from attnbench.report.cells import factor, three_digits
 from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
-from attnbench.sweep.statuses import STATUS
+from attnbench.statuses import STATUS
 
 MOST_REASONS = 40
 

@@ -8,7 +8,7 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from attnbench.sweep.statuses import STATUSES
+from attnbench.statuses import STATUSES
 
 if TYPE_CHECKING:
     from attnbench.problem import Case

@@ -85,7 +85,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         folder,
         {
             "report/columns.py": (f"    {last_column}", f"    {NEW_COLUMN}"),
-            "sweep/statuses.py": (f"    {first_of_failures}", f"    {NEW_STATUS}"),
+            "statuses.py": (f"    {first_of_failures}", f"    {NEW_STATUS}"),
         },
     )
     memory = {"fwd_peak": 1000, "saved": 250, "bwd_peak": 2000}

@@ -15,7 +15,7 @@ from attnbench.report.cells import clean, is_missing, three_digits
 from attnbench.report.charts.palette import HEAD_INCHES, INK, QUIET, STYLE, contrast, headline
 from attnbench.report.labels import with_families
 from attnbench.report.tables import heading
-from attnbench.sweep.statuses import STATUS, STATUSES
+from attnbench.statuses import STATUS, STATUSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

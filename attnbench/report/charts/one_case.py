@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from attnbench.conformance.one_case import CaseView, ErrorMap
 from attnbench.problem import EMPTY, FULL, PARTIAL
 from attnbench.report.charts.palette import INK, QUIET, STYLE
-from attnbench.sweep.statuses import STATUS
+from attnbench.statuses import STATUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
