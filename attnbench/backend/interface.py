@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from attnbench.backend.defects import KnownDefect
 from attnbench.errors import AttnbenchError
 from attnbench.problem import MASK_KINDS, Case, Inputs, Score
+from attnbench.problem.condition import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,8 @@ class Capabilities:
     varlen          whether packed documents are computed without padding
     timed           False if its times mean nothing (an interpreter)
     layer_level     whether it runs a whole layer with identity projections; it is labelled so
+    where           a condition on the case (`attnbench.problem.condition`) for what no other field says, such as
+                    "q_len == 1 and k_len % 128 == 0 and batch <= 8"; a case is refused with the clause it fails
     source          link to the documentation of what it takes
     """
 
@@ -66,6 +69,7 @@ class Capabilities:
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
     timed: bool = True
     layer_level: bool = False
+    where: str = ""
     source: str = ""
 
 
@@ -210,6 +214,8 @@ def declared_refusal(can: Capabilities, case: Case, device: str) -> Refusal | No
     for holds, reason in reasons:
         if holds:
             return Refusal(reason)
+    if can.where and (unmet := Condition(can.where).unmet(case)):
+        return Refusal(unmet)
     if can.empty_rows != "zero" and case.has_empty_rows:
         return Refusal(f"gives {can.empty_rows} for queries without a key, and this case has such queries")
     return None

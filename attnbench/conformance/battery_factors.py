@@ -1,4 +1,4 @@
-"""Which values may a problem of the battery take? Lengths, heads, masks, score changes: each there for a bug."""
+"""The values that a case of the battery may take: lengths, heads, masks, score changes, each there for a bug."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from attnbench.problem import (
 )
 from attnbench.problem.distributions import DISTRIBUTIONS as BY_NAME
 
-# q_len, k_len. Tile sizes are 16 to 256, so one more, one less, one tile and a half; q_len % 128 == 64 and
-# k_len % 32 == 1 occur (last diagonal tile, tail tile); more queries than keys gives rows without a key.
+# q_len, k_len. Tile sizes are 16 to 256: one more, one less, a tile and a half. q_len % 128 == 64 (last diagonal tile)
+# and k_len % 32 == 1 (tail tile) occur. More queries than keys give rows without a key.
 LENGTHS = (
     (1, 1),
     (2, 257),
@@ -53,7 +53,11 @@ LENGTHS = (
     (8, 8),
 )
 HEADS = ((4, 4), (6, 2), (8, 1), (5, 1), (8, 8))
-HEAD_DIMS = ((64, 64), (128, 128), (32, 32), (40, 40), (80, 80), (96, 96), (192, 128), (256, 256))
+# 50: no multiple of 8 (vector loads). v_dim above and below head_dim, odd and even: it may be taken for head_dim.
+HEAD_DIMS = (
+    *((64, 64), (128, 128), (32, 32), (40, 40), (80, 80), (96, 96), (192, 128), (256, 256)),
+    *((50, 50), (64, 96), (72, 45)),
+)
 BATCHES = (1, 2, 3)
 LAYOUTS = ("bhsd", "bshd", "qkv_packed")
 SCALES = (None, None, 0.2)  # a caller's own scale in a third of the rows
@@ -77,17 +81,21 @@ class Sizes:
         return max(1, self.k_len // 3)
 
     def lengths(self) -> tuple[int, ...]:
-        """A length a batch row: no multiple of a tile, one of them 0 where there are several rows."""
+        """A length per batch row: no multiple of a tile, and one of several is 0."""
         return tuple(0 if b == 1 else max(1, self.k_len - 1 - 7 * b) for b in range(self.batch))
 
     def documents(self) -> tuple[int, ...]:
         """Documents with an empty one among them, and slack after the last."""
         return (max(1, self.q_len // 3), 0, max(0, self.q_len // 2 - 1))
 
+    def documents_by_row(self) -> list[list[int]]:
+        """Other documents in each batch row."""
+        return [[max(1, self.q_len // (2 + b)), max(0, self.q_len // 4 - b)] for b in range(self.batch)]
+
     def table(self, rows: int, columns: int, per_batch: bool) -> np.ndarray:
-        """A random table of 0 and 1, one a batch row or one a head: [B, 1, rows, columns] or [1, H, ...]."""
+        """A random table of 0 and 1 per batch row or per head: [B, 1, rows, columns] or [1, H, rows, columns]."""
         shape = (self.batch, 1) if per_batch and self.batch > 1 else (1, self.heads)
-        # The default generator's stream is not promised across versions of numpy; this one's is.
+        # RandomState's stream is the same in all versions of numpy.
         bits = np.random.RandomState(self.q_len * 1009 + self.k_len).random_sample((*shape, rows, columns))
         return (bits < 0.6).astype(np.int64)
 
@@ -116,6 +124,8 @@ MASKS: dict[str, Callable[[Sizes], Mask]] = {
     "dilated & causal": lambda at: Dilated(3) & Causal(),
     "explicit": lambda at: Explicit(at.table(at.q_len, at.k_len, per_batch=True)),
     "~window": lambda at: ~SlidingWindow(at.narrow, at.narrow),
+    "causal & explicit": lambda at: Causal() & Explicit(at.table(at.q_len, at.k_len, per_batch=False)),
+    "causal & documents by row": lambda at: Causal() & Documents(at.documents_by_row()),
 }
 
 
@@ -145,7 +155,7 @@ DISTRIBUTIONS = tuple(BY_NAME)
 
 
 def masks_named(words: Iterable[str]) -> dict[str, Callable[[Sizes], Mask]]:
-    """The battery's masks whose kinds are all among the words, and the words that are texts of masks."""
+    """The battery's masks whose kinds are all among the words, and the masks of words that are texts of masks."""
     words = set(words)
     kinds = words & MASK_KINDS
     at = Sizes(64, 64, 1, 1)
@@ -176,18 +186,22 @@ class Row:
         return set(combinations(values, 2))
 
 
-# Each is there because of one bug; they are filtered like all others, and come before the pairwise rows.
+# Each is there for one bug. They come before the pairwise rows, and are filtered like all others.
 ALWAYS: tuple[dict[str, Any], ...] = (
     {"lengths": (64, 64), "mask": "causal"},
     {"lengths": (192, 257), "mask": "causal", "heads": (6, 2), "distribution": "negative_lse"},
     {"lengths": (257, 257), "mask": "full", "distribution": "randn", "head_dims": (128, 128), "batch": 2},
     {"lengths": (129, 65), "mask": "causal", "heads": (4, 4)},  # rows without a key
+    # Raw scores a hundred times the cap: exp of them overflows.
+    {"lengths": (65, 65), "mask": "full", "scores": (Softcap(1.0),), "distribution": "large"},
+    {"lengths": (65, 129), "mask": "full", "head_dims": (64, 96)},  # dP over v_dim features, not head_dim
     {"lengths": (8, 8), "heads": (8, 8), "mask": "full", "head_dims": (40, 40)},  # heads == sequence length
     {"lengths": (127, 129), "mask": "causal", "heads": (6, 2), "scores": (ALiBi(),)},  # slopes of 6 heads
 )
-# Long, so few: split-KV decoding, low-precision accumulators, queries over several tiles of a long sequence.
+# Long, so few: split-KV decoding, 16-bit indices, low-precision accumulators, queries over many tiles.
 LONG: tuple[dict[str, Any], ...] = (
     {"lengths": (1, 4097), "heads": (8, 1), "head_dims": (64, 64), "mask": "causal"},
+    {"lengths": (2, 33_000), "heads": (1, 1), "head_dims": (32, 32), "mask": "full"},
     {
         "lengths": (4, 20000),
         "heads": (2, 2),
@@ -228,7 +242,7 @@ PLAIN: dict[str, Any] = {
     "scale": None,
     "distribution": "randn",
 }
-# A grid past 65,535 blocks: silently skipped where it is the second or third dimension of a launch.
+# A grid past 65,535 blocks: silently skipped if it is the second or third dimension of a launch.
 MANY_ROWS: dict[str, Any] = {
     **PLAIN,
     "lengths": (2, 3),

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from attnbench.conformance.battery import battery
+from attnbench.backend.interface import FunctionBackend
+from attnbench.conformance.battery import SIZES, Request, ordinary
+from attnbench.conformance.battery_factors import MASKS, Row, masks_named
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
+from attnbench.conformance.limits import FACTORS, covering_factor, grouped, without_numbers
+from attnbench.conformance.narrow import Narrow
+from attnbench.conformance.outcome import LIMIT, OK, ORACLE, PROTOCOL, REFUSED, WRONG, CheckOutcome, Failure
 from attnbench.conformance.plan import Plan
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.properties.property import PropertyFailure
 from attnbench.conformance.protocol import protocol_faults
-from attnbench.conformance.report import (
-    OK,
-    ORACLE,
-    PROTOCOL,
-    REFUSED,
-    WRONG,
-    CheckOutcome,
-    Failure,
-    Report,
-)
-from attnbench.conformance.subject import Failed, Refused, Subject
+from attnbench.conformance.report import Report
+from attnbench.conformance.subject import Failed, Raised, Refused, Subject
 from attnbench.errors import AttnbenchError
 from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
+
+RaisedCase = tuple[
+    Row, Case, str, str
+]  # with the exception's words, and the factor it covers if that is known
 
 
 class ChecksOfDtype:
@@ -37,8 +38,16 @@ class ChecksOfDtype:
         self.directions = plan.directions if self.without_backward is None else ("fwd",)
         backward = "fwd_bwd" in self.directions
         self.subject = Subject(
-            plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, backward
+            plan.backend,
+            plan.device,
+            dtype,
+            plan.seed,
+            plan.contract,
+            plan.masks,
+            backward,
+            where=plan.where,
         )
+        self.is_function = isinstance(plan.backend, FunctionBackend)
         self.explainer = Explainer(plan, self.subject, report)
 
     def run(self) -> None:
@@ -59,46 +68,118 @@ class ChecksOfDtype:
         else:
             raise AttnbenchError(f"the check {name!r} chooses its own cases; drop the case")
 
-    def draw_cases(self) -> list[tuple[Case, str]]:
-        """The battery, with the backward if there is one, and a few forward-only cases (those keep no graph)."""
-        levels = dict.fromkeys(self.directions, self.plan.level)
-        if len(self.directions) == 2:
-            levels["fwd"] = "smoke"
-        return [drawn for direction, level in levels.items() for drawn in self._battery(level, direction)]
-
-    def _battery(self, level: str, direction: str) -> list[tuple[Case, str]]:
-        return battery(
-            level,
-            self.dtype,
-            direction,
-            capabilities=self.plan.backend.capabilities,
-            contract=self.plan.contract,
-            masks=self.plan.masks,
-            device=self.plan.device,
+    def _request(self, level: str, direction: str) -> Request:
+        plan = self.plan
+        masks = MASKS if plan.masks is None else masks_named(plan.masks)
+        capabilities = plan.backend.capabilities
+        return Request(
+            self.dtype, direction, capabilities, plan.contract, masks, plan.device, level, plan.where
         )
 
     def _refused_backward(self) -> tuple[Case, str] | None:
-        """A case and the reason if this device or dtype has no backward: the forward is then checked in full."""
-        cases = [case for case, _ in self._battery("smoke", "fwd_bwd")]
+        """A case and the reason, if this device or dtype has no backward: the forward is then checked in full."""
+        cases = [case for _, case in ordinary(self._request("smoke", "fwd_bwd"))]
         reasons = [self.plan.backend.refuses(case, self.plan.device) for case in cases]
         refused = [(case, reason.reason) for case, reason in zip(cases, reasons, strict=True) if reason]
         return refused[0] if refused and len(refused) == len(cases) else None
 
     def check_battery(self) -> None:
+        """The battery in the direction that holds most, then a few forward-only cases (no graph is kept there)."""
         if self.without_backward is not None:
             case, reason = self.without_backward
             self._add(ORACLE, case, "randn", REFUSED, reason)
-        for case, distribution in self.draw_cases():
-            self.check_case(case, distribution)
+        level = self.plan.level
+        accepted: list[Row] = []
+        raised: list[RaisedCase] = []
+        for direction in sorted(self.directions, reverse=True):  # fwd_bwd first
+            newly, raising = self._check_direction(direction, level)
+            raised += raising
+            accepted += newly
+            if newly:
+                level = "smoke"
+            elif direction == "fwd_bwd":
+                self.subject.backward = False
+        self._settle_raised(raised, accepted)
+        self._choose_sizes(accepted)
 
-    def check_case(self, case: Case, distribution: str) -> None:
-        """One case against the oracle."""
+    def _check_direction(self, direction: str, level: str) -> tuple[list[Row], list[RaisedCase]]:
+        """The battery of one direction, what is refused replaced; the accepted rows, and those that raised."""
+        request = self._request(level, direction)
+        rows = ordinary(request)
+        accepted: list[Row] = []
+        raised: list[RaisedCase] = []
+
+        def check(row: Row, case: Case) -> None:
+            try:
+                self.check_case(case, row.distribution, reports_exceptions=not self.is_function)
+            except Raised as error:
+                raised.append((row, case, str(error), ""))
+            if self.subject.computes(case):
+                accepted.append(row)
+
+        for row, case in rows:
+            check(row, case)
+        narrow = Narrow(request, self.subject.computes)
+        for row, case in narrow.further(accepted, SIZES[level] - len(accepted)):
+            check(row, case)
+        for factor, row, case in narrow.turned_down:
+            words, is_exception = self.subject.turned_down(case)
+            if is_exception and self.is_function:
+                raised.append((row, case, words, factor))
+            else:
+                self._add(ORACLE, case, row.distribution, REFUSED, words)
+        return accepted, raised
+
+    def _settle_raised(self, raised: list[RaisedCase], accepted: list[Row]) -> None:
+        """Tell the suspected limits of a plain function from its crashes."""
+        limits: list[tuple[str, Any, str]] = []
+        # Rows that differ in one factor first: their words tell which factor the others raise for.
+        for row, case, words, factor in sorted(raised, key=lambda each: not each[3]):
+            if not self.subject.is_limit(words):
+                factor = self._covering_factor(row, case, accepted, factor) or ""
+                if not factor:
+                    self._fail(self._broken(ORACLE, case, row.distribution, words))
+                    continue
+            if factor:
+                value = case.direction if factor == "direction" else getattr(row, factor)
+                limits.append((factor, value, words))
+            self.subject.limits.add(without_numbers(words))
+            self._add(ORACLE, case, row.distribution, LIMIT, words)
+        self.report.limits += [limit for limit in grouped(limits) if limit not in self.report.limits]
+
+    def _covering_factor(self, row: Row, case: Case, accepted: list[Row], factor: str) -> str | None:
+        """The factor whose value in the row raises in every accepted row; `factor` if that is known to be the one."""
+        if not accepted:
+            return None
+        if case.direction == "fwd_bwd" and not self.subject.backward:
+            return "direction"
+        request = self._request(self.plan.level, case.direction)
+
+        def computes(row: Row) -> bool | None:
+            case = request.case(row)
+            return None if case is None else self.subject.computes(case)
+
+        return covering_factor(row, accepted, computes, (factor,) if factor in FACTORS else FACTORS)
+
+    def _choose_sizes(self, accepted: list[Row]) -> None:
+        """Let properties draw cases of a size that the backend takes, if it does not take theirs."""
+        if not accepted or next(self.subject.any_case(), None) is not None:
+            return
+        row = max(accepted, key=lambda row: (row.batch > 1, row.heads[0] > 1, min(row.lengths[1], 257)))
+        names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim")
+        values = (row.batch, *row.lengths, *row.heads, *row.head_dims)
+        self.subject.sizes = dict(zip(names, values, strict=True))
+
+    def check_case(self, case: Case, distribution: str, reports_exceptions: bool = True) -> None:
+        """One case against the oracle; raises Raised if exceptions of the backend are not to be reported here."""
         try:
             observation = observe(self.subject, self.subject.inputs(case, distribution))
         except Refused as refusal:
             self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
+            if isinstance(failure, Raised) and not reports_exceptions:
+                raise
             self._fail(self._broken(ORACLE, case, distribution, str(failure)))
             return
         if observation.verdict.ok:
@@ -133,6 +214,9 @@ class ChecksOfDtype:
             status, reason = REFUSED, str(refusal)
         except Failed as failure:
             status, reason = WRONG, str(failure)
+            if self.subject.is_limit(reason):
+                self._add(name, None, "randn", REFUSED, reason)
+                return
             base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
             self._fail(self._broken(name, base, "randn", reason), listed=False)
         if status == OK and self.subject.answers == before:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from attnbench.conformance.checks import ChecksOfDtype
 from attnbench.conformance.known import settle_known_defects
+from attnbench.conformance.outcome import ORACLE
 from attnbench.conformance.plan import Given, plan_of
-from attnbench.conformance.report import ORACLE, Report
+from attnbench.conformance.report import Report
 from attnbench.problem import Case
 
 
@@ -23,16 +24,18 @@ def check(
     directions: Iterable[str] | None = None,
     contract: str | None = None,
     only: Iterable[str] | None = None,
+    where: str | Callable[[Case], bool] | None = None,
     case: Case | dict[str, Any] | None = None,
     distribution: str = "randn",
 ) -> Report:
     """Check a backend (a name, path/to/file.py:function, a Backend or a plain function) and report what is wrong.
 
-    `masks`, `dtypes` and `directions` keep the check to what the backend is meant for, `only` to some of the checks
-    (oracle, protocol, or a property by its name); a NotImplementedError from a plain function refuses the case it is
-    given. With `case` that one is held against the oracle, on `distribution` (`only="protocol"`: how it is worked on).
-    The same seed gives the same check. Raises AttnbenchError where the request makes no sense, never for what the
-    backend does.
+    `masks`, `dtypes` and `directions` keep the check to what the backend is meant for, `where` to cases that meet a
+    condition (a function of the case, or a text such as "q_len == 1 and k_len % 128 == 0"), `only` to some checks
+    (oracle, protocol, or a property by its name). If a plain function refuses a case with NotImplementedError, cases
+    that it takes are drawn instead. With `case` only that case is held against the oracle, on `distribution` (or, with
+    `only="protocol"`, against the protocol). The same seed gives the same check. Raises AttnbenchError for a request
+    that makes no sense, never for what the backend does.
     """
     plan = plan_of(
         backend,
@@ -44,8 +47,10 @@ def check(
         directions=directions,
         contract=contract,
         only=only,
+        where=where,
     )
     report = Report(plan.backend.name, level, plan.device, seed, plan.contract)
+    report.is_restricted = plan.is_restricted or case is not None
     if case is not None:
         one = case if isinstance(case, Case) else Case.from_json(case)
         checks = ChecksOfDtype(plan, report, one.dtype, settles=False)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.diagnosis.shrink import Smallest, first_words, smallest_failing
+from attnbench.conformance.outcome import ORACLE, PROTOCOL, Failure
 from attnbench.conformance.plan import Plan
-from attnbench.conformance.report import ORACLE, PROTOCOL, Again, Failure, Report
+from attnbench.conformance.report import Again, Report
 from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.problem import Case
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from attnbench.backend.defects import KnownDefect
 from attnbench.backend.interface import Backend
-from attnbench.conformance.report import KNOWN, OK, WRONG, CheckOutcome, Report
+from attnbench.conformance.outcome import KNOWN, OK, WRONG, CheckOutcome
+from attnbench.conformance.report import Report
 from attnbench.problem import Case
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from attnbench.conformance.conformance import check
+from attnbench.conformance.outcome import OK
 from attnbench.conformance.plan import CHECKS, QUICK_CHECKS, Given, among
-from attnbench.conformance.report import OK
 from attnbench.problem.case import DTYPES
 
 Test = TypeVar("Test", bound=Callable[..., Any])

@@ -9,11 +9,13 @@ from typing import Any
 from attnbench.backend.interface import Backend
 from attnbench.backend.registry import function_backend, resolve
 from attnbench.conformance.battery import LEVELS
+from attnbench.conformance.outcome import ORACLE, PROTOCOL
 from attnbench.conformance.properties.all import PROPERTIES
-from attnbench.conformance.report import ORACLE, PROTOCOL
 from attnbench.device import resolve_device
 from attnbench.errors import AttnbenchError
+from attnbench.problem import Case
 from attnbench.problem.case import DIRECTIONS, DTYPES
+from attnbench.problem.condition import Condition
 
 Given = str | Backend | Callable[..., Any]
 CHECKS = (ORACLE, PROTOCOL, *PROPERTIES)
@@ -34,6 +36,8 @@ class Plan:
     dtypes: tuple[str, ...]
     directions: tuple[str, ...]
     checks: tuple[str, ...]
+    where: Callable[[Case], bool] | None = None
+    is_restricted: bool = False
 
 
 def plan_of(
@@ -47,12 +51,12 @@ def plan_of(
     directions: Iterable[str] | None = None,
     contract: str | None = None,
     only: Iterable[str] | None = None,
+    where: str | Callable[[Case], bool] | None = None,
 ) -> Plan:
     """What `check` was asked, within what the backend declares; AttnbenchError where a word is unknown."""
     if level not in LEVELS:
         raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
     backend = _backend(given, contract)
-    where = resolve_device(device)
     can = backend.capabilities
     checks = CHECKS if only is not None or level != "smoke" else QUICK_CHECKS
     wanted_dtypes = among("dtype", dtypes, tuple(DTYPES))
@@ -62,12 +66,14 @@ def plan_of(
         contract,
         contract or can.contract,
         level,
-        where,
+        resolve_device(device),
         seed,
         None if masks is None else tuple([masks] if isinstance(masks, str) else sorted(masks)),
         tuple(d for d in wanted_dtypes if d in can.dtypes),
         tuple(d for d in wanted_directions if d == "fwd" or can.backward),
         among("check", only, checks),
+        Condition(where).holds if isinstance(where, str) else where,
+        masks is not None or only is not None or level == "smoke",
     )
 
 

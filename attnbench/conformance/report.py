@@ -7,94 +7,33 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from attnbench.judge.verdict import LARGEST
+from attnbench.conformance.coverage import coverage, shortfall
+from attnbench.conformance.limits import SuspectedLimit
+from attnbench.conformance.outcome import (
+    KNOWN,
+    LIMIT,
+    OK,
+    ORACLE,
+    OUTCOME,
+    REFUSED,
+    WRONG,
+    CheckOutcome,
+    Failure,
+)
 from attnbench.problem import Case
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WRONG, OK, REFUSED, KNOWN = "wrong", "ok", "refused", "known"
-ORACLE, PROTOCOL = "oracle", "protocol"  # checks; the others are properties, by their names
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One thing that is wrong: which check, on which case, where, by how much, why perhaps, and how to see it again.
-
-    `worst` is the index of the worst element of `tensor`; `z` its error over its noise (None for checks without a
-    tolerance); `tensors` are all that are wrong, none where nothing came back to be looked at;
-    `causes` are guesses, the likeliest first; `command` reproduces it on `smallest`, the smallest case found.
-    """
-
-    check: str
-    case: Case
-    distribution: str
-    seed: int
-    tensor: str = ""
-    worst: tuple[int, ...] = ()
-    z: float | None = None
-    error_over_budget: float = LARGEST
-    reason: str
-    causes: tuple[str, ...] = ()
-    smallest: Case | None = None
-    command: str = ""
-    tensors: tuple[str, ...] = ()
-
-    @property
-    def case_id(self) -> str:
-        return self.case.id
-
-    @property
-    def cause(self) -> str:
-        """The likeliest cause in one line."""
-        return self.causes[0] if self.causes else "no known pattern"
-
-    def __str__(self) -> str:
-        lines = [f"{self.check}: {self.reason}", f"  case   {self.case.id}"]
-        lines[1] += "" if self.distribution == "randn" else f" on {self.distribution}"
-        if self.causes:
-            lines.append("  cause  " + ", or ".join(self.causes[:2]))
-        if self.smallest is not None and self.smallest != self.case:
-            lines.append(f"  small  {self.smallest.id}")
-        if self.command:
-            lines.append(f"  again  {self.command}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOutcome:
-    """One check on one case (None: on cases of its own): status ok, wrong, refused or known, its reason, and the
-    tensors that are wrong.
-    """
-
-    check: str
-    case: Case | None
-    dtype: str
-    distribution: str
-    status: str
-    reason: str = ""
-    error_over_budget: float | None = None
-    tensors: tuple[str, ...] = ()
-
-    @property
-    def case_id(self) -> str:
-        return "" if self.case is None else self.case.id
-
-    def record(self) -> dict[str, Any]:
-        """The outcome as JSON values, the case as its id."""
-        return {name: getattr(self, name) for name in OUTCOME}
-
-
-OUTCOME = ("check", "case_id", "dtype", "distribution", "status", "reason", "error_over_budget")
-
 
 @dataclass
 class Report:
-    """All that a check of one backend found. `ok` needs something that passed and nothing that failed.
+    """All that a check of one backend found. `verdict` is right, wrong or too little checked; `ok` is true for right.
 
-    `known` and `gone`: the declared defects of its library that were seen, and those that were not where they
-    should have been, by their keys with reason, link and versions. One that is gone is not `ok`: its declaration
-    has to go.
+    `limits`: what a plain function raises for instead of refusing it. `is_restricted`: the request kept the check to
+    some cases, masks or checks, so that being short is no shortfall. `known` and `gone`: the declared defects of its
+    library that were seen, and those that were not seen where they should have been, by their keys with reason, link
+    and versions. One that is gone is not `ok`: remove its declaration.
     """
 
     backend: str
@@ -106,10 +45,26 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
+    limits: list[SuspectedLimit] = field(default_factory=list)
+    is_restricted: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`right`, `wrong` or `too little checked`: nothing passed, or an unrestricted check stands on too little."""
+        if self.failures or self.gone:
+            return VERDICT_WRONG
+        if self.shortfall or not any(o.status == OK for o in self.outcomes):
+            return TOO_LITTLE
+        return RIGHT
 
     @property
     def ok(self) -> bool:
-        return not self.failures and not self.gone and any(o.status == OK for o in self.outcomes)
+        return self.verdict == RIGHT
+
+    @property
+    def shortfall(self) -> list[str]:
+        """What an unrestricted check lacks to say `right`, in sentences; see `coverage`."""
+        return [] if self.is_restricted else shortfall(self.outcomes, self.level)
 
     @property
     def refused(self) -> list[CheckOutcome]:
@@ -135,21 +90,44 @@ class Report:
             failures.append(record)
         head = {
             name: getattr(self, name)
-            for name in ("backend", "level", "device", "seed", "contract", "ok", "known", "gone")
+            for name in (
+                "backend",
+                "level",
+                "device",
+                "seed",
+                "contract",
+                "verdict",
+                "ok",
+                "known",
+                "gone",
+                "shortfall",
+            )
         }
+        head |= {"shortfall": self.shortfall, "limits": [vars(limit) for limit in self.limits]}
         return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
 
     def __str__(self) -> str:
-        count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN)}
-        word = "right" if self.ok else "WRONG" if self.failures or self.gone else "not shown to be right"
+        count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN, LIMIT)}
+        verdict = self.verdict
+        word = verdict.upper() if verdict == VERDICT_WRONG else verdict
+        word += (
+            f" but for {_many(len(self.limits), 'suspected limit')}"
+            if self.limits and verdict == RIGHT
+            else ""
+        )
         word += f", with {_many(len(self.known), 'known defect')}" if self.known else ""
         head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
         told = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
         told += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
+        told += f", {count[LIMIT]} raised at suspected limits" if count[LIMIT] else ""
         lines = [head, told]
         if not count[OK] and not self.failures:
             reasons = sorted({o.reason for o in self.refused})
             lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
+        lines += [f"too little: {words}" for words in self.shortfall] if verdict == TOO_LITTLE else []
+        lines += [f"suspected limit, {limit}" for limit in self.limits]
+        if verdict != VERDICT_WRONG and not self.is_restricted:
+            lines += [f"  {entry}" for entry in coverage(self.outcomes) if entry.taken or entry.refused]
         lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
         lines += [
             f"known defect gone, {key}: it passes now; take it out of known_defects, or narrow its versions: {words}"
@@ -168,6 +146,7 @@ class Report:
 
 
 MOST_SHOWN = 8  # reasons
+RIGHT, VERDICT_WRONG, TOO_LITTLE = "right", "wrong", "too little checked"
 
 
 def _many(count: int, what: str) -> str:

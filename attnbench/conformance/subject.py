@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
 from attnbench.conformance.battery_factors import MASKS, Sizes, masks_named
+from attnbench.conformance.limits import without_numbers
 from attnbench.conformance.protocol import memory_poisoned
 from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.judge.reference import Reference, make_reference
@@ -22,7 +23,11 @@ class Refused(Exception):
 
 
 class Failed(Exception):
-    """The backend raised while it computed a case that it had not refused; the message says what."""
+    """The backend gave no output for a case that it had not refused; the message says what."""
+
+
+class Raised(Failed):
+    """The backend raised an exception; the message has its type and words."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,16 @@ class Answer:
         return named
 
 
+SIZES = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
+
+
 @dataclass
 class Subject:
     """One backend under test on one device, with what of it is asked for.
 
-    `masks` restricts the masks to those of the given words; references are kept for as long as the subject lives.
+    `masks` restricts the masks to those of the given words, `where` the cases; `sizes` are those of cases that a
+    property draws, `limits` the words with which a plain function raises instead of refusing. References are kept for
+    as long as the subject lives.
     `answers` counts what was computed, but for what a plain function is called for to learn what it takes.
     """
 
@@ -57,7 +67,12 @@ class Subject:
     masks: tuple[str, ...] | None = None
     backward: bool = True
     answers: int = 0
-    _taken: dict[str, bool] = field(default_factory=dict, repr=False)
+    where: Callable[[Case], bool] | None = None
+    sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
+    limits: set[str] = field(default_factory=set)
+    _computed: dict[str, bool] = field(default_factory=dict, repr=False)
+    _broken: dict[str, str] = field(default_factory=dict, repr=False)
+    _refused: dict[str, str] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str, int], Reference] = field(default_factory=dict, repr=False)
 
     def answer(self, inputs: Inputs) -> Answer:
@@ -75,16 +90,18 @@ class Subject:
                     gradients = prepared.backward(inputs.dout)
                 prepared.drop_graph()
         except NotImplementedError as problem:
+            self._computed[case.id] = False
             raise Refused(f"NotImplementedError: {problem}") from problem
         except Exception as problem:
-            raise Failed(
-                f"raises {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-            ) from problem
+            words = f"raises {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+            self._computed[case.id] = False
+            raise Raised(words) from problem
         if not isinstance(output, Output) or not isinstance(output.out, Tensor):
             raise Failed(
                 f"gives a {type(getattr(output, 'out', output)).__name__}, not a tensor [B, H, Q, Dv]"
             )
         self.answers += 1
+        self._computed[case.id] = True
         return Answer(output, gradients)
 
     def inputs(self, case: Case, distribution: str = "randn", seed: int | None = None) -> Inputs:
@@ -109,21 +126,39 @@ class Subject:
             return False
         if not isinstance(self.backend, FunctionBackend):
             return True
-        if case.id not in self._taken:
+        return self.computes(case) or (case.id in self._broken and not self.is_limit(self._broken[case.id]))
+
+    def computes(self, case: Case) -> bool:
+        """Whether the backend gives an output for the case; it is called if it was not yet, unless it refuses."""
+        if self.backend.refuses(case, self.device) is not None:
+            return False
+        if case.id not in self._computed:
             before = self.answers
             try:
                 self.answer(self.inputs(case))
-                self._taken[case.id] = True
-            except Refused:
-                self._taken[case.id] = False
-            except Failed:
-                self._taken[case.id] = True
+            except Refused as refusal:
+                self._refused[case.id] = str(refusal)
+            except Failed as failure:
+                self._broken[case.id] = str(failure)
             self.answers = before
-        return self._taken[case.id]
+        return self._computed.get(case.id, False)
+
+    def turned_down(self, case: Case) -> tuple[str, bool]:
+        """The words with which the backend turned a case down, and whether they are an exception's."""
+        refusal = self.backend.refuses(case, self.device)
+        if refusal is not None:
+            return refusal.reason, False
+        if case.id in self._broken:
+            return self._broken[case.id], True
+        return self._refused.get(case.id, ""), False
+
+    def is_limit(self, words: str) -> bool:
+        """Whether a plain function raised these words, numbers aside, at a suspected limit."""
+        return without_numbers(words) in self.limits
 
     def case(self, mask: str = "full", **changes: Any) -> Case | None:
         """A case with the battery's mask of that name, or None where the backend does not take it."""
-        values: dict[str, Any] = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
+        values: dict[str, Any] = dict(self.sizes)
         values |= {"dtype": self.dtype, "direction": "fwd_bwd" if self.backward else "fwd"} | changes
         makers = MASKS if self.masks is None else masks_named(self.masks)
         if mask not in makers:
@@ -132,6 +167,8 @@ class Subject:
         try:
             case = Case(mask=makers[mask](sizes), **values)
         except (CaseError, MaskError, ScoreError):
+            return None
+        if self.where is not None and not self.where(case):
             return None
         return case if self.takes(case) else None
 

@@ -36,6 +36,14 @@ def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
     yield from judged(
         case, subject.reference(inputs), subject.answer(strided), inputs, "q, k, v with gaps between rows"
     )
+    # k and v in different layouts: a kernel that has one set of strides for both reads one of them wrongly.
+    for name in ("k", "v"):
+        transposed = (
+            getattr(inputs, name).transpose(1, 2).contiguous().transpose(1, 2)
+        )  # [B, H, S, D] in [B, S, H, D]
+        alone = changed(inputs, **{name: transposed})
+        text = f"{name} alone laid out as [B, S, H, D]"
+        yield from judged(case, subject.reference(inputs), subject.answer(alone), inputs, text)
 
 
 @holds("head mapping of grouped queries")
