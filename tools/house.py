@@ -48,6 +48,10 @@ RECURRING = {
         "conformance/diagnosis": "changed problems whose gradients explain a failure",
         "conformance/properties": "identities that gradients obey",
     },
+    "limits.py": {
+        "conformance": "suspected limits of a plain function",
+        "sweep": "limits of a worker's memory and time",
+    },
     "kernels.py": {
         "conformance/diagnosis": "faults of tiled kernels",
         "measure": "the kernels that ran, from the profiler",
