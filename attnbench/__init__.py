@@ -1,4 +1,4 @@
-"""attnbench: is this attention backend right, how fast, how big, and did a change make it worse?
+"""Whether an attention backend is right, how fast and how big it is, and whether a change made it worse.
 
 Public names are loaded on first use, so importing attnbench costs little beyond torch.
 """

@@ -1,4 +1,4 @@
-"""What do all tests share? A small case of which a test states only what differs."""
+"""A small case, of which a test states only what differs, and an environment that each test leaves as it was."""
 
 from __future__ import annotations
 
