@@ -169,8 +169,10 @@ def _rows(request: Request, level: str) -> list[Row]:
     rng = random.Random(f"{level} {request.dtype}")
     while len(rows) < SIZES[level]:
         best: tuple[int, Row | None] = (0, None)
+        # A mask that no row has yet comes first: there are nearly as many as rows.
+        masks = [mask for mask in allowed["mask"] if ("mask", mask) not in seen] or allowed["mask"]
         for _ in range(CANDIDATES):
-            row = Row(**{name: rng.choice(values) for name, values in allowed.items()})
+            row = Row(**{name: rng.choice(values) for name, values in (allowed | {"mask": masks}).items()})
             values = {pair for both in row.pairs() for pair in both} - seen
             gain = len(row.pairs() - covered) + NEW_VALUE * len(values)
             if gain > best[0] and request.case(row) is not None:

@@ -193,8 +193,8 @@ ALWAYS: tuple[dict[str, Any], ...] = (
     {"lengths": (257, 257), "mask": "full", "distribution": "randn", "head_dims": (128, 128), "batch": 2},
     {"lengths": (129, 65), "mask": "causal", "heads": (4, 4)},  # rows without a key
     # Raw scores a hundred times the cap: exp of them overflows.
-    {"lengths": (65, 65), "mask": "full", "scores": (Softcap(1.0),), "distribution": "large"},
-    {"lengths": (65, 129), "mask": "full", "head_dims": (64, 96)},  # dP over v_dim features, not head_dim
+    {"lengths": (65, 65), "mask": "prefix", "scores": (Softcap(1.0),), "distribution": "large"},
+    {"lengths": (65, 129), "mask": "window", "head_dims": (64, 96)},  # dP over v_dim features, not head_dim
     {"lengths": (8, 8), "heads": (8, 8), "mask": "full", "head_dims": (40, 40)},  # heads == sequence length
     {"lengths": (127, 129), "mask": "causal", "heads": (6, 2), "scores": (ALiBi(),)},  # slopes of 6 heads
 )
