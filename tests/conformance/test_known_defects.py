@@ -24,6 +24,10 @@ SEEN = {
     ("torch_mha", "oracle:cancelling_dq"): (MANY_KEYS, "dq"),
     ("torch_mha", "oracle:sign_flipped_dout"): (MANY_QUERIES, "dk"),
     ("mask_multiply", "oracle:near_constant_v"): (replace(MANY_KEYS, dtype="fp16"), "dq"),
+    ("mask_multiply", "oracle:randn"): (
+        replace(MANY_KEYS, q_len=2, k_len=33_000, head_dim=32, dtype="fp16"),
+        "dq",
+    ),
 }
 
 
