@@ -46,6 +46,7 @@ class Answer:
         return named
 
 
+ReferenceKey = tuple[str, str, str, int]  # contract, case id, distribution, seed
 SIZES = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
 
 
@@ -54,8 +55,8 @@ class Subject:
     """One backend under test on one device, with what of it is asked for.
 
     `masks` restricts the masks to those of the given words, `where` the cases; `sizes` are those of cases that a
-    property draws, `limits` the words with which a plain function raises instead of refusing. References are kept for
-    as long as the subject lives.
+    property draws, `limits` the words with which a plain function raises instead of refusing. Subjects on one device
+    may share `references`.
     `answers` counts what was computed, but for what a plain function is called for to learn what it takes.
     """
 
@@ -70,10 +71,10 @@ class Subject:
     where: Callable[[Case], bool] | None = None
     sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
     limits: set[str] = field(default_factory=set)
+    references: dict[ReferenceKey, Reference] = field(default_factory=dict, repr=False)
     _computed: dict[str, bool] = field(default_factory=dict, repr=False)
     _broken: dict[str, str] = field(default_factory=dict, repr=False)
     _refused: dict[str, str] = field(default_factory=dict, repr=False)
-    _references: dict[tuple[str, str, int], Reference] = field(default_factory=dict, repr=False)
 
     def answer(self, inputs: Inputs) -> Answer:
         """Run the backend once on poisoned memory; raises Refused or Failed."""
@@ -109,16 +110,21 @@ class Subject:
 
     def reference(self, inputs: Inputs) -> Reference:
         """The reference of inputs as drawn (kept), or of inputs that were changed (`seed` -1: made anew)."""
-        key = (inputs.case.id, inputs.distribution, inputs.seed)
         if inputs.seed < 0:
             return make_reference(inputs, self.contract, 0)
-        if key not in self._references:
-            self._references[key] = make_reference(inputs, self.contract, inputs.seed)
-        return self._references[key]
+        key = self._key(inputs)
+        if key not in self.references:
+            # The backend may have written into `inputs`.
+            drawn = self.inputs(inputs.case, inputs.distribution, inputs.seed)
+            self.references[key] = make_reference(drawn, self.contract, inputs.seed)
+        return self.references[key]
 
     def keep(self, inputs: Inputs, reference: Reference) -> None:
         """Take a reference that was made elsewhere for the one of these inputs."""
-        self._references[inputs.case.id, inputs.distribution, inputs.seed] = reference
+        self.references[self._key(inputs)] = reference
+
+    def _key(self, inputs: Inputs) -> ReferenceKey:
+        return self.contract, inputs.case.id, inputs.distribution, inputs.seed
 
     def takes(self, case: Case) -> bool:
         """Whether the backend takes the case; a plain function is asked by calling it, since it declares nothing."""

@@ -11,6 +11,8 @@ import torch
 from attnbench.conformance.properties.property import PropertyFailure, differing_bits, holds
 from attnbench.conformance.subject import Subject, allowed_pairs, changed
 
+HUGE_UNSEEN = "huge_unseen"  # the distribution with finite huge keys and values where no query attends
+
 
 @holds("off by one, skipped tiles, unwritten rows, a mask of another batch row or head")
 def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
@@ -63,7 +65,7 @@ def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("masks in the backward")
 def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[PropertyFailure]:
-    """dk and dv of a key that no query may attend are exactly 0."""
+    """dk and dv of a key that no query may attend are exactly 0, however large the key and its value are."""
     if not subject.backward:
         return
     for _, case in subject.any_case():
@@ -71,15 +73,14 @@ def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[PropertyFailure]:
         unseen = ~allowed.unflatten(1, (case.kv_heads, case.group)).any(2).any(2)  # [B, Hkv, K]
         if not bool(unseen.any()):
             continue
-        gradients = subject.answer(subject.inputs(case)).gradients
+        gradients = subject.answer(subject.inputs(case, HUGE_UNSEEN)).gradients
         assert gradients is not None
         for name, x in (("dk", gradients.dk), ("dv", gradients.dv)):
             wrong = (x != 0) & unseen[..., None]
             if bool(wrong.any()):
                 at = tuple(int(i) for i in wrong.nonzero()[0])
-                yield PropertyFailure(
-                    case, name, at, f"{name}{list(at)} is {float(x[at])}; no query may attend that key"
-                )
+                reason = f"{name}{list(at)} is {float(x[at])}; no query may attend that key"
+                yield PropertyFailure(case, name, at, reason, distribution=HUGE_UNSEEN)
 
 
 @holds("no maximum taken off, products of elements, wrong row fetched")

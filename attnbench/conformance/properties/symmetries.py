@@ -18,7 +18,7 @@ from attnbench.problem import Explicit
 
 @holds("assumptions about strides, above all dO's (torch's sum gives a dO of stride 0)")
 def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
-    """dO expanded from one number, and q, k, v that are every second row of larger tensors, give the right answer."""
+    """dO expanded from one number or transposed, and q, k, v with gaps or in other layouts, give the right answer."""
     case = next((case for _, case in subject.any_case()), None)
     if case is None:
         return
@@ -28,6 +28,9 @@ def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
         yield from judged(
             case, subject.reference(expanded), subject.answer(expanded), expanded, "dO of stride 0"
         )
+        transposed = changed(inputs, dout=inputs.dout.transpose(1, 2).contiguous().transpose(1, 2))
+        text = "dO laid out as [B, S, H, D]"
+        yield from judged(case, subject.reference(inputs), subject.answer(transposed), inputs, text)
     apart = {
         name: torch.stack((x, -x), 3).flatten(2, 3)[:, :, ::2]
         for name, x in (("q", inputs.q), ("k", inputs.k))
