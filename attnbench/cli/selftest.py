@@ -11,7 +11,7 @@ from attnbench.cli.console import complain, out, remark, require_writable
 
 def judge_the_judge(
     full: bool = typer.Option(
-        False, "--full", help="All mutants, dtypes and seeds: up to 20 minutes on 2 cores."
+        False, "--full", help="All mutants, dtypes and seeds: up to 25 minutes on 2 cores."
     ),
     jobs: int = typer.Option(0, "--jobs", min=0, help="How many parts run in parallel; 0: one per core."),
     json_out: Path | None = typer.Option(None, "--json", help="Write the whole result to this file."),
@@ -25,15 +25,19 @@ def judge_the_judge(
     """
     from rich.table import Table
 
-    from attnbench.report.selftest import HEAD, as_json, cells, document
+    from attnbench.report.selftest import CHECK_HEAD, HEAD, as_json, cells, check_cells, document
     from attnbench.selftest.plan import full_plan, missed_targets, run_jobs, small_plan
 
     require_writable(json_out, write)
     part = run_jobs(full_plan() if full else small_plan(), jobs, remark)
-    shown = Table(*HEAD, box=None, pad_edge=False)
-    for row in cells(part):
-        shown.add_row(*row)
-    out().print(shown)
+    for title, head, rows in (
+        ("attnbench check", CHECK_HEAD, check_cells(part)),
+        ("the judge on the trials", HEAD, cells(part)),
+    ):
+        shown = Table(*head, box=None, pad_edge=False, title=title, title_justify="left")
+        for row in rows:
+            shown.add_row(*row)
+        out().print(shown)
     for dtype, named in part.diagnoses.items():
         right = sum(d.is_right for d in named)
         out().print(

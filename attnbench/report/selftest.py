@@ -1,4 +1,4 @@
-"""The self-test of the judge as texts: a table of rates, what was missed, and which input alone kills which mutant."""
+"""The rates of the self-test as tables and a document: of `check`, and of the judge on trials of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from typing import Any
 
 from attnbench.report.cells import markdown_cell
 from attnbench.report.markdown import grid
-from attnbench.selftest.counts import Tally, interval, only_killers, survivors, table
+from attnbench.selftest.check_rates import FAMILIES
+from attnbench.selftest.counts import (
+    Tally,
+    check_table,
+    interval,
+    missed_by_check,
+    only_killers,
+    survivors,
+    table,
+)
 from attnbench.selftest.criteria import OURS
 from attnbench.selftest.mutants import MUTANTS
 from attnbench.selftest.mutants.right import RIGHT
 from attnbench.selftest.trials import TRIALS
 
+CHECK_HEAD = ("cases", "level", "dtype", "kills", "95 %", "false alarms", "95 %")
 HEAD = ("criterion", "dtype", "direction", "kills", "95 %", "false alarms", "95 %")
 DIRECTION = {"fwd": "forward", "fwd_bwd": "forward and backward"}
 
@@ -23,6 +33,14 @@ def rate(row: dict[str, Any], what: str) -> tuple[str, str]:
         return "-", "-"
     low, high = (100 * row[f"{what}_{side}"] for side in ("low", "high"))
     return f"{row[what]} of {row[f'{what}_of']}", f"{low:.3g} to {high:.3g} %"
+
+
+def check_cells(part: Tally) -> list[list[str]]:
+    """The table of `check` as texts, in the order of CHECK_HEAD."""
+    return [
+        [row["cases"], row["level"], row["dtype"], *rate(row, "kills"), *rate(row, "false_alarms")]
+        for row in check_table(part)
+    ]
 
 
 def cells(part: Tally) -> list[list[str]]:
@@ -42,6 +60,8 @@ def cells(part: Tally) -> list[list[str]]:
 def as_json(part: Tally) -> str:
     """The whole result, for machines: the table, survivors, false alarms with their reasons, who kills whom."""
     record = {
+        "check": check_table(part),
+        "missed_by_check": missed_by_check(part),
         "table": table(part),
         "survivors": survivors(part),
         "only_killed_by": {dtype: only_killers(part, dtype) for dtype in part.killers},
@@ -61,10 +81,9 @@ def as_json(part: Tally) -> str:
     return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def _lines(by_key: dict[str, list[str]]) -> list[str]:
-    return [
-        f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in sorted(by_key.items())
-    ]
+def _lines(by_key: dict[str, list[str]], is_sorted: bool = True) -> list[str]:
+    items = sorted(by_key.items()) if is_sorted else by_key.items()
+    return [f"- {markdown_cell(key)}: {markdown_cell(', '.join(names))}" for key, names in items]
 
 
 def right_answers(part: Tally) -> str:
@@ -110,28 +129,38 @@ def document(part: Tally) -> str:
     """docs/selftest.md."""
     alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
     exempt = [f"- {right.name}: {right.defect}" for right in RIGHT if right.defect]
+    missed = missed_by_check(part) | {f"trials, {dtype}": names for dtype, names in survivors(part).items()}
+    families = [[name, f"`{condition}`"] for name, condition in FAMILIES.items()]
     blocks = [
-        "# Self-test of the judge: kill rates and false alarms",
+        "# Kill rate and false-alarm rate of the judge",
         "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",
-        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/selftest/mutants/`, each with the place "
-        f"of the original bug) and {len(RIGHT)} right implementations meet {len(TRIALS)} trials "
-        "(`attnbench/selftest/trials.py`). The first alarm in a direction kills a mutant there; *forward* judges out "
-        "and LSE, and counts only the mutants that show there. *No LSE* is the same judge for backends that return "
-        "none. The classic criteria see the same numbers, out and gradients. Intervals are Clopper and Pearson's.",
-        grid(list(HEAD), cells(part), texts=3),
-        "The right answers come from",
-        right_answers(part),
-        "## Mutants that survive",
-        "\n".join(_lines(survivors(part))) or "None.",
+        f"{len(MUTANTS)} mutants of one readable tiled attention (`attnbench/selftest/mutants/`, each with its origin) "
+        f"and {len(RIGHT)} right implementations. Intervals are Clopper and Pearson's.",
+        "## `attnbench check`",
+        "A mutant is killed if `check` at that level calls it wrong. Right implementations count once per case and "
+        "property. Within a family, `check` gets the family's condition, and only mutants count that live there: an "
+        "exhaustive check of the family shows them, in fp32 if they exist there.",
+        grid(list(CHECK_HEAD), check_cells(part), texts=3) if part.checks else "Not measured in this run.",
+        grid(["family", "condition"], families, texts=2),
+        "## Surviving mutants",
+        "\n".join(_lines(missed, is_sorted=False)) or "None.",
         "## False alarms",
         "\n".join(_lines({key: [why] for key, why in alarms.items()})) or "None.",
         "Not counted, because the library itself is wrong:",
         "\n".join(exempt) or "Nothing.",
-        "## How often the cause is named",
+        "## The judge on the trials",
+        f"The mutants and the right implementations also meet {len(TRIALS)} trials (`attnbench/selftest/trials.py`), "
+        "which compare the judge with other criteria on the same numbers. A mutant is killed in a direction by its "
+        "first alarm there; *forward* judges out and LSE, and counts only mutants that show there. *No LSE* is the "
+        "same judge for backends that return none. The classic criteria look at out and gradients.",
+        grid(list(HEAD), cells(part), texts=3),
+        "The right answers come from",
+        right_answers(part),
+        "## Causes named by the diagnosis",
         "Each mutant is diagnosed on the first trial that kills it, among all causes.",
         diagnosis_table(part),
-        "## Inputs that alone kill a mutant",
-        "By trial, the mutants that no other trial kills, in bf16 (where all mutants meet all trials).",
+        "## Mutants that one trial alone kills",
+        "By trial, in bf16, where all mutants meet all trials.",
         "\n".join(_lines(only_killers(part, "bf16"))) or "None.",
     ]
     return "\n\n".join(blocks) + "\n"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnbench.conformance.battery import LEVELS
 from attnbench.errors import AttnbenchError
 from attnbench.problem.case import DIRECTIONS
 from attnbench.selftest.criteria import CRITERIA, OURS
@@ -23,6 +24,8 @@ class Count:
 
 
 Key = tuple[str, str, str]  # criterion, dtype, direction
+CheckKey = tuple[str, str, str]  # family or ALL_CASES, level, dtype
+ALL_CASES = "all cases"
 
 
 @dataclass
@@ -34,6 +37,8 @@ class Tally:
     killers         dtype -> mutant -> names of the trials on which attnbench kills it
     reasons         of attnbench's false alarms, and of the first kill of each mutant
     diagnoses       dtype -> the causes named for each mutant
+    checks          (family, level, dtype) -> mutants that `check` is to find there, and found
+    check_alarms    the same over verdicts on right implementations
     """
 
     kills: dict[Key, Count] = field(default_factory=dict)
@@ -41,9 +46,16 @@ class Tally:
     killers: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     diagnoses: dict[str, list[Diagnosis]] = field(default_factory=dict)
+    checks: dict[CheckKey, Count] = field(default_factory=dict)
+    check_alarms: dict[CheckKey, Count] = field(default_factory=dict)
 
     def add(self, other: Tally) -> None:
-        for mine, theirs in ((self.kills, other.kills), (self.false_alarms, other.false_alarms)):
+        for mine, theirs in (
+            (self.kills, other.kills),
+            (self.false_alarms, other.false_alarms),
+            (self.checks, other.checks),
+            (self.check_alarms, other.check_alarms),
+        ):
             for key, count in theirs.items():
                 total = mine.setdefault(key, Count())
                 total.alarms |= count.alarms
@@ -90,10 +102,31 @@ def _order(key: Key) -> tuple[int, int, int]:
 
 def table(tally: Tally) -> list[dict[str, Any]]:
     """One row per (criterion, dtype, direction): counts, rates and their intervals."""
+    keys = sorted(tally.kills.keys() | tally.false_alarms.keys(), key=_order)
+    return _rows(("criterion", "dtype", "direction"), keys, tally.kills, tally.false_alarms)
+
+
+def check_table(tally: Tally) -> list[dict[str, Any]]:
+    """One row per (cases, level, dtype) of `check`: counts, rates and their intervals."""
+    keys = sorted(tally.checks.keys() | tally.check_alarms.keys(), key=_check_order)
+    return _rows(("cases", "level", "dtype"), keys, tally.checks, tally.check_alarms)
+
+
+def _check_order(key: CheckKey) -> tuple[bool, int, str, int]:
+    cases, level, dtype = key
+    return cases != ALL_CASES, LEVELS.index(level), cases, DTYPE_ORDER.index(dtype)
+
+
+def _rows(
+    names: tuple[str, str, str],
+    keys: Iterable[tuple[str, str, str]],
+    kills: dict[tuple[str, str, str], Count],
+    false_alarms: dict[tuple[str, str, str], Count],
+) -> list[dict[str, Any]]:
     rows = []
-    for key in sorted(tally.kills.keys() | tally.false_alarms.keys(), key=_order):
-        row: dict[str, Any] = dict(zip(("criterion", "dtype", "direction"), key, strict=True))
-        for what, counts in (("kills", tally.kills), ("false_alarms", tally.false_alarms)):
+    for key in keys:
+        row: dict[str, Any] = dict(zip(names, key, strict=True))
+        for what, counts in (("kills", kills), ("false_alarms", false_alarms)):
             count = counts.get(key)
             if count is None or not count.tried:
                 continue
@@ -106,6 +139,15 @@ def table(tally: Tally) -> list[dict[str, Any]]:
             }
         rows.append(row)
     return rows
+
+
+def missed_by_check(tally: Tally) -> dict[str, list[str]]:
+    """`cases, level, dtype` -> the mutants that `check` does not find there."""
+    return {
+        ", ".join(key): sorted(tally.checks[key].tried - tally.checks[key].alarms)
+        for key in sorted(tally.checks, key=_check_order)
+        if tally.checks[key].tried - tally.checks[key].alarms
+    }
 
 
 def survivors(tally: Tally, criterion: str = OURS) -> dict[str, list[str]]:
