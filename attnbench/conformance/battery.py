@@ -22,9 +22,12 @@ from attnbench.conformance.battery_factors import (
     HEADS,
     LAYOUTS,
     LENGTHS,
+    LENGTHS_OF_FAMILIES,
     LONG,
+    LONG_INSTEAD,
     MANY_ROWS,
     MASKS,
+    MASKS_OF_MANY_ROWS,
     PLAIN,
     SCALES,
     SCORES,
@@ -41,6 +44,8 @@ CANDIDATES = 60  # random rows compared per row chosen
 # Multiply-adds of one projection [B * S, H * D] by [H * D, H * D] in a level that has a minute: a CPU needs seconds for
 # more in bf16, and a layer's forward has four.
 LARGEST_PROJECTION = 1 << 29
+FEWEST_LENGTHS = 6  # of LENGTHS that are taken; with fewer, the lengths of families are drawn from too
+MOST_PAIRS = 1 << 17  # of a query and a key, among the lengths of families
 NEW_VALUE = 20  # a value that no row has yet counts for so many pairs: each is there for a bug of its own
 
 
@@ -158,11 +163,13 @@ def _rows(request: Request, level: str) -> list[Row]:
     if plain is None:
         return []
     allowed = {name: _usable(request, plain, name, values) for name, values in factors.items()}
+    if len(allowed["lengths"]) < FEWEST_LENGTHS:
+        lengths = (*LENGTHS, *(pair for pair in LENGTHS_OF_FAMILIES if pair[0] * pair[1] <= MOST_PAIRS))
+        allowed["lengths"] = _usable(request, plain, "lengths", tuple(dict.fromkeys(lengths)))
     first = [replace(plain, **changes) for changes in ALWAYS]
-    first += [replace(plain, **changes) for changes in LONG] if level != "smoke" else []
-    first += (
-        [replace(plain, **{k: v for k, v in MANY_ROWS.items() if k != "mask"})] if level != "smoke" else []
-    )
+    if level != "smoke":
+        first += [_long(request, replace(plain, **changes)) for changes in LONG]
+        first += [_many(request, plain)]
     rows = [row for row in first if row.mask in request.masks and request.case(row) is not None]
     covered: set[tuple[Any, ...]] = set().union(*(row.pairs() for row in rows), set())
     seen = {value for both in covered for value in both}
@@ -183,6 +190,25 @@ def _rows(request: Request, level: str) -> list[Row]:
         covered |= best[1].pairs()
         seen |= {value for both in best[1].pairs() for value in both}
     return rows
+
+
+def _long(request: Request, row: Row) -> Row:
+    """The row, or where it has a distribution and is not taken, the row at other lengths and with another mask."""
+    if row.distribution == PLAIN["distribution"]:
+        return row
+    masks = sorted(request.masks, key=lambda mask: mask != row.mask)
+    others = (
+        replace(row, lengths=lengths, mask=mask) for lengths in (row.lengths, *LONG_INSTEAD) for mask in masks
+    )
+    return next((other for other in others if request.case(other) is not None), row)
+
+
+def _many(request: Request, plain: Row) -> Row:
+    """A row of more batch rows than a launch may have blocks in its second dimension."""
+    row = replace(plain, **{name: value for name, value in MANY_ROWS.items() if name != "mask"})
+    if request.case(row) is None and row.mask in MASKS_OF_MANY_ROWS:
+        return replace(row, lengths=(2, 2))
+    return row
 
 
 def _plain(request: Request) -> Row | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ LENGTHS = (
     (257, 257),
     (8, 8),
 )
+# Lengths by family, for a battery that takes only a slice of the lengths above.
+DECODE_QUERIES = (1, 2, 3, 4, 7, 8, 16)
+DECODE_KEYS = (1, 17, 63, 64, 65, 127, 128, 129, 255, 1023, 4097, 20_000)
+EQUAL = (
+    *(1, 2, 8, 16, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160),
+    *(191, 192, 193, 255, 256, 257, 320, 384, 512, 513, 1024),
+)
+CROSS = (
+    *((64, 128), (128, 64), (64, 192), (128, 256), (256, 128)),
+    *((100, 300), (129, 65), (65, 129), (32, 1024), (63, 500)),
+)
+LENGTHS_OF_FAMILIES = (*((n, n) for n in EQUAL), *product(DECODE_QUERIES, DECODE_KEYS), *CROSS)
 HEADS = ((4, 4), (6, 2), (8, 1), (5, 1), (8, 8))
 # 50: no multiple of 8 (vector loads). v_dim above and below head_dim, odd and even: it may be taken for head_dim.
 HEAD_DIMS = (
@@ -213,7 +225,7 @@ LONG: tuple[dict[str, Any], ...] = (
         "lengths": (4, 20000),
         "heads": (2, 2),
         "head_dims": (64, 64),
-        "mask": "full",
+        "mask": "dilated & causal",
         "distribution": "near_constant_v",
     },
     {
@@ -231,6 +243,8 @@ LONG: tuple[dict[str, Any], ...] = (
         "distribution": "sign_flipped_dout",
     },
 )
+# Lengths at which a long row with a distribution runs if its own are not taken.
+LONG_INSTEAD = ((1, 20_000), (4, 4097), (16, 1023), (1024, 1024), (256, 1024), (512, 512), (256, 256))
 PLAIN: dict[str, Any] = {
     "lengths": (128, 128),
     "heads": (4, 4),
@@ -250,3 +264,4 @@ MANY_ROWS: dict[str, Any] = {
     "batch": 65537,
     "head_dims": (32, 32),
 }
+MASKS_OF_MANY_ROWS = ("full", "causal")  # of many rows with lengths other than the above

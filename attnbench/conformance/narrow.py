@@ -19,6 +19,7 @@ from attnbench.conformance.battery_factors import (
     HEAD_DIMS,
     HEADS,
     LAYOUTS,
+    LENGTHS_OF_FAMILIES,
     PLAIN,
     SCALES,
     SCORES,
@@ -26,18 +27,6 @@ from attnbench.conformance.battery_factors import (
 )
 from attnbench.problem import Case
 
-# Lengths by family: what kernels that take only a slice are written for.
-DECODE_QUERIES = (1, 2, 3, 4, 7, 8, 16)
-DECODE_KEYS = (1, 17, 63, 64, 65, 127, 128, 129, 255, 1023, 4097, 20_000)
-EQUAL = (
-    *(1, 2, 8, 16, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 160),
-    *(191, 192, 193, 255, 256, 257, 320, 384, 512, 513, 1024),
-)
-CROSS = (
-    *((64, 128), (128, 64), (64, 192), (128, 256), (256, 128)),
-    *((100, 300), (129, 65), (65, 129), (32, 1024), (63, 500)),
-)
-LENGTHS = (*((n, n) for n in EQUAL), *product(DECODE_QUERIES, DECODE_KEYS), *CROSS)
 MORE_HEADS = (*HEADS, (8, 2), (8, 4), (12, 3), (2, 1), (1, 1), (2, 2), (3, 3), (16, 2), (16, 16), (32, 8))
 MORE_HEAD_DIMS = (
     *HEAD_DIMS,
@@ -107,7 +96,7 @@ class Narrow:
     def learn(self, anchor: Row) -> None:
         """Find the accepted values of each factor, all others being the anchor's."""
         factors: dict[str, tuple[Any, ...]] = {
-            "lengths": LENGTHS,
+            "lengths": LENGTHS_OF_FAMILIES,
             "heads": MORE_HEADS,
             "head_dims": MORE_HEAD_DIMS,
             "batch": MORE_BATCHES,
