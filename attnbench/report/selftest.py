@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbench.report.cells import markdown_cell
 from attnbench.report.markdown import grid
-from attnbench.selftest.check_rates import FAMILIES
+from attnbench.selftest.check_rates import FAMILIES, directions_of
 from attnbench.selftest.counts import (
     Tally,
     check_table,
@@ -130,7 +130,10 @@ def document(part: Tally) -> str:
     alarms = {key: why for key, why in part.reasons.items() if " | seed " in key}
     exempt = [f"- {right.name}: {right.defect}" for right in RIGHT if right.defect]
     missed = missed_by_check(part) | {f"trials, {dtype}": names for dtype, names in survivors(part).items()}
-    families = [[name, f"`{condition}`"] for name, condition in FAMILIES.items()]
+    families = [
+        [name, f"`{condition}`", ", ".join(DIRECTION[direction] for direction in directions_of(name)[-1:])]
+        for name, condition in FAMILIES.items()
+    ]
     blocks = [
         "# Kill rate and false-alarm rate of the judge",
         "Written by `attnbench selftest --full --write docs/selftest.md`; not by hand.",
@@ -141,7 +144,7 @@ def document(part: Tally) -> str:
         "property. Within a family, `check` gets the family's condition, and only mutants count that live there: an "
         "exhaustive check of the family shows them, in fp32 if they exist there.",
         grid(list(CHECK_HEAD), check_cells(part), texts=3) if part.checks else "Not measured in this run.",
-        grid(["family", "condition"], families, texts=2),
+        grid(["family", "condition", "direction"], families, texts=3),
         "## Surviving mutants",
         "\n".join(_lines(missed, is_sorted=False)) or "None.",
         "## False alarms",

@@ -32,13 +32,14 @@ from attnbench.selftest.mutants.right import RIGHT, Right
 
 # Family -> the condition that a case of it meets: what kernels that take only a slice are written for.
 FAMILIES = {
-    "decode": "q_len <= 16 and direction == 'fwd'",
+    "decode": "q_len <= 16",
     "causal training": "mask == 'causal' and q_len == k_len",
     "encoder with padding": "mask_kinds == ('padding',) and q_len == k_len",
     "cross-attention": "q_len > 16 and q_len != k_len and mask_kinds in (('full',), ('padding',))",
     "packed documents": "mask_kinds in (('documents',), ('causal', 'documents')) and q_len == k_len",
     "prefix": "mask_kinds == ('prefix',) and q_len == k_len",
 }
+FORWARD_ONLY = {"decode"}  # families
 FINEST = "fp32"  # the dtype whose noise hides least: what no case of it shows does not live in a family
 References = dict[ReferenceKey, Reference]
 
@@ -69,9 +70,12 @@ def _run(
     where: str | Callable[[Case], bool] | None,
     references: References,
     seed: int = 0,
+    directions: tuple[str, ...] = DIRECTIONS,
 ) -> Report:
     """The checks of one dtype as `check` runs them, but for what follows a failure."""
-    plan = plan_of(backend, level=level, device="cpu", seed=seed, dtypes=(dtype,), where=where)
+    plan = plan_of(
+        backend, level=level, device="cpu", seed=seed, dtypes=(dtype,), where=where, directions=directions
+    )
     report = Report(backend.name, level, plan.device, seed, plan.contract)
     with clocks_watched(), torch.random.fork_rng(devices=[]):
         checks = ChecksOfDtype(plan, report, dtype)
@@ -86,15 +90,21 @@ def first_failure(
     backend: Backend,
     dtype: str,
     level: str = "standard",
-    where: str | None = None,
+    family: str = ALL_CASES,
     references: References | None = None,
 ) -> Failure | None:
     """The first failure of a check of one dtype, or None."""
+    where = FAMILIES.get(family)
+    references = {} if references is None else references
     try:
-        _run(_EndsAtFirst, backend, dtype, level, where, {} if references is None else references)
+        _run(_EndsAtFirst, backend, dtype, level, where, references, directions=directions_of(family))
     except _Found as found:
         return found.failure
     return None
+
+
+def directions_of(family: str) -> tuple[str, ...]:
+    return ("fwd",) if family in FORWARD_ONLY else DIRECTIONS
 
 
 def check_mutants(
@@ -108,14 +118,13 @@ def check_mutants(
     """Check every mutant of a dtype; within a family only those count that live there."""
     if mutants is None:
         mutants = [m for m in MUTANTS.values() if dtype in m.dtypes and "cpu" in m.devices]
-    where = FAMILIES.get(family)
     tally, count = Tally(), Count()
     references: References = {}
     missed = []
     if family != ALL_CASES:
         mutants = [m for m in mutants if any(m.can_show(case) for case in _cases_of(family))]
     for mutant in mutants:
-        failure = first_failure(mutant.backend(), dtype, level, where, references)
+        failure = first_failure(mutant.backend(), dtype, level, family, references)
         if failure is None:
             missed.append(mutant)
             continue
@@ -140,7 +149,7 @@ def _cases_of(family: str) -> tuple[Case, ...]:
     holds = Condition(FAMILIES[family]).holds
     requests = [
         Request(FINEST, direction, Capabilities(), "flash", MASKS, "cpu", "exhaustive", holds)
-        for direction in DIRECTIONS
+        for direction in directions_of(family)
     ]
     return tuple(case for request in requests for _, case in ordinary(request))
 
@@ -148,7 +157,7 @@ def _cases_of(family: str) -> tuple[Case, ...]:
 def lives(mutant: Mutant, family: str, references: References | None = None) -> bool:
     """Whether an exhaustive check of the family shows the mutant, in the finest dtype that has it."""
     dtype = FINEST if FINEST in mutant.dtypes else min(mutant.dtypes)
-    return first_failure(mutant.backend(), dtype, "exhaustive", FAMILIES[family], references) is not None
+    return first_failure(mutant.backend(), dtype, "exhaustive", family, references) is not None
 
 
 def check_right_ones(

@@ -16,6 +16,7 @@ from attnbench.selftest.counts import ALL_CASES, DTYPE_ORDER, Count, Tally
 from attnbench.selftest.criteria import OURS
 from attnbench.selftest.diagnosis import diagnose_mutants
 from attnbench.selftest.kills import catalogue, kill_mutants, try_right_ones
+from attnbench.selftest.mutants.right import RIGHT
 from attnbench.selftest.trials import TRIALS, Trial
 
 MAX_MISS_RATE = 2 / 122  # at least 120 of 122 mutants are killed in each dtype
@@ -59,6 +60,17 @@ SMALL_MUTANTS = (
     "batch over 65,535",
 )
 SMALL_RIGHT = 12  # short trials per dtype that right implementations meet in the small form
+# Mutants that `check` finds in its first rows, and right implementations, of the small form.
+SMALL_CHECKED = (
+    "causal strict",
+    "GQA head 0",
+    "no scale",
+    "maximum started at 0",
+    "tail tile unmasked",
+    "v_dim assumed head_dim",
+    "dq without scale",
+)
+SMALL_CHECKED_RIGHT = ("tiled 128x64", "plain in float32")
 DIAGNOSIS_DTYPE = "bf16"  # the hardest, since its noise hides the most
 SMALL_DIAGNOSES = 12  # the small form diagnoses every twelfth mutant of the catalogue
 
@@ -67,8 +79,8 @@ SMALL_DIAGNOSES = 12  # the small form diagnoses every twelfth mutant of the cat
 class Job:
     """One unit of work: `kind` is "mutants", "right", "diagnosis", "check" or "check right"; `trials` are names.
 
-    `every`: mutants meet all trials. `mutants` names those to diagnose or check; empty: all of the dtype. `level` and
-    `family` are those of a check.
+    `every`: mutants meet all trials. `mutants` names those to diagnose or check ("check right": the right
+    implementations); empty: all of the dtype. `level` and `family` are those of a check.
     """
 
     kind: str
@@ -118,6 +130,8 @@ def small_plan() -> list[Job]:
         Job("right", dtype, short[start::every_nth], FRESH_SEEDS[:1])
         for start, dtype in enumerate(DTYPE_ORDER)
     ]
+    jobs += [Job("check", "bf16", (), (0,), level="standard", mutants=SMALL_CHECKED)]
+    jobs += [Job("check right", "bf16", (), (0,), level="smoke", mutants=SMALL_CHECKED_RIGHT)]
     return jobs
 
 
@@ -132,7 +146,8 @@ def run_job(job: Job, on_event: Callable[[str], None] = lambda text: None) -> Ta
         mutants = [m for m in catalogue(job.dtype) if not job.mutants or m.name in job.mutants]
         return check_mutants(job.dtype, job.level, family=job.family, mutants=mutants, on_event=on_event)
     if job.kind == "check right":
-        return check_right_ones(job.dtype, job.level, seeds=job.seeds, on_event=on_event)
+        rights = [right for right in RIGHT if not job.mutants or right.name in job.mutants]
+        return check_right_ones(job.dtype, job.level, seeds=job.seeds, rights=rights, on_event=on_event)
     if job.kind == "mutants":
         return kill_mutants(
             job.dtype, trials, seed=job.seeds[0], every=job.every, quick=job.quick, on_event=on_event

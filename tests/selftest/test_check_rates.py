@@ -134,9 +134,10 @@ def as_function(backend: TiledBackend, condition: str) -> FunctionBackend:
 
 
 def test_a_function_that_refuses_the_rest_is_found_as_its_family_is() -> None:
-    mutant, decode = MUTANTS["keys of batch row 0 for all"], FAMILIES["decode"]
-    assert first_failure(as_function(mutant.backend(), decode), "bf16", "smoke") is not None
-    assert first_failure(mutant.backend(), "bf16", "smoke", decode) is not None
+    mutant = MUTANTS["keys of batch row 0 for all"]
+    function = as_function(mutant.backend(), FAMILIES["decode"])
+    assert first_failure(function, "bf16", "smoke") is not None
+    assert first_failure(mutant.backend(), "bf16", "smoke", "decode") is not None
 
 
 def test_a_level_that_does_not_exist_is_refused() -> None:
