@@ -166,9 +166,9 @@ def _rows(request: Request, level: str) -> list[Row]:
     if len(allowed["lengths"]) < FEWEST_LENGTHS:
         lengths = (*LENGTHS, *(pair for pair in LENGTHS_OF_FAMILIES if pair[0] * pair[1] <= MOST_PAIRS))
         allowed["lengths"] = _usable(request, plain, "lengths", tuple(dict.fromkeys(lengths)))
-    first = [replace(plain, **changes) for changes in ALWAYS]
+    first = [_fitting(request, replace(plain, **changes)) for changes in ALWAYS]
     if level != "smoke":
-        first += [_long(request, replace(plain, **changes)) for changes in LONG]
+        first += [_fitting(request, replace(plain, **changes), LONG_INSTEAD) for changes in LONG]
         first += [_many(request, plain)]
     rows = [row for row in first if row.mask in request.masks and request.case(row) is not None]
     covered: set[tuple[Any, ...]] = set().union(*(row.pairs() for row in rows), set())
@@ -192,13 +192,15 @@ def _rows(request: Request, level: str) -> list[Row]:
     return rows
 
 
-def _long(request: Request, row: Row) -> Row:
-    """The row, or where it has a distribution and is not taken, the row at other lengths and with another mask."""
-    if row.distribution == PLAIN["distribution"]:
-        return row
+def _fitting(request: Request, row: Row, other_lengths: tuple[tuple[int, int], ...] = ()) -> Row:
+    """The row, with another mask if its own is not taken; if it has a distribution, at other lengths as well."""
     masks = sorted(request.masks, key=lambda mask: mask != row.mask)
+    if row.distribution == PLAIN["distribution"]:
+        other_lengths = ()
     others = (
-        replace(row, lengths=lengths, mask=mask) for lengths in (row.lengths, *LONG_INSTEAD) for mask in masks
+        replace(row, lengths=lengths, mask=mask)
+        for lengths in (row.lengths, *other_lengths)
+        for mask in masks
     )
     return next((other for other in others if request.case(other) is not None), row)
 
