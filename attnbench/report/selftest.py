@@ -142,7 +142,7 @@ def document(part: Tally) -> str:
         "## `attnbench check`",
         "A mutant is killed if `check` at that level calls it wrong. Right implementations count once per case and "
         "property. Within a family, `check` gets the family's condition, and only mutants count that live there: an "
-        "exhaustive check of the family shows them, in fp32 if they exist there.",
+        "exhaustive check of the family shows them, in fp32 but for faults of low precision.",
         grid(list(CHECK_HEAD), check_cells(part), texts=3) if part.checks else "Not measured in this run.",
         grid(["family", "condition", "direction"], families, texts=3),
         "## Surviving mutants",
