@@ -13,7 +13,10 @@ from attnbench.cli.console import out, print_json, remark, texts
 from attnbench.errors import AttnbenchError, CaseError
 
 if TYPE_CHECKING:
+    from attnbench.conformance.report import Report
     from attnbench.problem import Case
+
+FINE, WRONG, TOO_LITTLE = 0, 1, 3  # exit codes
 
 
 def check_backend(
@@ -26,6 +29,11 @@ def check_backend(
     ),
     dtype: list[str] | None = typer.Option(None, "--dtype", help="Only these dtypes: fp32, bf16, fp16."),
     direction: list[str] | None = typer.Option(None, "--direction", help="Only these: fwd, fwd_bwd."),
+    where: str | None = typer.Option(
+        None,
+        "--where",
+        help='Only cases that meet a condition, such as "q_len == 1 and k_len % 128 == 0".',
+    ),
     contract: str | None = typer.Option(
         None, "--contract", help="Judge by flash, flash_splits or dense, not by what the backend declares."
     ),
@@ -38,9 +46,12 @@ def check_backend(
     distribution: str = typer.Option(
         "randn", "--distribution", help="With --case: the distribution of the inputs."
     ),
+    strict: bool = typer.Option(False, "--strict", help="Exit 1 if limits are suspected, too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
-    """Check that a backend computes exact attention, forward and backward, for all it claims. Exit 1 if wrong.
+    """Check that a backend computes exact attention, forward and backward, for all it claims.
+
+    Exit 0 if right, 1 if wrong, 3 if too little is checked to say so.
 
     Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
     """
@@ -57,7 +68,8 @@ def check_backend(
     one = None if case is None else case_of(case)
     remark(f"device {device}: checking {backend}, {f'level {level}' if one is None else one.id}")
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
-    options |= {"only": texts(only), "contract": contract, "case": one, "distribution": distribution}
+    options |= {"only": texts(only), "where": where, "contract": contract}
+    options |= {"case": one, "distribution": distribution}
     report = check(backend, level=level, device=device, seed=seed, **options)
     if as_json:
         print_json(report.to_json())
@@ -66,7 +78,16 @@ def check_backend(
         show = show_command(report.failures[0].command) if report.failures else ""
         if show:
             out().print(f"\nto see where: {show}", markup=False, soft_wrap=True)
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(exit_code(report, strict))
+
+
+def exit_code(report: Report, strict: bool = False) -> int:
+    """0 if right, 1 if wrong (when `strict`: or limits are suspected), 3 if too little is checked."""
+    from attnbench.conformance.report import RIGHT, VERDICT_WRONG
+
+    if report.verdict == VERDICT_WRONG or (strict and report.limits):
+        return WRONG
+    return FINE if report.verdict == RIGHT else TOO_LITTLE
 
 
 def case_of(text: str) -> Case:

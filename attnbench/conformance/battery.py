@@ -26,14 +26,13 @@ from attnbench.conformance.battery_factors import (
     LONG,
     LONG_INSTEAD,
     MANY_ROWS,
-    MASKS,
     MASKS_OF_MANY_ROWS,
     PLAIN,
     SCALES,
     SCORES,
     Row,
     Sizes,
-    masks_named,
+    masks_for,
 )
 from attnbench.errors import AttnbenchError, CaseError, MaskError, ScoreError
 from attnbench.problem import Case, Mask
@@ -51,7 +50,7 @@ NEW_VALUE = 20  # a value that no row has yet counts for so many pairs: each is 
 
 @dataclass(frozen=True)
 class Request:
-    """What a battery is drawn for."""
+    """The backend, dtype, direction and masks that a battery is drawn for."""
 
     dtype: str
     direction: str
@@ -126,9 +125,9 @@ def battery(
     `masks` keeps the masks whose kinds are all among the given words; a text such as `causal & window(128, 0)` is taken
     as it is. The same arguments give the same list; it is empty if nothing fits. Raises AttnbenchError.
     """
-    available = MASKS if masks is None else masks_named(masks)
+    makers = masks_for(masks, capabilities)
     request = Request(
-        dtype, direction, capabilities, contract or capabilities.contract, available, device, level
+        dtype, direction, capabilities, contract or capabilities.contract, makers, device, level
     )
     return [(case, row.distribution) for row, case in ordinary(request)]
 
@@ -214,7 +213,7 @@ def _many(request: Request, plain: Row) -> Row:
 
 
 def _plain(request: Request) -> Row | None:
-    # The simplest row that the backend takes: the first mask and the first sizes that fit.
+    """The simplest row that is a case: the first mask and the first sizes that fit."""
     for mask in request.masks:
         for lengths in ((128, 128), *LENGTHS):
             for heads in ((4, 4), *HEADS):

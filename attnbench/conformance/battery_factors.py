@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attnbench.backend.interface import Capabilities
 from attnbench.problem import (
     MASK_KINDS,
     ALiBi,
@@ -77,7 +78,7 @@ SCALES = (None, None, 0.2)  # a caller's own scale in a third of the rows
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a mask of the battery is made for."""
+    """The sizes that a mask of the battery is made for."""
 
     q_len: int
     k_len: int
@@ -93,7 +94,7 @@ class Sizes:
         return max(1, self.k_len // 3)
 
     def lengths(self) -> tuple[int, ...]:
-        """A length per batch row: no multiple of a tile, and one of several is 0."""
+        """A length per batch row: no multiple of a tile, and that of batch row 1 is 0."""
         return tuple(0 if b == 1 else max(1, self.k_len - 1 - 7 * b) for b in range(self.batch))
 
     def documents(self) -> tuple[int, ...]:
@@ -145,8 +146,9 @@ def _example(kind: str, at: Sizes) -> Mask:
     return example_of(kind, Extent(at.batch, at.heads, at.q_len, at.k_len))
 
 
-# A kind that no mask above has, such as that of a new leaf, comes in as the leaf's own example.
-_KINDS = frozenset().union(*(make(Sizes(64, 64, 1, 1)).kinds for make in MASKS.values()))
+# A kind that no mask above has, such as that of a new leaf, is added as the leaf's own example.
+_SMALL = Sizes(64, 64, 1, 1)
+_KINDS = frozenset().union(*(make(_SMALL).kinds for make in MASKS.values()))
 MASKS |= {kind: partial(_example, kind) for kind in sorted(MASK_KINDS - _KINDS)}
 
 SCORES: tuple[tuple[Score, ...], ...] = (
@@ -166,16 +168,30 @@ SCORES: tuple[tuple[Score, ...], ...] = (
 DISTRIBUTIONS = tuple(BY_NAME)
 
 
-def masks_named(words: Iterable[str]) -> dict[str, Callable[[Sizes], Mask]]:
-    """The battery's masks whose kinds are all among the words, and the masks of words that are texts of masks."""
+Makers = dict[str, Callable[[Sizes], Mask]]  # masks by name, each made for its sizes
+
+
+def masks_for(words: Iterable[str] | None, capabilities: Capabilities = Capabilities()) -> Makers:
+    """The battery's masks, or those that the words name, and a backend that takes no combination gets each kind alone.
+
+    A word is a kind (the masks whose kinds are all among the words), a mask of the battery by name, or a mask's text.
+    """
+    if words is None:
+        return MASKS if capabilities.combinations else with_single_masks(MASKS, capabilities.masks)
     words = set(words)
     kinds = words & MASK_KINDS
-    at = Sizes(64, 64, 1, 1)
-    found = {name: make for name, make in MASKS.items() if make(at).kinds <= kinds or name in words}
+    makers = {name: make for name, make in MASKS.items() if make(_SMALL).kinds <= kinds or name in words}
     for text in sorted(words - MASK_KINDS - MASKS.keys()):
         mask = parse_mask(text)
-        found[text] = lambda at, mask=mask: mask  # type: ignore[misc]
-    return found
+        makers[text] = lambda at, mask=mask: mask  # type: ignore[misc]
+    return with_single_masks(makers, kinds)
+
+
+def with_single_masks(makers: Makers, kinds: Iterable[str]) -> Makers:
+    """The masks, and a mask of each kind that occurs in combinations only."""
+    small = [make(_SMALL) for make in makers.values()]
+    alone = frozenset().union(*(mask.kinds for mask in small if not mask.is_combined), frozenset())
+    return makers | {kind: partial(_example, kind) for kind in sorted(set(kinds) - alone)}
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from attnbench.backend.interface import FunctionBackend
 from attnbench.conformance.battery import SIZES, Request, ordinary
-from attnbench.conformance.battery_factors import MASKS, Row, masks_named
+from attnbench.conformance.battery_factors import Row, with_single_masks
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
@@ -34,19 +35,12 @@ class ChecksOfDtype:
 
     def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
         self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
+        self.subject = Subject(
+            plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, where=plan.where
+        )
         self.without_backward = self._refused_backward() if len(plan.directions) == 2 else None
         self.directions = plan.directions if self.without_backward is None else ("fwd",)
-        backward = "fwd_bwd" in self.directions
-        self.subject = Subject(
-            plan.backend,
-            plan.device,
-            dtype,
-            plan.seed,
-            plan.contract,
-            plan.masks,
-            backward,
-            where=plan.where,
-        )
+        self.subject.backward = "fwd_bwd" in self.directions
         self.is_function = isinstance(plan.backend, FunctionBackend)
         self.explainer = Explainer(plan, self.subject, report)
 
@@ -69,12 +63,17 @@ class ChecksOfDtype:
             raise AttnbenchError(f"the check {name!r} chooses its own cases; drop the case")
 
     def _request(self, level: str, direction: str) -> Request:
-        plan = self.plan
-        masks = MASKS if plan.masks is None else masks_named(plan.masks)
+        plan, makers = self.plan, self.subject.makers
         capabilities = plan.backend.capabilities
         return Request(
-            self.dtype, direction, capabilities, plan.contract, masks, plan.device, level, plan.where
+            self.dtype, direction, capabilities, plan.contract, makers, plan.device, level, plan.where
         )
+
+    def _wide(self, request: Request) -> Request:
+        """The request with each kind of mask alone, too, for a function that takes no combination."""
+        if self.plan.masks is not None:
+            return request
+        return replace(request, masks=with_single_masks(request.masks, self.plan.backend.capabilities.masks))
 
     def _refused_backward(self) -> tuple[Case, str] | None:
         """A case and the reason, if this device or dtype has no backward: the forward is then checked in full."""
@@ -119,7 +118,7 @@ class ChecksOfDtype:
 
         for row, case in rows:
             check(row, case)
-        narrow = Narrow(request, self.subject.computes)
+        narrow = Narrow(self._wide(request), self.subject.computes)
         for row, case in narrow.further(accepted, SIZES[level] - len(accepted)):
             check(row, case)
         for factor, row, case in narrow.turned_down:
@@ -153,7 +152,7 @@ class ChecksOfDtype:
             return None
         if case.direction == "fwd_bwd" and not self.subject.backward:
             return "direction"
-        request = self._request(self.plan.level, case.direction)
+        request = self._wide(self._request(self.plan.level, case.direction))
 
         def computes(row: Row) -> bool | None:
             case = request.case(row)
@@ -162,9 +161,10 @@ class ChecksOfDtype:
         return covering_factor(row, accepted, computes, (factor,) if factor in FACTORS else FACTORS)
 
     def _choose_sizes(self, accepted: list[Row]) -> None:
-        """Let properties draw cases of a size that the backend takes, if it does not take theirs."""
+        """Let properties draw cases of a size and with masks that the backend takes, if it does not take theirs."""
         if not accepted or next(self.subject.any_case(), None) is not None:
             return
+        self.subject.makers = self._wide(self._request(self.plan.level, "fwd")).masks
         row = max(accepted, key=lambda row: (row.batch > 1, row.heads[0] > 1, min(row.lengths[1], 257)))
         names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim")
         values = (row.batch, *row.lengths, *row.heads, *row.head_dims)

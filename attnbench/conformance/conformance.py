@@ -1,4 +1,4 @@
-"""Is this backend right in everything that it claims? The battery, the properties and the protocol, in one report."""
+"""Check a backend in everything that it claims: the battery, the properties and the protocol, in one report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from attnbench.conformance.known import settle_known_defects
 from attnbench.conformance.outcome import ORACLE
 from attnbench.conformance.plan import Given, plan_of
 from attnbench.conformance.report import Report
+from attnbench.errors import AttnbenchError
 from attnbench.problem import Case
 
 
@@ -49,6 +50,8 @@ def check(
         only=only,
         where=where,
     )
+    if case is not None and where is not None:
+        raise AttnbenchError("where chooses cases; drop it, or the case")
     report = Report(plan.backend.name, level, plan.device, seed, plan.contract)
     report.is_restricted = plan.is_restricted or case is not None
     if case is not None:

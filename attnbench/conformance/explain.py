@@ -66,8 +66,10 @@ class Explainer:
         again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
         if failure.check in (ORACLE, PROTOCOL):
             return again.on(smallest.case, smallest.distribution)
-        return again.on_its_own_cases(self.subject.dtype, self.plan.masks, self.subject.backward)
+        plan = self.plan
+        return again.on_its_own_cases(self.subject.dtype, plan.masks, self.subject.backward, plan.where_text)
 
 
 def _words(subject: Subject, observation: Observation) -> tuple[str, ...]:
-    return tuple(guess.words for guess in guesses(subject, observation))
+    # Guesses of two kinds may be in the same words: a ragged tile left out is a tail tile and missing keys.
+    return tuple(dict.fromkeys(guess.words for guess in guesses(subject, observation)))

@@ -1,4 +1,4 @@
-"""What is asked of a check? The backend, and the dtypes, directions, masks and checks to keep to."""
+"""The request of a check: the backend, and the dtypes, directions, masks, cases and checks to keep to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ QUICK_CHECKS = (ORACLE, PROTOCOL)  # those of the level smoke
 
 @dataclass(frozen=True)
 class Plan:
-    """One backend, and what of it is checked; `masks` None stands for all that it takes."""
+    """One backend, and what of it is checked; `masks` None stands for all that it takes.
+
+    `where_text` is the text of `where`, if it was a text. `is_restricted`: the caller keeps the check to some masks or
+    checks, or to the level smoke.
+    """
 
     backend: Backend
     given_contract: str | None
@@ -37,6 +41,7 @@ class Plan:
     directions: tuple[str, ...]
     checks: tuple[str, ...]
     where: Callable[[Case], bool] | None = None
+    where_text: str = ""
     is_restricted: bool = False
 
 
@@ -53,7 +58,7 @@ def plan_of(
     only: Iterable[str] | None = None,
     where: str | Callable[[Case], bool] | None = None,
 ) -> Plan:
-    """What `check` was asked, within what the backend declares; AttnbenchError where a word is unknown."""
+    """The request to `check`, within what the backend declares; AttnbenchError if a word is unknown."""
     if level not in LEVELS:
         raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
     backend = _backend(given, contract)
@@ -73,6 +78,7 @@ def plan_of(
         tuple(d for d in wanted_directions if d == "fwd" or can.backward),
         among("check", only, checks),
         Condition(where).holds if isinstance(where, str) else where,
+        where if isinstance(where, str) else "",
         masks is not None or only is not None or level == "smoke",
     )
 
@@ -90,12 +96,12 @@ def _backend(given: Given, contract: str | None) -> Backend:
     )
 
 
-def among(what: str, given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The given words in the order of the known ones; all where none is given."""
-    if given is None:
-        return tuple(known)
-    words = [given] if isinstance(given, str) else list(given)
-    for word in words:
-        if word not in known:
-            raise AttnbenchError(f"no {what} {word!r}; take {', '.join(known)}")
-    return tuple(k for k in known if k in words)
+def among(what: str, chosen: Iterable[str] | None, words: Sequence[str]) -> tuple[str, ...]:
+    """The chosen words in the order of all; all if `chosen` is None. AttnbenchError for an unknown word."""
+    if chosen is None:
+        return tuple(words)
+    wanted = [chosen] if isinstance(chosen, str) else list(chosen)
+    for word in wanted:
+        if word not in words:
+            raise AttnbenchError(f"no {what} {word!r}; take {', '.join(words)}")
+    return tuple(word for word in words if word in wanted)

@@ -1,4 +1,4 @@
-"""What did a check of a backend find? Failures with case, place and cause; what was refused; a table of it all."""
+"""The findings of a check: its verdict, failures with case, place and cause, what was refused, and a table of all."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """All that a check of one backend found. `verdict` is right, wrong or too little checked; `ok` is true for right.
+    """The findings of a check of one backend. `verdict` is right, wrong or too little checked; `ok` is true for right.
 
     `limits`: what a plain function raises for instead of refusing it. `is_restricted`: the request kept the check to
     some cases, masks or checks, so that being short is no shortfall. `known` and `gone`: the declared defects of its
-    library that were seen, and those that were not seen where they should have been, by their keys with reason, link
-    and versions. One that is gone is not `ok`: remove its declaration.
+    library that were seen, and those that should have been seen and were not, by their keys with reason, link and
+    versions. One that is gone is not `ok`: remove its declaration.
     """
 
     backend: str
@@ -71,7 +71,7 @@ class Report:
         return [o for o in self.outcomes if o.status == REFUSED]
 
     def frame(self) -> pd.DataFrame:
-        """One row an outcome: check, case_id, dtype, distribution, status, reason, error_over_budget."""
+        """One row per outcome: check, case_id, dtype, distribution, status, reason, error_over_budget."""
         import pandas as pd
 
         records = [o.record() for o in self.outcomes]
@@ -103,7 +103,7 @@ class Report:
                 "shortfall",
             )
         }
-        head |= {"shortfall": self.shortfall, "limits": [vars(limit) for limit in self.limits]}
+        head["limits"] = [vars(limit) for limit in self.limits]
         return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
 
     def __str__(self) -> str:
@@ -117,10 +117,10 @@ class Report:
         )
         word += f", with {_many(len(self.known), 'known defect')}" if self.known else ""
         head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
-        told = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
-        told += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
-        told += f", {count[LIMIT]} raised at suspected limits" if count[LIMIT] else ""
-        lines = [head, told]
+        counts = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
+        counts += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
+        counts += f", {count[LIMIT]} raised at suspected limits" if count[LIMIT] else ""
+        lines = [head, counts]
         if not count[OK] and not self.failures:
             reasons = sorted({o.reason for o in self.refused})
             lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
@@ -163,7 +163,7 @@ class Again:
     contract: str | None = None
 
     def on(self, case: Case, distribution: str) -> str:
-        """On one case: what is not said there has its default."""
+        """On one case, without the fields that have their defaults."""
         plain = {name: value for name, value in case.to_json().items() if value is not None and value != []}
         defaults = {"batch": 1, "layout": "bhsd", "direction": "fwd", "mask": "full"}
         plain = {name: value for name, value in plain.items() if defaults.get(name) != value}
@@ -175,11 +175,14 @@ class Again:
         words += ["--distribution", distribution] if distribution != "randn" else []
         return self._command([] if self.check == ORACLE else ["--only", self.check], words)
 
-    def on_its_own_cases(self, dtype: str, masks: tuple[str, ...] | None, backward: bool) -> str:
+    def on_its_own_cases(
+        self, dtype: str, masks: tuple[str, ...] | None, backward: bool, where: str = ""
+    ) -> str:
         """On the cases that a property chooses in a dtype."""
         words = ["--dtype", dtype]
         for mask in masks or ():
             words += ["--mask", mask]
+        words += ["--where", where] if where else []
         return self._command(["--only", self.check], words + ([] if backward else ["--direction", "fwd"]))
 
     def _command(self, only: list[str], words: list[str]) -> str:

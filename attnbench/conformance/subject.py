@@ -1,4 +1,4 @@
-"""What does a backend answer when it is asked? One backend under test: its answers, its references, its cases."""
+"""One backend under test: its answers on inputs, the references of these, and the cases that it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
-from attnbench.conformance.battery_factors import MASKS, Sizes, masks_named
+from attnbench.conformance.battery_factors import Makers, Sizes, masks_for
 from attnbench.conformance.limits import without_numbers
 from attnbench.conformance.protocol import memory_poisoned
 from attnbench.errors import CaseError, MaskError, ScoreError
@@ -32,14 +32,14 @@ class Raised(Failed):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a backend gave for some inputs."""
+    """The output of a backend for some inputs, and the gradients if its backward ran."""
 
     output: Output
     gradients: Gradients | None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """out, and dq, dk, dv where there are gradients."""
+        """out, and dq, dk, dv if there are gradients."""
         named = {"out": self.output.out}
         if self.gradients is not None:
             named |= {"dq": self.gradients.dq, "dk": self.gradients.dk, "dv": self.gradients.dv}
@@ -52,12 +52,12 @@ SIZES = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
 
 @dataclass
 class Subject:
-    """One backend under test on one device, with what of it is asked for.
+    """One backend under test on one device.
 
-    `masks` restricts the masks to those of the given words, `where` the cases; `sizes` are those of cases that a
-    property draws, `limits` the words with which a plain function raises instead of refusing. Subjects on one device
-    may share `references`.
-    `answers` counts what was computed, but for what a plain function is called for to learn what it takes.
+    `masks` restricts the masks to those of these words (`makers` are they), `where` the cases; `sizes` are those of
+    cases that a property draws, `limits` the words with which a plain function raises instead of refusing. Subjects on one
+    device may share `references`. `answers` counts the calls that gave an output, without those that ask
+    whether a case is taken.
     """
 
     backend: Backend
@@ -72,9 +72,13 @@ class Subject:
     sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
     limits: set[str] = field(default_factory=set)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict, repr=False)
+    makers: Makers = field(default_factory=dict)
     _computed: dict[str, bool] = field(default_factory=dict, repr=False)
     _broken: dict[str, str] = field(default_factory=dict, repr=False)
     _refused: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.makers = self.makers or masks_for(self.masks, self.backend.capabilities)
 
     def answer(self, inputs: Inputs) -> Answer:
         """Run the backend once on poisoned memory; raises Refused or Failed."""
@@ -90,13 +94,13 @@ class Subject:
                 if inputs.dout is not None:
                     gradients = prepared.backward(inputs.dout)
                 prepared.drop_graph()
-        except NotImplementedError as problem:
+        except NotImplementedError as error:
             self._computed[case.id] = False
-            raise Refused(f"NotImplementedError: {problem}") from problem
-        except Exception as problem:
-            words = f"raises {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+            raise Refused(f"NotImplementedError: {error}") from error
+        except Exception as error:
+            words = f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._computed[case.id] = False
-            raise Raised(words) from problem
+            raise Raised(words) from error
         if not isinstance(output, Output) or not isinstance(output.out, Tensor):
             raise Failed(
                 f"gives a {type(getattr(output, 'out', output)).__name__}, not a tensor [B, H, Q, Dv]"
@@ -120,14 +124,14 @@ class Subject:
         return self.references[key]
 
     def keep(self, inputs: Inputs, reference: Reference) -> None:
-        """Take a reference that was made elsewhere for the one of these inputs."""
+        """Keep a reference that was made elsewhere as that of these inputs."""
         self.references[self._key(inputs)] = reference
 
     def _key(self, inputs: Inputs) -> ReferenceKey:
         return self.contract, inputs.case.id, inputs.distribution, inputs.seed
 
     def takes(self, case: Case) -> bool:
-        """Whether the backend takes the case; a plain function is asked by calling it, since it declares nothing."""
+        """Whether the backend takes the case; a plain function declares nothing and is called."""
         if self.backend.refuses(case, self.device) is not None:
             return False
         if not isinstance(self.backend, FunctionBackend):
@@ -135,7 +139,7 @@ class Subject:
         return self.computes(case) or (case.id in self._broken and not self.is_limit(self._broken[case.id]))
 
     def computes(self, case: Case) -> bool:
-        """Whether the backend gives an output for the case; it is called if it was not yet, unless it refuses."""
+        """Whether the backend gives an output for the case; it is called unless it refuses or the answer is known."""
         if self.backend.refuses(case, self.device) is not None:
             return False
         if case.id not in self._computed:
@@ -150,7 +154,7 @@ class Subject:
         return self._computed.get(case.id, False)
 
     def turned_down(self, case: Case) -> tuple[str, bool]:
-        """The words with which the backend turned a case down, and whether they are an exception's."""
+        """The words with which the backend turned a case down, and whether an exception said them."""
         refusal = self.backend.refuses(case, self.device)
         if refusal is not None:
             return refusal.reason, False
@@ -163,15 +167,14 @@ class Subject:
         return without_numbers(words) in self.limits
 
     def case(self, mask: str = "full", **changes: Any) -> Case | None:
-        """A case with the battery's mask of that name, or None where the backend does not take it."""
+        """A case with the battery's mask of that name, or None if the backend does not take it."""
         values: dict[str, Any] = dict(self.sizes)
         values |= {"dtype": self.dtype, "direction": "fwd_bwd" if self.backward else "fwd"} | changes
-        makers = MASKS if self.masks is None else masks_named(self.masks)
-        if mask not in makers:
+        if mask not in self.makers:
             return None
         sizes = Sizes(values["q_len"], values["k_len"], values["batch"], values["q_heads"])
         try:
-            case = Case(mask=makers[mask](sizes), **values)
+            case = Case(mask=self.makers[mask](sizes), **values)
         except (CaseError, MaskError, ScoreError):
             return None
         if self.where is not None and not self.where(case):
@@ -179,8 +182,8 @@ class Subject:
         return case if self.takes(case) else None
 
     def any_case(self, **changes: Any) -> Iterator[tuple[str, Case]]:
-        """One case a mask that the backend takes, at the first sizes that it takes; (mask's name, case)."""
-        for mask in MASKS if self.masks is None else masks_named(self.masks):
+        """One case per mask that the backend takes, at the first sizes that it takes; (mask's name, case)."""
+        for mask in self.makers:
             tries: tuple[dict[str, Any], ...] = (
                 {},
                 {"head_dim": 128},
