@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from attnbench.errors import AttnbenchError
 from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
 
-RaisedCase = tuple[
-    Row, Case, str, str
-]  # with the exception's words, and the factor it covers if that is known
+# With the exception's words, and the factor that it covers if that is known.
+RaisedCase = tuple[Row, Case, str, str]
+LARGEST_ASKED = 1 << 25  # elements of q, or scores: a larger case is not run only to learn whether it raises
+CRASHED = "it crashed here, and computes other cases with each of these values: no limit of its domain"
 
 
 class ChecksOfDtype:
@@ -42,15 +43,20 @@ class ChecksOfDtype:
         self.directions = plan.directions if self.without_backward is None else ("fwd",)
         self.subject.backward = "fwd_bwd" in self.directions
         self.is_function = isinstance(plan.backend, FunctionBackend)
+        self.raised: list[RaisedCase] = []  # of a dtype in which a plain function computes nothing
         self.explainer = Explainer(plan, self.subject, report)
 
     def run(self) -> None:
         """Every check of the plan, in the order of CHECKS."""
-        whole: dict[str, Callable[[], None]] = {ORACLE: self.check_battery, PROTOCOL: self.check_protocol}
+        if ORACLE in self.plan.checks:
+            self.check_battery()
+        if self.raised:
+            return
+        self._fit_properties()
         for name in self.plan.checks:
-            if name in whole:
-                whole[name]()
-            else:
+            if name == PROTOCOL:
+                self.check_protocol()
+            elif name != ORACLE:
                 self.check_property(name)
 
     def run_on(self, name: str, case: Case, distribution: str) -> None:
@@ -75,6 +81,11 @@ class ChecksOfDtype:
             return request
         return replace(request, masks=with_single_masks(request.masks, self.plan.backend.capabilities.masks))
 
+    def _narrow(self, request: Request) -> Narrow:
+        subject = self.subject
+        words = lambda case: subject.turned_down(case)[0]  # noqa: E731
+        return Narrow(self._wide(request), subject.computes, words, self.plan.where_text)
+
     def _refused_backward(self) -> tuple[Case, str] | None:
         """A case and the reason, if this device or dtype has no backward: the forward is then checked in full."""
         cases = [case for _, case in ordinary(self._request("smoke", "fwd_bwd"))]
@@ -98,8 +109,22 @@ class ChecksOfDtype:
                 level = "smoke"
             elif direction == "fwd_bwd":
                 self.subject.backward = False
-        self._settle_raised(raised, accepted)
-        self._choose_sizes(accepted)
+        raises = any(case.direction == "fwd_bwd" for _, case, _, _ in raised)
+        if accepted and "fwd_bwd" in self.directions and not self.subject.backward and not raises:
+            self._note_missing_backward()
+        if accepted:
+            self._settle_raised(raised, accepted)
+        else:
+            self.raised = raised
+
+    def settle_dtype(self, is_limit: bool) -> None:
+        """Report the exceptions of a dtype without any answer: a suspected limit if another dtype has one."""
+        for row, case, words, _ in self.raised[:1] if is_limit else self.raised:
+            if is_limit:
+                self.report.limits += grouped([("dtype", self.dtype, words)])
+                self._add(ORACLE, case, row.distribution, LIMIT, words)
+            else:
+                self._fail(self._broken(ORACLE, case, row.distribution, words))
 
     def _check_direction(self, direction: str, level: str) -> tuple[list[Row], list[RaisedCase]]:
         """The battery of one direction, what is refused replaced; the accepted rows, and those that raised."""
@@ -118,7 +143,7 @@ class ChecksOfDtype:
 
         for row, case in rows:
             check(row, case)
-        narrow = Narrow(self._wide(request), self.subject.computes)
+        narrow = self._narrow(request)
         for row, case in narrow.further(accepted, SIZES[level] - len(accepted)):
             check(row, case)
         for factor, row, case in narrow.turned_down:
@@ -137,7 +162,7 @@ class ChecksOfDtype:
             if not self.subject.is_limit(words):
                 factor = self._covering_factor(row, case, accepted, factor) or ""
                 if not factor:
-                    self._fail(self._broken(ORACLE, case, row.distribution, words))
+                    self._fail(self._broken(ORACLE, case, row.distribution, words, (CRASHED,)))
                     continue
             if factor:
                 value = case.direction if factor == "direction" else getattr(row, factor)
@@ -148,27 +173,48 @@ class ChecksOfDtype:
 
     def _covering_factor(self, row: Row, case: Case, accepted: list[Row], factor: str) -> str | None:
         """The factor whose value in the row raises in every accepted row; `factor` if that is known to be the one."""
-        if not accepted:
-            return None
         if case.direction == "fwd_bwd" and not self.subject.backward:
             return "direction"
+        if self.subject.computes_now(case) or not self.subject.turned_down(case)[1]:
+            return None
         request = self._wide(self._request(self.plan.level, case.direction))
 
         def computes(row: Row) -> bool | None:
             case = request.case(row)
-            return None if case is None else self.subject.computes(case)
+            if case is None or max(case.rows * case.k_len, case.rows * case.head_dim) > LARGEST_ASKED:
+                return None
+            if self.subject.computes(case):
+                return True
+            # A refusal tells nothing about the exception, nor does an exception that does not come again.
+            return self.subject.computes_now(case) if self.subject.turned_down(case)[1] else None
 
         return covering_factor(row, accepted, computes, (factor,) if factor in FACTORS else FACTORS)
 
-    def _choose_sizes(self, accepted: list[Row]) -> None:
-        """Let properties draw cases of a size and with masks that the backend takes, if it does not take theirs."""
-        if not accepted or next(self.subject.any_case(), None) is not None:
+    def _fit_properties(self) -> None:
+        """Let properties draw cases of a size, direction and masks that the backend takes, if it does not take theirs.
+
+        What is chosen depends on the backend alone, so that a property that runs alone draws the same cases.
+        """
+        if not self.is_function or next(self.subject.any_case(), None) is not None:
             return
-        self.subject.makers = self._wide(self._request(self.plan.level, "fwd")).masks
-        row = max(accepted, key=lambda row: (row.batch > 1, row.heads[0] > 1, min(row.lengths[1], 257)))
-        names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim")
-        values = (row.batch, *row.lengths, *row.heads, *row.head_dims)
-        self.subject.sizes = dict(zip(names, values, strict=True))
+        for direction in sorted(self.directions, reverse=True):
+            narrow = self._narrow(self._request("standard", direction))
+            row = narrow.typical()
+            if row is None:
+                continue
+            self.subject.makers = narrow.request.masks
+            self.subject.backward = direction == "fwd_bwd"
+            names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim")
+            values = (row.batch, *row.lengths, *row.heads, *row.head_dims)
+            self.subject.sizes = dict(zip(names, values, strict=True))
+            return
+
+    def _note_missing_backward(self) -> None:
+        """Say that the forward alone is checked, and in which words a plain function refuses its backward."""
+        refusals = (o for o in self.report.outcomes if o.dtype == self.dtype and o.status == REFUSED)
+        words = [o.reason for o in refusals if o.case is not None and o.case.direction == "fwd_bwd"]
+        if words:
+            self.report.without_backward[self.dtype] = Counter(words).most_common(1)[0][0]
 
     def check_case(self, case: Case, distribution: str, reports_exceptions: bool = True) -> None:
         """One case against the oracle; raises Raised if exceptions of the backend are not to be reported here."""
@@ -236,6 +282,7 @@ class ChecksOfDtype:
                     z=z,
                     error_over_budget=f.error_over_budget,
                     reason=f.reason,
+                    causes=f.causes,
                     tensors=(f.tensor,),
                 )
             )

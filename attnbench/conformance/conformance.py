@@ -7,7 +7,7 @@ from typing import Any
 
 from attnbench.conformance.checks import ChecksOfDtype
 from attnbench.conformance.known import settle_known_defects
-from attnbench.conformance.outcome import ORACLE
+from attnbench.conformance.outcome import OK, ORACLE
 from attnbench.conformance.plan import Given, plan_of
 from attnbench.conformance.report import Report
 from attnbench.errors import AttnbenchError
@@ -60,7 +60,10 @@ def check(
         for name in (ORACLE,) if only is None else plan.checks:
             checks.run_on(name, one, distribution)
         return report
-    for dtype in plan.dtypes:
-        ChecksOfDtype(plan, report, dtype).run()
+    by_dtype = [ChecksOfDtype(plan, report, dtype) for dtype in plan.dtypes]
+    for checks in by_dtype:
+        checks.run()
+    for checks in by_dtype:
+        checks.settle_dtype(is_limit=any(o.status == OK and o.check == ORACLE for o in report.outcomes))
     settle_known_defects(plan.backend, report)
     return report

@@ -9,6 +9,7 @@ from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.diagnosis.shrink import Smallest, first_words, smallest_failing
 from attnbench.conformance.outcome import ORACLE, PROTOCOL, Failure
 from attnbench.conformance.plan import Plan
+from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.report import Again, Report
 from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.problem import Case
@@ -53,6 +54,8 @@ class Explainer:
             if observation is None and failure.check != ORACLE:
                 observation = self._observe(failure)
             self._causes[key] = () if observation is None else _words(self.subject, observation)
+        if not self._causes[key] and failure.check in PROPERTIES:
+            return (PROPERTIES[failure.check].catches,)  # the case is right as drawn
         return self._causes[key]
 
     def _observe(self, failure: Failure) -> Observation | None:
@@ -71,5 +74,7 @@ class Explainer:
 
 
 def _words(subject: Subject, observation: Observation) -> tuple[str, ...]:
+    if observation.verdict.ok:
+        return ()
     # Guesses of two kinds may be in the same words: a ragged tile left out is a tail tile and missing keys.
     return tuple(dict.fromkeys(guess.words for guess in guesses(subject, observation)))

@@ -16,6 +16,7 @@ from attnbench.conformance.battery_factors import Row
 
 FACTORS = ("heads", "head_dims", "lengths", "batch", "mask", "scores", "layout", "scale")
 CONFIRMATIONS = 4  # accepted rows in which a value is tried before it counts as covered
+FEWEST_TRIED = 2  # of these, not counting rows that are refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class SuspectedLimit:
     words: str
 
     def __str__(self) -> str:
+        if self.factor == "direction":
+            return f"no backward: {self.words}; the forward is checked in full"
         shown = ", ".join(self.values[:4]) + (
             f" and {len(self.values) - 4} more" if len(self.values) > 4 else ""
         )
@@ -54,9 +57,9 @@ def covering_factor(
     computes: Callable[[Row], bool | None],
     factors: Iterable[str] = FACTORS,
 ) -> str | None:
-    """The factor whose value in the raised row is never computed in the accepted rows' company; None if each is.
+    """The factor whose value in the raised row raises in each accepted row, too; None if there is no such factor.
 
-    `computes(row)` asks the function; None if the row is no case.
+    `computes(row)` asks the function; None if the row is no case, or is refused.
     """
     plain = list(accepted)[:CONFIRMATIONS]
     for factor in factors:
@@ -65,7 +68,7 @@ def covering_factor(
             continue
         answers = [computes(replace(row, **{factor: value})) for row in plain]
         tried = [answer for answer in answers if answer is not None]
-        if tried and not any(tried):
+        if len(tried) >= min(FEWEST_TRIED, len(plain)) and not any(tried):
             return factor
     return None
 

@@ -7,6 +7,7 @@ factor the backend takes. It then covers pairs of accepted values, as the ordina
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
@@ -28,9 +29,21 @@ from attnbench.conformance.battery_factors import (
 from attnbench.problem import Case
 
 MORE_HEADS = (*HEADS, (8, 2), (8, 4), (12, 3), (2, 1), (1, 1), (2, 2), (3, 3), (16, 2), (16, 16), (32, 8))
+MODEL_HEADS = ((12, 12), (32, 32), (28, 4), (40, 8), (64, 8), (128, 1))  # that a kernel may be built for
 MORE_HEAD_DIMS = (
     *HEAD_DIMS,
-    *((16, 16), (48, 48), (112, 112), (24, 24), (50, 50), (64, 96), (96, 64), (128, 64), (64, 33)),
+    *(
+        (16, 16),
+        (48, 48),
+        (112, 112),
+        (24, 24),
+        (50, 50),
+        (64, 96),
+        (96, 64),
+        (128, 64),
+        (64, 33),
+        (576, 512),
+    ),
 )
 MORE_BATCHES = (*BATCHES, 4, 5, 7, 8, 16, 17)
 # Rows from which learning may start, the likeliest first: sizes of common kernels with the first masks, then all masks.
@@ -38,6 +51,9 @@ PROBE_LENGTHS = (
     *((128, 128), (1, 128), (256, 256), (64, 64), (1, 1024)),
     *((512, 512), (1, 1), (16, 16), (128, 256), (1024, 1024)),
 )
+# Equal lengths that models fix: windows, texts, patches, sound.
+FIXED = (49, 77, 100, 129, 196, 197, 300, 384, 1500, 2048)
+MOST_NUMBERS, LARGEST_NUMBER = 8, 4096  # taken from the words of refusals and conditions
 PROBE_HEADS = ((4, 4), (8, 2), (8, 8), (8, 1))
 PROBE_DIMS = ((64, 64), (128, 128), (32, 32), (80, 80))
 FIRST_MASKS = 4
@@ -52,7 +68,7 @@ MOST_MISSES = 25  # refused rows in succession, after which the domain counts as
 
 @dataclass
 class Narrow:
-    """Rows that a backend takes. `computes(case)` asks it.
+    """Rows that a backend takes. `computes(case)` asks it; `words(case)` are those with which it refused a case.
 
     `values` are the accepted values of each factor; `turned_down` the rows that differ from the anchor in one factor
     whose value is not accepted: the factor, the row and its case.
@@ -60,8 +76,11 @@ class Narrow:
 
     request: Request
     computes: Callable[[Case], bool]
+    words: Callable[[Case], str] = lambda case: ""
+    where_text: str = ""
     values: dict[str, list[Any]] = field(default_factory=dict)
     turned_down: list[tuple[str, Row, Case]] = field(default_factory=list)
+    numbers: tuple[int, ...] = ()
 
     def further(self, accepted: list[Row], wanted: int) -> Iterator[tuple[Row, Case]]:
         """Up to `wanted` more rows that the backend computes, with their cases, beyond the accepted ordinary ones."""
@@ -81,24 +100,53 @@ class Narrow:
         return case is not None and self.computes(case)
 
     def anchor(self) -> Row | None:
-        """The first of the probe rows that is accepted."""
+        """The first of the probe rows that is accepted; then of rows with the numbers that refusals mention."""
         masks = tuple(self.request.masks)
         probes = [
             *product(PROBE_LENGTHS, masks[:FIRST_MASKS], PROBE_DIMS, PROBE_HEADS),
             *product(PROBE_LENGTHS[:4], masks[FIRST_MASKS:], PROBE_DIMS[:2], PROBE_HEADS[:2]),
         ]
-        rows = (
-            Row(**{**PLAIN, "lengths": lengths, "mask": mask, "head_dims": dims, "heads": heads})
-            for lengths, mask, dims, heads in probes
-        )
-        return next((row for row in rows if self.accepts(row)), None)
+        few = PROBE_LENGTHS[:2], masks[:2]
+        probes += product(*few, MORE_HEAD_DIMS, PROBE_HEADS)
+        probes += product(*few, PROBE_DIMS[:2], (*MORE_HEADS, *MODEL_HEADS))
+        probes += product(((n, n) for n in FIXED), masks[:FIRST_MASKS], PROBE_DIMS[:2], PROBE_HEADS[:1])
+        refused: dict[str, None] = {}  # words
+        for probe in probes:
+            row = _probe(*probe)
+            if self.accepts(row):
+                return row
+            case = self.request.case(row)
+            refused |= {} if case is None else {self.words(case): None}
+        self.numbers = _numbers(" ".join((self.where_text, self.request.capabilities.where, *refused)))
+        dims = (*PROBE_DIMS[:2], *((n, n) for n in self.numbers if n <= 512))
+        heads = (*PROBE_HEADS[:2], (1, 1), *((n, n) for n in self.numbers if n <= 128))
+        more = product(_lengths_of(self.numbers), masks[:FIRST_MASKS], dims, heads)
+        return next((row for probe in more if self.accepts(row := _probe(*probe))), None)
+
+    def typical(self) -> Row | None:
+        """An accepted row with several batch rows, several heads and up to 257 keys, as far as these are accepted."""
+        row = self.anchor()
+        if row is None:
+            return None
+        self.learn(row)
+        wanted: dict[str, list[Any]] = {
+            "batch": [batch for batch in self.values["batch"] if batch > 1],
+            "heads": sorted((heads for heads in self.values["heads"] if heads[0] > 1), reverse=True),
+            "lengths": sorted(
+                (pair for pair in self.values["lengths"] if pair[1] <= 257), key=lambda p: -p[1]
+            ),
+        }
+        for name, values in wanted.items():
+            rows = (replace(row, **{name: value}) for value in values[:3])
+            row = next((other for other in rows if self.accepts(other)), row)
+        return row
 
     def learn(self, anchor: Row) -> None:
         """Find the accepted values of each factor, all others being the anchor's."""
         factors: dict[str, tuple[Any, ...]] = {
-            "lengths": LENGTHS_OF_FAMILIES,
+            "lengths": (*LENGTHS_OF_FAMILIES, *_lengths_of(self.numbers)),
             "heads": MORE_HEADS,
-            "head_dims": MORE_HEAD_DIMS,
+            "head_dims": (*MORE_HEAD_DIMS, *((n, n) for n in self.numbers if n <= 512)),
             "batch": MORE_BATCHES,
             "mask": tuple(self.request.masks),
             "scores": tuple(dict.fromkeys(SCORES)),
@@ -168,6 +216,23 @@ class Narrow:
         for distribution in SENSITIVE:
             if distribution in self.values["distribution"]:
                 yield replace(anchor, lengths=longest, distribution=distribution)
+
+
+def _probe(lengths: Any, mask: str, dims: Any, heads: Any) -> Row:
+    return Row(**{**PLAIN, "lengths": lengths, "mask": mask, "head_dims": dims, "heads": heads})
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The first whole numbers of a text that may be lengths or head dims: `300 tokens, head dim 48` has both."""
+    numbers = (int(digits) for digits in re.findall(r"\d+", text))
+    return tuple(dict.fromkeys(n for n in numbers if 1 < n <= LARGEST_NUMBER))[:MOST_NUMBERS]
+
+
+def _lengths_of(numbers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Lengths that a refusal or condition with these numbers may leave: these, their multiples, and few queries."""
+    lengths = [pair for n in numbers for pair in ((n, n), (1, n), (n, 2 * n), (2 * n, 2 * n), (3 * n, 3 * n))]
+    lengths += [pair for n in numbers for pair in ((1, 2 * n), (1, 3 * n), (n, n - 1), (n, n + 1))]
+    return tuple(dict.fromkeys(pair for pair in lengths if max(pair) <= LARGEST_NUMBER))
 
 
 def _gain(row: Row, covered: set[tuple[Any, ...]], values: set[Any]) -> int:

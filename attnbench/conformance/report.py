@@ -31,7 +31,8 @@ class Report:
     """The findings of a check of one backend. `verdict` is right, wrong or too little checked; `ok` is true for right.
 
     `limits`: what a plain function raises for instead of refusing it. `is_restricted`: the request kept the check to
-    some cases, masks or checks, so that being short is no shortfall. `known` and `gone`: the declared defects of its
+    some cases, masks or checks, so that being short is no shortfall. `without_backward`: dtypes in which the backward
+    is refused and the forward checked in full, with the words. `known` and `gone`: the declared defects of its
     library that were seen, and those that should have been seen and were not, by their keys with reason, link and
     versions. One that is gone is not `ok`: remove its declaration.
     """
@@ -46,6 +47,7 @@ class Report:
     known: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
     limits: list[SuspectedLimit] = field(default_factory=list)
+    without_backward: dict[str, str] = field(default_factory=dict)
     is_restricted: bool = False
 
     @property
@@ -101,6 +103,7 @@ class Report:
                 "known",
                 "gone",
                 "shortfall",
+                "without_backward",
             )
         }
         head["limits"] = [vars(limit) for limit in self.limits]
@@ -125,6 +128,11 @@ class Report:
             reasons = sorted({o.reason for o in self.refused})
             lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
         lines += [f"too little: {words}" for words in self.shortfall] if verdict == TOO_LITTLE else []
+        lines += [
+            f"no backward in {', '.join(d for d, w in self.without_backward.items() if w == words)} ({words}): "
+            "the forward is checked in full"
+            for words in dict.fromkeys(self.without_backward.values())
+        ]
         lines += [f"suspected limit, {limit}" for limit in self.limits]
         if verdict != VERDICT_WRONG and not self.is_restricted:
             lines += [f"  {entry}" for entry in coverage(self.outcomes) if entry.taken or entry.refused]

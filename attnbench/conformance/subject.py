@@ -16,6 +16,7 @@ from attnbench.conformance.protocol import memory_poisoned
 from attnbench.errors import CaseError, MaskError, ScoreError
 from attnbench.judge.reference import Reference, make_reference
 from attnbench.problem import Case, Inputs, make_inputs
+from attnbench.problem.inputs import blank_inputs
 
 
 class Refused(Exception):
@@ -55,9 +56,9 @@ class Subject:
     """One backend under test on one device.
 
     `masks` restricts the masks to those of these words (`makers` are they), `where` the cases; `sizes` are those of
-    cases that a property draws, `limits` the words with which a plain function raises instead of refusing. Subjects on one
-    device may share `references`. `answers` counts the calls that gave an output, without those that ask
-    whether a case is taken.
+    cases that a property draws, `limits` the words with which a plain function raises instead of refusing. Subjects
+    on one device may share `references`. `answers` counts the calls that gave an output, without those that ask whether
+    a case is taken.
     """
 
     backend: Backend
@@ -145,13 +146,19 @@ class Subject:
         if case.id not in self._computed:
             before = self.answers
             try:
-                self.answer(self.inputs(case))
+                self.answer(blank_inputs(case, self.device))
             except Refused as refusal:
                 self._refused[case.id] = str(refusal)
+                self._broken.pop(case.id, None)
             except Failed as failure:
                 self._broken[case.id] = str(failure)
             self.answers = before
         return self._computed.get(case.id, False)
+
+    def computes_now(self, case: Case) -> bool:
+        """Whether another call gives an output, whatever the last one did."""
+        self._computed.pop(case.id, None)
+        return self.computes(case)
 
     def turned_down(self, case: Case) -> tuple[str, bool]:
         """The words with which the backend turned a case down, and whether an exception said them."""

@@ -119,6 +119,23 @@ def make_inputs(case: Case, seed: int = 0, device: str = "cpu", distribution: st
     return Inputs(case, q, k, v, dout if case.needs_backward else None, tuple(scores), seed, distribution)
 
 
+def blank_inputs(case: Case, device: str = "cpu") -> Inputs:
+    """Tensors of a case that hold zeros and cost no draw, to learn whether a backend takes the case."""
+    import torch
+
+    zero = torch.zeros((), dtype=torch_dtype(case.dtype), device=device)
+    shapes = (
+        (case.batch, case.q_heads, case.q_len, case.head_dim),
+        (case.batch, case.kv_heads, case.k_len, case.head_dim),
+        (case.batch, case.kv_heads, case.k_len, case.v_dim),
+    )
+    q, k, v = (zero.expand(shape) for shape in shapes)
+    q, k, v = _as_layout(q, k, v, case.layout)
+    dout = zero.expand(*q.shape[:3], case.v_dim).contiguous() if case.needs_backward else None
+    scores = tuple(_bind(score, case, 0, q.dtype, device) for score in case.scores)
+    return Inputs(case, q, k, v, dout, scores, -1, "zeros")
+
+
 def _bind(score: Score, case: Case, seed: int, dtype: torch.dtype, device: str) -> Score:
     import torch
 

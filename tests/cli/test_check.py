@@ -1,4 +1,4 @@
-"""`attnbench check` exits 0 on a right backend, and 1 on a wrong one with a command that repeats the failure."""
+"""`attnbench check` exits 0 if right, 1 if wrong (with a command that repeats it), 3 if too little is checked."""
 
 from __future__ import annotations
 
@@ -22,6 +22,31 @@ def mine(tmp_path: Path) -> str:
     """A function that ignores its mask: right where everything may be attended, wrong elsewhere."""
     (tmp_path / "mine.py").write_text(RIGHT_WITHOUT_MASKS)
     return f"{tmp_path / 'mine.py'}:plain"
+
+
+NARROW = """
+def slice_of(q, k, v, *, mask, scores, scale):
+    if scores or str(mask) != "full" and q.shape[2] > 1:
+        raise NotImplementedError("full attention, or one query")
+    allowed = mask.materialize(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    k, v = (x.float().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    s = (q.float() @ k.mT * scale).masked_fill(~allowed, float("-inf"))
+    p = s.softmax(-1).masked_fill(~allowed.any(-1, keepdim=True), 0)
+    return (p.to(q.dtype).float() @ v).to(q.dtype)
+
+
+def limited(q, k, v, *, mask, scores, scale):
+    if q.shape[1] != k.shape[1]:
+        raise ValueError("equal heads only")
+    return slice_of(q, k, v, mask=mask, scores=scores, scale=scale)
+"""
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> str:
+    """A file of two right functions: `slice_of` refuses most masks, `limited` raises for grouped heads."""
+    (tmp_path / "narrow.py").write_text(NARROW)
+    return str(tmp_path / "narrow.py")
 
 
 def case(mask: str) -> str:
@@ -64,8 +89,69 @@ def test_json_has_the_failure_with_its_case_and_place(mine: str, attnbench: Any)
 def test_what_refuses_everything_is_not_called_right(mine: str, attnbench: Any) -> None:
     fields = json.loads(case("full")) | {"q_heads": 4, "kv_heads": 2}
     done = attnbench("check", mine, "--case", json.dumps(fields))
-    assert done.exit_code == 1
+    assert done.exit_code == 3
+    assert "too little checked" in done.stdout
     assert "full attention with equal heads only" in done.stdout
+
+
+SMALL = ("--dtype", "bf16", "--direction", "fwd", "--only", "oracle", "--level", "smoke")
+
+
+def test_a_condition_keeps_the_check_to_a_slice(narrow: str, attnbench: Any) -> None:
+    done = attnbench(
+        "check", f"{narrow}:slice_of", "--where", "q_len == 1 and k_len <= 130", *SMALL, "--json"
+    )
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0, done.output
+    assert (report["verdict"], report["shortfall"]) == ("right", [])
+    assert report["outcomes"]
+    assert all("-q1-" in o["case_id"] or o["case_id"].startswith("q1-") for o in report["outcomes"])
+
+
+def test_a_condition_that_makes_no_sense_exits_2_with_its_column(mine: str, attnbench: Any) -> None:
+    for where in ("q_lne == 1", "__import__('os')", "mask < 3"):
+        done = attnbench("check", mine, "--where", where, *SMALL)
+        assert done.exit_code == 2, done.output
+        assert "condition" in done.stderr
+    assert attnbench("check", mine, "--where", "q_len == 1", "--case", case("full")).exit_code == 2
+
+
+def test_a_suspected_limit_exits_0_or_1_if_strict(narrow: str, attnbench: Any) -> None:
+    arguments = (
+        "check",
+        f"{narrow}:limited",
+        "--where",
+        "k_len <= 130 and q_len <= 130",
+        "--mask",
+        "full",
+        *SMALL,
+    )
+    done = attnbench(*arguments)
+    assert done.exit_code == 0, done.output
+    assert "right but for 1 suspected limit" in done.stdout
+    assert attnbench(*arguments, "--strict").exit_code == 1
+    assert json.loads(attnbench(*arguments, "--json").stdout)["limits"][0]["factor"] == "heads"
+    right = (*arguments[:1], f"{narrow}:slice_of", *arguments[2:], "--where", "q_len == 1 and k_len <= 130")
+    assert attnbench(*right, "--strict").exit_code == 0
+
+
+def test_a_check_that_stands_on_too_little_exits_3_and_says_what_it_lacks(
+    narrow: str, attnbench: Any
+) -> None:
+    one = "q_len == 1 and k_len == 17 and batch == 1 and q_heads == 1 and head_dim == 64 and v_dim == 64"
+    one += " and mask == 'full' and layout == 'bhsd' and scale == None"
+    done = attnbench("check", f"{narrow}:slice_of", "--dtype", "bf16", "--direction", "fwd", "--where", one)
+    assert done.exit_code == 3, done.output
+    assert "too little checked" in done.stdout
+    assert "fewer than 20" in done.stdout
+
+
+@pytest.mark.parametrize("mask", ["dilated", "global", "global,dilated"])
+def test_a_kind_of_mask_that_the_battery_only_combines_is_checked_alone(mask: str, attnbench: Any) -> None:
+    done = attnbench("check", "naive", "--mask", mask, *SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    ids = [o["case_id"] for o in json.loads(done.stdout)["outcomes"] if o["status"] == "ok"]
+    assert all(any(kind in one for one in ids) for kind in mask.split(","))
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,10 @@ def _made(make: Callable[[], Exact | Tensor]) -> Exact | Tensor | None:
         return None  # a change that this case does not have
 
 
+# A wrong forward under inputs that are drawn for the backward.
+OF_FORWARD = {
+    "cancelling_dq": (("low precision", "low precision of an accumulator: large sums that cancel"),)
+}
 OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
     "large": (
         ("online softmax", "no maximum is taken off before exp, or not the row's: large scores overflow"),
@@ -230,7 +234,10 @@ OF_DISTRIBUTION: dict[str, tuple[tuple[str, str], ...]] = {
 
 def _of_distribution(subject: Subject, observation: Observation) -> list[Guess]:
     """Guesses from the distribution, if the error does not show under normal numbers, or far less."""
-    causes = OF_DISTRIBUTION.get(observation.inputs.distribution, ())
+    name = observation.inputs.distribution
+    causes = OF_DISTRIBUTION.get(name, ())
+    if observation.is_wrong_in_forward:
+        causes = OF_FORWARD.get(name, causes)
     if not causes:
         return []
     try:

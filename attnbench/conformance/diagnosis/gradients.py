@@ -113,6 +113,11 @@ class _Backward:
             zero = torch.zeros_like(self.delta)
             yield of("delta is left out of dS", same, lambda p: self.ds(p, zero))
             yield of("softcap's derivative is missing", same, lambda p: p * (self.dp - self.delta[..., None]))
+            features = self.case.head_dim
+            if features < self.case.v_dim:
+                dp = self.dout[..., :features] @ dense.v[..., :features].transpose(-1, -2)
+                words = "dP is summed over head_dim features, not v_dim"
+                yield of(words, same, lambda p: p * (dp - self.delta[..., None]) * self.slope)
             for rows in (1, *TILES):
                 if rows < q_len:
                     words = f"the delta of the first {rows} rows is used for others"

@@ -17,6 +17,7 @@ from attnbench.conformance.diagnosis.masks import of_mask
 from attnbench.judge.oracle import Exact, exact_attention
 from attnbench.problem import ALiBi, Inputs, Score, Sink, Softcap
 
+LARGEST_EXPONENT = 88.72  # of exp in float32
 ALL_ZEROS = "the output is all zeros"
 
 
@@ -95,6 +96,10 @@ def _of_scores(dense: Dense, forward: Inputs) -> Iterator[Hypothesis]:
             capped = torch.where(dense.allowed, dense.s, -score.cap)
             words = "softcap is applied after the mask, so that masked keys keep exp(-cap)"
             yield Hypothesis(cause, words, partial(dense.answer, capped))
+            overflows = dense.raw.abs() > LARGEST_EXPONENT * score.cap
+            words = "softcap's tanh is written with exp, which overflows for scores 89 times the cap"
+            s = dense.s.masked_fill(overflows, math.nan)
+            yield Hypothesis(cause, words, partial(dense.answer, dense.masked(s)))
         if isinstance(score, ALiBi):
             yield from _of_alibi(dense, with_score)
         tensor = score.tensor

@@ -44,6 +44,10 @@ def _of_tails(dense: Dense) -> Iterator[Hypothesis]:
         lane = (dense.q[..., :1] @ dense.k[..., :1].transpose(-1, -2)) * scale
         yield dense.if_scores_are("tail tile", words, lambda: dense.s + lane)
     if not any(score.kind == "softcap" for score in case.scores):
+        whole = case.head_dim // 8 * 8
+        if 0 < whole < case.head_dim:
+            words = "features of q and k past the last multiple of 8 are not read"
+            yield dense.if_scores_are("tail tile", words, partial(_of_first_lanes, dense, whole))
         for lanes in (16, 32, 64, 128):
             if lanes < case.head_dim:
                 words = f"only the first {lanes} features of q and k are multiplied"

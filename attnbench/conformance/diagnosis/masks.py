@@ -107,6 +107,10 @@ def _changed_leaf(leaf: Mask, case: Case, device: torch.device) -> Iterator[Chan
             rounded = torch.div(i, tile, rounding_mode="floor") * tile + tile - 1
             words = f"the diagonal is rounded up to {tile} queries"
             yield "mask boundary", words, where(j <= rounded + (at - i))
+        for tile in TILES:
+            if tile < case.q_len:
+                words = f"the first query of each tile of {tile} does not attend itself (the mask's edge)"
+                yield "mask boundary", words, where((j <= at) & ~((j == at) & (i % tile == 0) & (i > 0)))
     elif isinstance(leaf, SlidingWindow):
         left, right = leaf.left, leaf.right
         for more, words in ((-1, "too short"), (1, "too long")):

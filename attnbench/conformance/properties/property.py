@@ -24,6 +24,7 @@ class PropertyFailure:
     reason: str
     error_over_budget: float = LARGEST
     distribution: str = "randn"
+    causes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ def differing_bits(
 
 
 def judged(
-    case: Case, reference: Reference, answer: Answer, inputs: Inputs, what: str
+    case: Case,
+    reference: Reference,
+    answer: Answer,
+    inputs: Inputs,
+    what: str,
+    causes: tuple[str, ...] = (),
 ) -> Iterator[PropertyFailure]:
     verdict = judge(reference, answer.output, answer.gradients, inputs)
     for name, error in verdict.wrong.items():
         reason = f"{what}: {error.reason}"
-        yield PropertyFailure(case, name, error.worst, reason, error.over_budget, inputs.distribution)
+        yield PropertyFailure(case, name, error.worst, reason, error.over_budget, inputs.distribution, causes)

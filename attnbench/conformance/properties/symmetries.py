@@ -46,7 +46,8 @@ def strides_make_no_difference(subject: Subject) -> Iterator[PropertyFailure]:
         )  # [B, H, S, D] in [B, S, H, D]
         alone = changed(inputs, **{name: transposed})
         text = f"{name} alone laid out as [B, S, H, D]"
-        yield from judged(case, subject.reference(inputs), subject.answer(alone), inputs, text)
+        causes = (f"{name}'s strides: it is read by those of another tensor, or as if it were contiguous",)
+        yield from judged(case, subject.reference(inputs), subject.answer(alone), inputs, text, causes)
 
 
 @holds("head mapping of grouped queries")
