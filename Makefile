@@ -59,7 +59,7 @@ site: $(READY)  ## the documentation's site in site/, from generated pages that 
 docs: site  ## the site, and the documentation's code blocks and links
 	$(BIN)/python -m pytest tests/docs
 
-selftest: $(READY)  ## count the planted bugs that the judge catches and its false alarms (within 20 minutes)
+selftest: $(READY)  ## count the planted bugs that the judge catches and its false alarms (some 40 minutes on 2 cores)
 	$(BIN)/attnbench selftest --full --write docs/selftest.md
 
 perf: $(READY)  ## measure what the harness itself costs, as ratios side by side

@@ -11,7 +11,7 @@ from attnbench.cli.console import complain, out, remark, require_writable
 
 def judge_the_judge(
     full: bool = typer.Option(
-        False, "--full", help="All mutants, dtypes and seeds: up to 25 minutes on 2 cores."
+        False, "--full", help="All mutants, dtypes and seeds: some 40 minutes on 2 cores (estimated)."
     ),
     jobs: int = typer.Option(0, "--jobs", min=0, help="How many parts run in parallel; 0: one per core."),
     json_out: Path | None = typer.Option(None, "--json", help="Write the whole result to this file."),
