@@ -165,9 +165,12 @@ def _rows(request: Request, level: str) -> list[Row]:
     if len(allowed["lengths"]) < FEWEST_LENGTHS:
         lengths = (*LENGTHS, *(pair for pair in LENGTHS_OF_FAMILIES if pair[0] * pair[1] <= MOST_PAIRS))
         allowed["lengths"] = _usable(request, plain, "lengths", tuple(dict.fromkeys(lengths)))
-    first = [_fitting(request, replace(plain, **changes)) for changes in ALWAYS]
+    first = [_fitting(request, replace(plain, **changes), turn) for turn, changes in enumerate(ALWAYS)]
     if level != "smoke":
-        first += [_fitting(request, replace(plain, **changes), LONG_INSTEAD) for changes in LONG]
+        first += [
+            _fitting(request, replace(plain, **changes), turn, LONG_INSTEAD)
+            for turn, changes in enumerate(LONG)
+        ]
         first += [_many(request, plain)]
     rows = [row for row in first if row.mask in request.masks and request.case(row) is not None]
     covered: set[tuple[Any, ...]] = set().union(*(row.pairs() for row in rows), set())
@@ -175,8 +178,7 @@ def _rows(request: Request, level: str) -> list[Row]:
     rng = random.Random(f"{level} {request.dtype}")
     while len(rows) < SIZES[level]:
         best: tuple[int, Row | None] = (0, None)
-        # A mask that no row has yet comes first: there are nearly as many as rows.
-        masks = [mask for mask in allowed["mask"] if ("mask", mask) not in seen] or allowed["mask"]
+        masks = _masks_to_cover(request, allowed["mask"], rows)
         for _ in range(CANDIDATES):
             row = Row(**{name: rng.choice(values) for name, values in (allowed | {"mask": masks}).items()})
             values = {pair for both in row.pairs() for pair in both} - seen
@@ -191,9 +193,20 @@ def _rows(request: Request, level: str) -> list[Row]:
     return rows
 
 
-def _fitting(request: Request, row: Row, other_lengths: tuple[tuple[int, int], ...] = ()) -> Row:
-    """The row, with another mask if its own is not taken; if it has a distribution, at other lengths as well."""
-    masks = sorted(request.masks, key=lambda mask: mask != row.mask)
+def _masks_to_cover(request: Request, masks: list[str], rows: list[Row]) -> list[str]:
+    """The masks of a kind that no row has yet, else those that no row has, else all: there are few rows per mask."""
+    at = Sizes(64, 64, 1, 1)
+    kinds = frozenset().union(*(request.masks[row.mask](at).kinds for row in rows), frozenset())
+    taken = {row.mask for row in rows}
+    new_kinds = [mask for mask in masks if not request.masks[mask](at).kinds <= kinds]
+    return new_kinds or [mask for mask in masks if mask not in taken] or masks
+
+
+def _fitting(request: Request, row: Row, turn: int, other_lengths: tuple[tuple[int, int], ...] = ()) -> Row:
+    """The row, with the next mask if its own is not taken; if it has a distribution, at other lengths as well."""
+    names = list(request.masks)
+    names = names[turn % len(names) :] + names[: turn % len(names)]
+    masks = sorted(names, key=lambda mask: mask != row.mask)
     if row.distribution == PLAIN["distribution"]:
         other_lengths = ()
     others = (
