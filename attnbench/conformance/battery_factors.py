@@ -222,6 +222,7 @@ ALWAYS: tuple[dict[str, Any], ...] = (
     {"lengths": (129, 65), "mask": "causal", "heads": (4, 4)},  # rows without a key
     # Raw scores a hundred times the cap: exp of them overflows.
     {"lengths": (65, 65), "mask": "prefix", "scores": (Softcap(1.0),), "distribution": "large"},
+    {"lengths": (65, 65), "mask": "explicit", "head_dims": (50, 50)},  # features past a multiple of 8
     {"lengths": (65, 129), "mask": "window", "head_dims": (64, 96)},  # dP over v_dim features, not head_dim
     {"lengths": (8, 8), "heads": (8, 8), "mask": "full", "head_dims": (40, 40)},  # heads == sequence length
     {"lengths": (127, 129), "mask": "causal", "heads": (6, 2), "scores": (ALiBi(),)},  # slopes of 6 heads
