@@ -195,7 +195,7 @@ class ChecksOfDtype:
 
         What is chosen depends on the backend alone, so that a property that runs alone draws the same cases.
         """
-        if not self.is_function or next(self.subject.any_case(), None) is not None:
+        if next(self.subject.any_case(), None) is not None:
             return
         for direction in sorted(self.directions, reverse=True):
             narrow = self._narrow(self._request("standard", direction))
@@ -207,6 +207,7 @@ class ChecksOfDtype:
             names = ("batch", "q_len", "k_len", "q_heads", "kv_heads", "head_dim", "v_dim")
             values = (row.batch, *row.lengths, *row.heads, *row.head_dims)
             self.subject.sizes = dict(zip(names, values, strict=True))
+            self.subject.more_lengths = narrow.spread()
             return
 
     def _note_missing_backward(self) -> None:

@@ -141,6 +141,13 @@ class Narrow:
             row = next((other for other in rows if self.accepts(other)), row)
         return row
 
+    def spread(self) -> tuple[tuple[int, int], ...]:
+        """Of the accepted lengths (after `typical`) up to 257: most queries and keys, few queries, as many as keys."""
+        short = sorted(pair for pair in self.values["lengths"] if max(pair) <= 257)
+        chosen = [short[-1:], [pair for pair in short if pair[1] > 32][:1]]
+        chosen += [[pair for pair in short if pair[0] == pair[1]][-1:]]
+        return tuple(dict.fromkeys(pair for pairs in chosen for pair in pairs))
+
     def learn(self, anchor: Row) -> None:
         """Find the accepted values of each factor, all others being the anchor's."""
         factors: dict[str, tuple[Any, ...]] = {

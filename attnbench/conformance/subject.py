@@ -49,6 +49,7 @@ class Answer:
 
 ReferenceKey = tuple[str, str, str, int]  # contract, case id, distribution, seed
 SIZES = {"batch": 2, "q_len": 65, "k_len": 65, "q_heads": 4, "head_dim": 64}
+MORE_LENGTHS = ((129, 193), (130, 66))  # fewer queries than keys over several tiles, and more
 
 
 @dataclass
@@ -56,9 +57,9 @@ class Subject:
     """One backend under test on one device.
 
     `masks` restricts the masks to those of these words (`makers` are they), `where` the cases; `sizes` are those of
-    cases that a property draws, `limits` the words with which a plain function raises instead of refusing. Subjects
-    on one device may share `references`. `answers` counts the calls that gave an output, without those that ask whether
-    a case is taken.
+    cases that a property draws, `more_lengths` further lengths for properties that ask for masks, `limits` the words
+    with which a plain function raises instead of refusing. Subjects on one device may share `references`. `answers`
+    counts the calls that gave an output, without those that ask whether a case is taken.
     """
 
     backend: Backend
@@ -71,6 +72,7 @@ class Subject:
     answers: int = 0
     where: Callable[[Case], bool] | None = None
     sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
+    more_lengths: tuple[tuple[int, int], ...] = MORE_LENGTHS
     limits: set[str] = field(default_factory=set)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict, repr=False)
     makers: Makers = field(default_factory=dict)

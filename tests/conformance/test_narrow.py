@@ -14,6 +14,7 @@ from attnbench.conformance.battery_factors import MASKS, Row
 from attnbench.conformance.narrow import Narrow
 from attnbench.problem import Case
 from attnbench.problem.condition import Condition
+from attnbench.selftest.mutants import MUTANTS
 from tests.conformance.functions import right
 from tests.conformance.handed.functions import is_decoding, that_takes
 
@@ -103,6 +104,19 @@ def test_a_declared_condition_refuses_with_its_clause_and_gets_a_whole_battery()
     cases, _ = drawn(Condition(text).holds, can)
     assert len(cases) >= SIZES["standard"]
     assert len({case.k_len for case in cases}) >= 4
+
+
+@pytest.mark.parametrize(
+    ("mutant", "name"),
+    [("slack after the last document", "mask_probe"), ("window one-sided", "mask_probe")],
+)
+def test_properties_of_a_backend_that_is_asked_for_decoding_only_draw_decoding_cases(
+    mutant: str, name: str
+) -> None:
+    backend = MUTANTS[mutant].backend()
+    narrow: Any = {"dtypes": ["bf16"], "directions": ["fwd"], "only": [name]}
+    report = check(backend, where="q_len <= 16", **narrow)
+    assert report.failures and all(f.case.q_len <= 16 for f in report.failures)
 
 
 def test_a_property_that_runs_alone_draws_the_cases_of_the_whole_check() -> None:

@@ -17,7 +17,8 @@ HUGE_UNSEEN = "huge_unseen"  # the distribution with finite huge keys and values
 @holds("off by one, skipped tiles, unwritten rows, a mask of another batch row or head")
 def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
     """With q = 0 all allowed keys weigh the same; with V a slice of the identity, out > 0 is the mask."""
-    for lengths in ({}, {"q_len": 129, "k_len": 193}, {"q_len": 130, "k_len": 66}):
+    more = ({"q_len": q_len, "k_len": k_len} for q_len, k_len in subject.more_lengths)
+    for lengths in ({}, *more):
         for _, case in subject.any_case(**lengths, direction="fwd"):
             inputs = subject.inputs(case)
             allowed = allowed_pairs(case, subject.device)
