@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +16,10 @@ from attnbench.problem import Case
 
 # Before torch is loaded: threads that wait awake for long starve each other where the cores are shared; none is timed.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Tests share their references, and leave those of the user alone.
+if "ATTNBENCH_CACHE" not in os.environ:
+    os.environ["ATTNBENCH_CACHE"] = tempfile.mkdtemp(prefix="attnbench-references-")
+    atexit.register(shutil.rmtree, os.environ["ATTNBENCH_CACHE"], ignore_errors=True)
 # A shell without job control starts its background jobs with Ctrl-C ignored, and what they start ignores it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -44,6 +44,10 @@ RECURRING = {
         "conformance/diagnosis": "names the cause of a failure",
         "selftest": "counts how often the named cause is right",
     },
+    "cache.py": {
+        "cli": "what stored references take on disk",
+        "layer": "keys and values of earlier tokens",
+    },
     "gradients.py": {
         "conformance/diagnosis": "changed problems whose gradients explain a failure",
         "conformance/properties": "identities that gradients obey",

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnbench.cli import (
+    cache,
     check,
     compare,
     compile,
@@ -74,6 +75,7 @@ for name, command in (
     ("profile", profile.profile_one_case),
     ("compile", compile.compile_kernels),
     ("tune", tune.tune_kernels),
+    ("cache", cache.show_or_clear_cache),
 ):
     app.command(name)(command)
 app.add_typer(env.app, name="env")

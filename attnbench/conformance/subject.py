@@ -14,7 +14,8 @@ from attnbench.conformance.battery_factors import Makers, Sizes, masks_for
 from attnbench.conformance.limits import without_numbers
 from attnbench.conformance.protocol import memory_poisoned
 from attnbench.errors import CaseError, MaskError, ScoreError
-from attnbench.judge.reference import Reference, make_reference
+from attnbench.judge.reference import Reference
+from attnbench.judge.reference_files import reference_of
 from attnbench.problem import Case, Inputs, make_inputs
 from attnbench.problem.inputs import blank_inputs
 
@@ -118,12 +119,12 @@ class Subject:
     def reference(self, inputs: Inputs) -> Reference:
         """The reference of inputs as drawn (kept), or of inputs that were changed (`seed` -1: made anew)."""
         if inputs.seed < 0:
-            return make_reference(inputs, self.contract, 0)
+            return reference_of(inputs, self.contract, 0)
         key = self._key(inputs)
         if key not in self.references:
             # The backend may have written into `inputs`.
             drawn = self.inputs(inputs.case, inputs.distribution, inputs.seed)
-            self.references[key] = make_reference(drawn, self.contract, inputs.seed)
+            self.references[key] = reference_of(drawn, self.contract, inputs.seed)
         return self.references[key]
 
     def keep(self, inputs: Inputs, reference: Reference) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from attnbench.backend import Backend, Gradients, Output, Prepared, function_backend, resolve
-from attnbench.judge import judge, make_reference
+from attnbench.judge import judge, reference_files
 from attnbench.measure import (
     Clock,
     GpuState,
@@ -38,7 +38,6 @@ from attnbench.measure import (
 from attnbench.measure.kernels import attention_kernels, family_mismatch, gpu_kernels
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case, Inputs, make_inputs
-from attnbench.sweep import reference_files
 from attnbench.sweep.limits import limit_memory
 from attnbench.sweep.step_errors import StepError, one_line
 
@@ -133,7 +132,7 @@ class Bench:
         self._phase("computing the reference in float64")
         start = time.perf_counter()
         inputs = make_inputs(Case.from_json(case), seed, self._device, distribution)
-        reference_files.save(Path(path), make_reference(inputs, contract, seed))
+        reference_files.save(Path(path), reference_files.reference_of(inputs, contract, seed))
         return {"seconds": time.perf_counter() - start}
 
     def admit(self, case: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from attnbench.backend.interface import CONTRACTS
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case
-from attnbench.sweep import reference_files
 from attnbench.sweep.executors import Executor
 from attnbench.sweep.slots import WorkerSlot
 from attnbench.sweep.step_errors import StepError
@@ -47,7 +47,7 @@ class ReferenceWorker:
         If it cannot be computed, raises a StepError of status `error`: a reference that runs out of memory is not
         the backend's failure.
         """
-        path = reference_files.path_of(self._folder, case, seed, distribution, contract)
+        path = _path(self._folder, case, seed, distribution, contract)
         if path in self._errors:
             raise self._errors[path]
         if not path.exists():
@@ -64,4 +64,10 @@ class ReferenceWorker:
     def forget(self, case: Case, seed: int, distribution: str) -> None:
         """Remove the files of a case."""
         for contract in CONTRACTS:
-            reference_files.path_of(self._folder, case, seed, distribution, contract).unlink(missing_ok=True)
+            _path(self._folder, case, seed, distribution, contract).unlink(missing_ok=True)
+
+
+def _path(folder: Path, case: Case, seed: int, distribution: str, contract: str) -> Path:
+    """The file of one right answer; its name covers everything that changes the answer."""
+    text = f"{case.to_json()}|{seed}|{distribution}|{contract}"
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"

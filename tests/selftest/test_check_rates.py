@@ -37,8 +37,8 @@ def test_a_check_ends_at_its_first_failure_and_explains_nothing(monkeypatch: pyt
         made.append(inputs.case.id)
         return original(inputs, *arguments)
 
-    original = subject.make_reference
-    monkeypatch.setattr(subject, "make_reference", counted)
+    original = subject.reference_of
+    monkeypatch.setattr(subject, "reference_of", counted)
     references: References = {}
     failure = first_failure(MUTANTS["no scale"].backend(), "bf16", "smoke", references=references)
     assert failure is not None
