@@ -22,8 +22,10 @@ bench: $(READY)  ## run the quick suite on every backend, print the table, draw 
 	$(BIN)/attnbench run quick --out $(OUT)
 	$(BIN)/attnbench report $(OUT) --out $(OUT)/report --html $(OUT)/report.html
 
+# One process per core, of one thread each; pytest-benchmark works in a lone process only.
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest tests -m "not slow and not interpret"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile -m "not slow and not interpret and not benchmarks"
+	$(BIN)/python -m pytest tests/suites -m benchmarks
 
 test-all: $(READY)  ## the tests, the long ones too
 	$(BIN)/python -m pytest tests

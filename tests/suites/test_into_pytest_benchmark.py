@@ -13,6 +13,8 @@ from attnbench_suites.measured import seconds_of
 
 from attnbench.sweep.result import Result
 
+pytestmark = pytest.mark.benchmarks
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

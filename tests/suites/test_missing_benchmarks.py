@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from attnbench_suites.missing import Selection, missing_benchmarks, selects
 
+pytestmark = pytest.mark.benchmarks
+
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = """
 [[cpu.grid]]
