@@ -27,15 +27,16 @@ LAYER = {
     "backend": 2,
     "judge": 3,
     "measure": 3,
-    "conformance": 4,
-    "selftest": 5,
-    "sweep": 5,
-    "gate": 6,
-    "layer": 6,
-    "models": 7,
-    "report": 7,
-    "session": 8,
-    "cli": 9,
+    "faults": 4,
+    "conformance": 5,
+    "selftest": 6,
+    "sweep": 6,
+    "gate": 7,
+    "layer": 7,
+    "models": 8,
+    "report": 8,
+    "session": 9,
+    "cli": 10,
 }
 
 # File name -> folder -> what the file of that folder holds.
@@ -49,23 +50,18 @@ RECURRING = {
         "layer": "keys and values of earlier tokens",
     },
     "gradients.py": {
-        "conformance/diagnosis": "changed problems whose gradients explain a failure",
+        "faults": "faults of the backward alone",
         "conformance/properties": "identities that gradients obey",
     },
     "limits.py": {
         "conformance": "suspected limits of a plain function",
         "sweep": "limits of a worker's memory and time",
     },
-    "kernels.py": {
-        "conformance/diagnosis": "faults of tiled kernels",
-        "measure": "the kernels that ran, from the profiler",
-    },
     "markdown.py": {
         "report": "a report in Markdown",
         "report/gate": "the verdict of a gate in Markdown",
     },
     "masks.py": {
-        "conformance/diagnosis": "changed masks that explain a failure",
         "problem": "the algebra of masks",
         "selftest/mutants": "mutants that get the mask wrong",
     },

@@ -58,6 +58,7 @@ class ChecksOfDtype:
                 self.check_protocol()
             elif name != ORACLE:
                 self.check_property(name)
+        self.explainer.rank_causes()
 
     def run_on(self, name: str, case: Case, distribution: str) -> None:
         """One check on a case that the caller names."""

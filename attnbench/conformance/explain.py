@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
@@ -24,6 +25,7 @@ class Explainer:
     def __init__(self, plan: Plan, subject: Subject, report: Report) -> None:
         self.plan, self.subject, self.report = plan, subject, report
         self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}  # by case and distribution
+        self._exact: dict[tuple[str, ...], frozenset[str]] = {}  # by causes: those whose answer was observed
 
     def explain(self, failure: Failure, observation: Observation | None = None) -> Failure:
         """The failure with causes, smallest case and command; `observation` is the run that failed, if it came back."""
@@ -40,8 +42,9 @@ class Explainer:
         if shrinks and failure.check == ORACLE:
             way = first_words(failure.reason) if observation is None else observation.way_of_failing
             smallest = smallest_failing(self.subject, smallest, way)
-        if diagnoses and not causes and smallest.observation is not None:
-            causes = _words(self.subject, smallest.observation)
+        if diagnoses and not self._exact.get(causes) and smallest.observation is not None:
+            of_smallest = self._words(smallest.observation)
+            causes = of_smallest if self._exact.get(of_smallest) or not causes else causes
         command = self._command(failure, smallest)
         return replace(failure, causes=causes, smallest=smallest.case, command=command)
 
@@ -53,7 +56,7 @@ class Explainer:
         if key not in self._causes:
             if observation is None and failure.check != ORACLE:
                 observation = self._observe(failure)
-            self._causes[key] = () if observation is None else _words(self.subject, observation)
+            self._causes[key] = () if observation is None else self._words(observation)
         if not self._causes[key] and failure.check in PROPERTIES:
             return (PROPERTIES[failure.check].catches,)  # the case is right as drawn
         return self._causes[key]
@@ -72,9 +75,23 @@ class Explainer:
         plan = self.plan
         return again.on_its_own_cases(self.subject.dtype, plan.masks, self.subject.backward, plan.where_text)
 
+    def _words(self, observation: Observation) -> tuple[str, ...]:
+        if observation.verdict.ok:
+            return ()
+        # Guesses of two kinds may be in the same words: a ragged tile left out is a tail tile and missing keys.
+        likely = guesses(self.subject, observation)
+        causes = tuple(dict.fromkeys(guess.words for guess in likely))
+        self._exact[causes] = frozenset(guess.words for guess in likely if guess.is_exact)
+        return causes
 
-def _words(subject: Subject, observation: Observation) -> tuple[str, ...]:
-    if observation.verdict.ok:
-        return ()
-    # Guesses of two kinds may be in the same words: a ragged tile left out is a tail tile and missing keys.
-    return tuple(dict.fromkeys(guess.words for guess in guesses(subject, observation)))
+    def rank_causes(self) -> None:
+        """Put the cause first that explains the most failures: one case alone may leave several open."""
+        counts = Counter(words for exact in self._exact.values() for words in exact)
+
+        def ranked(causes: tuple[str, ...]) -> tuple[str, ...]:
+            exact = self._exact.get(causes, frozenset())
+            first = next((n for n, words in enumerate(causes) if words in exact), len(causes))
+            others = sorted(causes[first:], key=lambda words: -counts[words] if words in exact else 0)
+            return (*causes[:first], *others)
+
+        self.report.failures[:] = [replace(f, causes=ranked(f.causes)) for f in self.report.failures]

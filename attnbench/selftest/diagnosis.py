@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from attnbench.conformance.diagnosis.causes import Guess
-from attnbench.conformance.diagnosis.diagnosis import Made, guesses, of_words
+from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
+from attnbench.conformance.diagnosis.explained import Made
 from attnbench.conformance.diagnosis.observation import observe
 from attnbench.conformance.protocol import clocks_watched, protocol_faults
 from attnbench.conformance.subject import Failed, Subject
+from attnbench.faults.causes import Guess
 from attnbench.judge.reference import Reference, make_reference
 from attnbench.problem import Inputs
 from attnbench.selftest.mutants import Mutant

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from attnbench.conformance.diagnosis.causes import CAUSES
+from attnbench.faults.causes import CAUSES
 from attnbench.conformance.protocol import clocks_watched
 from attnbench.errors import AttnbenchError
 from attnbench.selftest.counts import DTYPE_ORDER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnbench.conformance.diagnosis.causes import CAUSES, Guess
+from attnbench.faults.causes import CAUSES, Guess
 from attnbench.report.selftest import cells, document
 from attnbench.selftest.counts import Count, Tally, interval, only_killers, survivors, table
 from attnbench.selftest.criteria import CLASSIC, NO_LSE, OURS

@@ -1,37 +1,26 @@
 """The likely bugs behind a wrong answer, the likeliest first.
 
-Two ways. A bug of meaning (a wrong mask, scale, head) has an exact answer too: that of the changed problem. The oracle
-computes each such change, and one that explains the answer is named. A bug of another kind leaves a pattern: which
-rows, heads, tiles or columns are off, by a factor or at random, only in gradients.
+Two ways. Most bugs have an exact answer too: that of a changed problem, or of a kernel with one step wrong. Each such
+fault is computed, and those that explain the answer are named (see `explained`). If none does, the error's pattern is
+told: which rows, heads, tiles or columns are off, by a factor or at random, only in gradients.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
-from attnbench.conformance.diagnosis.causes import Guess, Hypothesis
-from attnbench.conformance.diagnosis.gradients import of_gradient
-from attnbench.conformance.diagnosis.hypotheses import ALL_ZEROS, of_problem
+from attnbench.conformance.diagnosis.explained import Made, explained
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.diagnosis.patterns import (
+    is_slight,
     of_backward,
     patterns,
-    root_mean_square,
     when_called_again,
 )
 from attnbench.conformance.subject import Failed, Refused, Subject
-from attnbench.errors import AttnbenchError
-from attnbench.judge.oracle import Exact, exact_attention
-from attnbench.judge.rounding import UNITS
+from attnbench.faults.causes import Guess
 
-MOST_SCORES = 1 << 20  # per case: each hypothesis costs one float64 answer of it
-EXPLAINS = 0.1  # a hypothesis explains an error if at most this share of it is left (root mean square)
-AS_WELL = 1.5  # and explains it as well as the best one if it leaves at most this times what that one leaves
-WITHIN = 4.0  # an element counts as explained if it is off by at most this times its noise
+PLAIN = "randn"
 FAR_LESS = 3  # a distribution shows a bug if normal numbers give an error at least this many times smaller
 
 
@@ -71,132 +60,40 @@ def of_words(reason: str) -> tuple[Guess, ...]:
     return tuple(Guess(*guess) for word, guess in OF_WORDS.items() if word in reason)[:2]
 
 
-Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, by tensor and number
-
-
 def guesses(subject: Subject, observation: Observation, made: Made | None = None) -> tuple[Guess, ...]:
     """Guesses at why this run is wrong, the likeliest first; the second is of another kind.
 
     `made` holds the answers of hypotheses, to be used again for other backends on the same inputs.
     """
-    likely: list[Guess] = []
+    said: list[Guess] = []
     for error in observation.verdict.wrong.values():
-        likely += of_words(error.reason)
-    likely += when_called_again(subject, observation)
-    if observation.case.rows * observation.case.k_len <= MOST_SCORES:
-        exact = _likeliest(_explained(observation, {} if made is None else made))
-        # Extreme numbers give all zeros by overflow, too; on other numbers all zeros is the whole finding.
-        zeros = [guess for guess in exact if guess.words == ALL_ZEROS]
-        others = [guess for guess in exact if guess not in zeros]
-        extreme = _of_distribution(subject, observation)
-        likely += [*others, *extreme, *zeros] if extreme else [*zeros, *others]
-    else:
-        likely += _of_distribution(subject, observation)
-    likely += patterns(observation)
-    return _of_different_kinds(likely)
+        said += of_words(error.reason)
+    said += when_called_again(subject, observation)
+    earlier = subject.before(observation.case)
+    exact = explained(observation, {} if made is None else made, earlier)
+    if not exact and observation.inputs.distribution != PLAIN:
+        # Extreme numbers may hide what a fault does, such as a wrong mask under values that are all alike.
+        plain = _on_plain_numbers(subject, observation)
+        if plain is not None and not plain.verdict.ok:
+            exact = explained(plain, {}, earlier)
+    if exact:
+        return _of_different_kinds([*said, *exact])
+    return _of_different_kinds([*said, *_of_distribution(subject, observation), *patterns(observation)])
+
+
+def _on_plain_numbers(subject: Subject, observation: Observation) -> Observation | None:
+    try:
+        return observe(subject, subject.inputs(observation.case, PLAIN))
+    except (Refused, Failed):
+        return None
 
 
 def _of_different_kinds(likely: Iterable[Guess]) -> tuple[Guess, ...]:
     """The first guess of each cause, then the others."""
-    unique = list(dict.fromkeys(likely))
+    unique = list({guess.words: guess for guess in reversed(list(likely))}.values())[::-1]
     first = list({guess.cause: guess for guess in reversed(unique)}.values())
     first.sort(key=unique.index)
     return (*first, *(guess for guess in unique if guess not in first))
-
-
-def _likeliest(explained: Iterable[tuple[float, Guess]]) -> list[Guess]:
-    """Those that explain nearly as well as the best in the order they were tried, then the others in that order."""
-    shares = list(explained)
-    best = min((share for share, _ in shares), default=0.0)
-    return [
-        guess
-        for _, _, guess in sorted(
-            (share > AS_WELL * best, n, guess) for n, (share, guess) in enumerate(shares)
-        )
-    ]
-
-
-class _Answered:
-    """The tensors of an answer, and the noise that each element may have."""
-
-    def __init__(self, observation: Observation) -> None:
-        self.u = UNITS[observation.case.dtype]
-        self.tensors = {name: x.double() for name, x in observation.answer.tensors.items() if x is not None}
-        if observation.answer.output.lse is not None:
-            self.tensors["lse"] = observation.answer.output.lse.double()
-        self.sigma: dict[str, Tensor] = {}
-        for name, x in self.tensors.items():
-            sigma = torch.from_numpy(observation.reference.expected[name].sigma).to(x.device)
-            # Of a sample of rows, the noise of the others is unknown.
-            self.sigma[name] = sigma if sigma.shape == x.shape else torch.zeros_like(x[:1, :1, :1])
-
-    def distance(self, wanted: dict[str, Tensor], sizes: dict[str, float]) -> float:
-        """How far another answer lies beyond the noise, relative to each tensor's size; a lone infinity counts 1."""
-        total = 0.0
-        for name, size in sizes.items():
-            x, y = self.tensors[name], wanted[name]
-            if x.shape != y.shape:
-                return math.inf
-            finite = x.isfinite() & y.isfinite()
-            other = ~finite & ~((x == y) | (x.isnan() & y.isnan()))
-            unit = 2.0**-24 if name == "lse" else self.u
-            beyond = (x - y).abs() - WITHIN * (self.sigma[name] + unit * y.abs())
-            apart = torch.where(finite, beyond.clamp_min(0.0), 0.0).square().mean() / max(size, 1e-30) ** 2
-            total += float(apart) + float(other.double().mean())
-        return math.sqrt(total)
-
-
-def _explained(observation: Observation, made: Made) -> Iterator[tuple[float, Guess]]:
-    """The changes of the problem that explain the answer: the share of the error that each leaves, and the guess."""
-    answered, right = _Answered(observation), exact_attention(observation.inputs)
-    if observation.is_wrong_in_forward:
-        # A wrong forward spoils every gradient.
-        names = [name for name in ("out", "lse") if name in answered.tensors]
-        yield from _left(
-            answered, _forward(right, names), of_problem(observation.inputs, observation.allowed), made
-        )
-        return
-    for name in ("dq", "dk", "dv"):
-        exact = getattr(right, name)
-        if name in observation.wrong and exact is not None:
-            of_backward_alone = of_gradient(name, observation.inputs, observation.allowed, right)
-            explained = list(_left(answered, {name: exact}, of_backward_alone, made))
-            yield from explained
-            if explained:
-                return
-
-
-def _forward(exact: Exact, names: Iterable[str]) -> dict[str, Tensor]:
-    return {name: getattr(exact, name) for name in names}
-
-
-def _left(
-    answered: _Answered, right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], kept: Made
-) -> Iterator[tuple[float, Guess]]:
-    sizes = {name: root_mean_square(torch.where(x.isfinite(), x, 0.0)) for name, x in right.items()}
-    first = next(iter(right))
-    errors = {True: answered.distance(right, sizes), False: answered.distance(right, {first: sizes[first]})}
-    for number, (cause, words, make) in enumerate(hypotheses):
-        if (first, number) not in kept:
-            kept[first, number] = _made(make)
-        made = kept[first, number]
-        if made is None:
-            continue
-        # Some faults determine out alone, and leave the LSE open.
-        both = isinstance(made, Exact)
-        alternative = _forward(made, sizes) if isinstance(made, Exact) else {first: made}
-        looked_at = sizes if both else {first: sizes[first]}
-        if errors[both]:
-            share = answered.distance(alternative, looked_at) / errors[both]
-            if share < EXPLAINS:
-                yield share, Guess(cause, words)
-
-
-def _made(make: Callable[[], Exact | Tensor]) -> Exact | Tensor | None:
-    try:
-        return make()
-    except (AttnbenchError, ValueError, RuntimeError, IndexError):
-        return None  # a change that this case does not have
 
 
 # A wrong forward under inputs that are drawn for the backward.
@@ -240,11 +137,14 @@ def _of_distribution(subject: Subject, observation: Observation) -> list[Guess]:
         causes = OF_FORWARD.get(name, causes)
     if not causes:
         return []
-    try:
-        plain = observe(subject, subject.inputs(observation.case, "randn")).verdict
-    except (Refused, Failed):
+    plain = _on_plain_numbers(subject, observation)
+    if plain is None:
         return []
-    if FAR_LESS * plain.error_over_budget > observation.verdict.error_over_budget and not plain.ok:
+    # A wrong formula is wrong on all numbers.
+    if not plain.verdict.ok and (
+        FAR_LESS * plain.verdict.error_over_budget > observation.verdict.error_over_budget
+        or not is_slight(plain)
+    ):
         return []
     backward = [] if observation.is_wrong_in_forward else [of_backward(observation.wrong)]
     return [*backward, *(Guess(*cause) for cause in causes)]

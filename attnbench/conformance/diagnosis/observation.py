@@ -33,6 +33,14 @@ class Observation:
         return self.inputs.case
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that came back, by name: out, lse and all gradients."""
+        tensors: dict[str, Tensor | None] = {**self.answer.tensors, "lse": self.answer.output.lse}
+        if self.answer.gradients is not None:
+            tensors |= self.answer.gradients.scores
+        return {name: x for name, x in tensors.items() if x is not None and name in self.reference.expected}
+
+    @property
     def wrong(self) -> frozenset[str]:
         """The names of the tensors that are wrong."""
         return frozenset(self.verdict.wrong)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attnbench.conformance.diagnosis.causes import CAUSES
 from attnbench.errors import AttnbenchError
+from attnbench.faults.causes import CAUSES
 from attnbench.problem import Case
 from attnbench.problem.masks import And, Mask, Not, Or
 from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, variant

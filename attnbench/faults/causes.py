@@ -40,10 +40,11 @@ CAUSES = frozenset(
 
 
 class Guess(NamedTuple):
-    """One likely bug: its kind, one of CAUSES, and a sentence."""
+    """One likely bug: its kind, one of CAUSES, and a sentence; `is_exact` if its own answer is the one observed."""
 
     cause: str
     words: str
+    is_exact: bool = False
 
 
 class Hypothesis(NamedTuple):

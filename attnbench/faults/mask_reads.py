@@ -1,0 +1,146 @@
+"""Hypotheses of a mask read wrongly as a table [B, H, Q, K], and of keys that are never read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from attnbench.faults.dense import TILES, Dense
+from attnbench.judge.oracle import Exact, log_sum_exp, probabilities
+from attnbench.problem import Causal
+from attnbench.problem.masks import And
+
+Change = tuple[str, str, Callable[[], Tensor]]  # cause, words, the changed pairs
+
+
+def row_sums_of_all(dense: Dense) -> Exact:
+    """out and LSE if weights are masked after a softmax over all keys."""
+    _, lse = log_sum_exp(dense.s, dense.sink)
+    p = probabilities(dense.s, lse) * dense.allowed[:, :, dense.rows]
+    return Exact(p @ dense.v, lse)
+
+
+def of_table(dense: Dense) -> Iterator[Change]:
+    """The whole mask read wrongly as a table [B, H, Q, K]."""
+    case, allowed = dense.case, dense.allowed
+
+    def by(cause: str, words: str, pairs: Tensor) -> Change:
+        return cause, words, lambda: pairs
+
+    yield by("mask shape", "the mask is inverted (True taken for masked)", ~allowed)
+    if case.q_len == case.k_len:
+        yield by("mask shape", "the mask is transposed", allowed.transpose(-1, -2))
+    if case.batch > 1:
+        yield by(
+            "mask broadcast", "every batch row uses the mask of batch row 0", allowed[:1].expand_as(allowed)
+        )
+        flat = allowed.transpose(0, 1).reshape(allowed.shape)
+        words = "the mask is repeated in the wrong order over batch and heads"
+        yield by("mask broadcast", words, flat)
+        heads = torch.arange(case.q_heads, device=allowed.device)
+        flat_index = torch.arange(case.batch, device=allowed.device)[:, None] * case.q_heads + heads
+        yield by("mask broadcast", words, allowed[flat_index % case.batch, heads.expand_as(flat_index)])
+        yield by("mask broadcast", "batch rows use the mask of the next batch row", allowed.roll(-1, 0))
+        yield by("mask broadcast", "batch rows use the mask of the batch row before", allowed.roll(1, 0))
+    if case.q_heads > 1:
+        first = allowed[:, :1].expand_as(allowed)
+        yield by("mask broadcast", "every head uses the mask of head 0", first)
+        if case.group > 1:
+            group = torch.arange(case.q_heads, device=allowed.device) // case.group
+            words = "the mask is read by the key head's number, not the query head's"
+            yield by("mask broadcast", words, allowed[:, group])
+        yield by("mask broadcast", "heads use the mask of the next head", allowed.roll(-1, 1))
+    flat = allowed.flatten(2)
+    rows = torch.arange(case.q_len, device=allowed.device)[:, None]
+    for multiple in (8, 16, 32, 64):
+        stride = -(-case.k_len // multiple) * multiple
+        if stride != case.k_len and case.q_len > 1:
+            words = f"the mask is read with rows padded to a multiple of {multiple} keys (its row stride is ignored)"
+            at = (rows * stride + torch.arange(case.k_len, device=allowed.device)) % flat.shape[2]
+            yield by("mask shape", words, flat[:, :, at])
+    words = "the mask of query 0 is used for every query"
+    yield by("mask broadcast", words, allowed[:, :, :1].expand_as(allowed))
+    words = "the mask of the last query is used for every query"
+    yield by("mask broadcast", words, allowed[:, :, -1:].expand_as(allowed))
+    shift = case.k_len - case.q_len
+    if shift:
+        for by_keys in (shift, -shift):
+            source = torch.arange(case.k_len, device=allowed.device) + by_keys
+            inside = (source >= 0) & (source < case.k_len)
+            moved = torch.where(inside, allowed[..., source.clamp(0, case.k_len - 1)], False)
+            yield by("mask alignment", "the mask is aligned to the other corner", moved)
+    for tile in (4, *TILES):
+        if tile < max(case.q_len, case.k_len):
+            words = f"the mask is applied at the granularity of {tile} tokens"
+            yield by("mask shape", words, _coarse(allowed, tile, tile))
+    for height in TILES[2:4]:
+        for width in TILES[1:4]:
+            if height != width:
+                words = f"the mask is applied to whole tiles of {height} x {width}"
+                yield by("mask shape", words, _coarse(allowed, height, width))
+    if not bool(allowed.any(-1).all()):
+        filled = allowed | ~allowed.any(-1, keepdim=True)
+        yield by("empty rows", "a row without a key gives the mean of V instead of 0", filled)
+        words = "masked scores are finite (-1e4, finfo.min), so a row without a key sees them all"
+        yield by("mask leak", words, filled)
+
+
+def _coarse(allowed: Tensor, rows: int, columns: int) -> Tensor:
+    q_len, k_len = allowed.shape[-2:]
+    more = (0, -k_len % columns, 0, -q_len % rows)
+    blocks = torch.nn.functional.pad(allowed.float(), more)
+    blocks = torch.nn.functional.max_pool2d(blocks, (rows, columns))
+    grown = blocks.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
+    return grown[..., :q_len, :k_len] > 0
+
+
+def of_missing_keys(dense: Dense) -> Iterator[Change]:
+    """Keys that are never read, whatever the mask."""
+    case, allowed = dense.case, dense.allowed
+    k_len, q_len = case.k_len, case.q_len
+    j = torch.arange(k_len, device=allowed.device)
+    i = torch.arange(q_len, device=allowed.device)[:, None]
+
+    def only(words: str, kept: Tensor, cause: str = "missing keys") -> Change:
+        return cause, words, lambda: allowed & kept
+
+    yield only("the last key is left out (key length off by one)", j < k_len - 1)
+    yield only("the first key is left out", j > 0)
+    for tile in TILES:
+        if tile < k_len and k_len % tile:
+            words = f"the last, ragged tile of {tile} keys is left out"
+            yield only(words, j < k_len // tile * tile)
+            yield only(words, j < k_len // tile * tile, "tail tile")
+    ends = {-(-k_len // tile) - 1 for tile in TILES} | {0}
+    for tile in TILES:
+        tiles = -(-k_len // tile)
+        for splits in (2, 3, 4, 8):
+            start = -(-tiles // splits) * (splits - 1) * tile
+            start = (
+                start if start < k_len else (tiles - 1) // -(-tiles // splits) * -(-tiles // splits) * tile
+            )
+            if 0 < start < k_len and start not in ends:
+                ends.add(start)
+                yield only(f"the keys from {start} on are left out (a split or tile is dropped)", j < start)
+        if tile < k_len:
+            words = f"only the last {tile} keys count (a ring buffer, or earlier tiles are lost)"
+            yield only(words, j >= k_len - tile)
+            yield only(words, j >= (k_len - tile) // TILES[0] * TILES[0])
+    for tile in TILES:
+        if tile < k_len:
+            yield only(f"the first tile of {tile} keys is left out", j >= tile)
+            yield only(f"only the first {tile} keys are read", j < tile)
+        if 2 * tile < k_len:
+            yield only(f"the second tile of {tile} keys is left out", (j < tile) | (j >= 2 * tile))
+    if q_len > 16 and isinstance(case.mask, Causal | And):
+        p = i + k_len - q_len
+        for rows in TILES:
+            if q_len % rows:
+                for columns in TILES:
+                    diagonal = torch.div(j, columns, rounding_mode="floor") == torch.div(
+                        p[-1], columns, rounding_mode="floor"
+                    )
+                    words = f"the last, ragged {rows} queries skip their last tile of {columns} keys"
+                    yield only(words, ~(diagonal & (i >= q_len // rows * rows)))
