@@ -16,6 +16,7 @@ class Status:
     word          what the record says; `meaning` in a few words
     kind          "answer": it was judged; "broken": no answer where one was due; "declined": none was due
     is_strict     `attnbench run --strict` exits 1 on it
+    is_passing    it may end otherwise another time: `attnbench run --resume` runs such a row again
     is_of_models  a run of a model suite can end so (models run in the caller's process: no worker dies there)
     colour, glyph of charts: the glyph is a second code beside the colour
     style         of a terminal
@@ -28,6 +29,7 @@ class Status:
     glyph: str
     style: str
     is_strict: bool = False
+    is_passing: bool = False
     is_of_models: bool = True
 
 
@@ -56,6 +58,7 @@ STATUS_TABLE = (
         colour="#D6604D",
         glyph="crash",
         style="red",
+        is_passing=True,
         is_strict=True,
         is_of_models=False,
     ),
@@ -66,6 +69,7 @@ STATUS_TABLE = (
         colour="#E58E6C",
         glyph="error",
         style="red",
+        is_passing=True,
         is_strict=True,
     ),
     Status(
@@ -75,6 +79,7 @@ STATUS_TABLE = (
         colour="#8E6BB5",
         glyph="time",
         style="magenta",
+        is_passing=True,
     ),
     Status(
         word="oom",
@@ -100,9 +105,11 @@ STATUS_TABLE = (
         colour="#E3E6E9",
         glyph="·",
         style="bright_black",
+        is_passing=True,
     ),
 )
 STATUS = {status.word: status for status in STATUS_TABLE}
 STATUSES = tuple(STATUS)
 BROKEN = tuple(status.word for status in STATUS_TABLE if status.kind == "broken")
+PASSING = frozenset(status.word for status in STATUS_TABLE if status.is_passing)
 DECLINED = tuple(status.word for status in STATUS_TABLE if status.kind == "declined")

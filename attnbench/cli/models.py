@@ -20,6 +20,7 @@ def run_model_suite(options: RunOptions) -> Counter[str]:
     unusable = [name for name in options.grid if name != "dtypes"]
     unusable += ["limit"] if options.limit is not None else []
     unusable += ["rounds"] if "rounds" in options.of_sweep else []
+    unusable += ["keep_failures"] if options.of_sweep.get("keep_failures") else []
     if unusable:
         raise AttnbenchError(
             f"{options.suite} has its own models; drop {', '.join(unusable)} (--case chooses tasks)"

@@ -40,11 +40,11 @@ def profile_one_case(
     "mask": "causal", "direction": "fwd_bwd"}' --backend sdpa_flash[/bold]
     """
     from attnbench.backend.registry import resolve
-    from attnbench.device import resolve_device
+    from attnbench.device import work_on
     from attnbench.measure.profile import profile_case
     from attnbench.problem import make_inputs
 
-    device = resolve_device(device)
+    device = work_on(device)
     one = the_case(case, results)
     profiled = resolve(backend)
     refusal = profiled.refuses(one, device.split(":")[0])

@@ -55,7 +55,14 @@ def run_suite(
     out: Path | None = typer.Option(
         None, "--out", "-o", help="The result folder (default: runs/SUITE-TIME)."
     ),
-    resume: bool = typer.Option(False, "--resume", help="Run only the results that --out lacks."),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help="Run only the results that --out lacks, and again what crashed, raised, took too long or was unavailable.",
+    ),
+    keep_failures: bool = typer.Option(
+        False, "--keep-failures", help="With --resume: keep such rows as they are."
+    ),
     mask: list[str] | None = typer.Option(
         None, "--mask", help=f"Masks, such as 'causal & window(256, 0)'; {LIST}."
     ),
@@ -131,8 +138,11 @@ def run_suite(
         "rounds": rounds,
         "timeout_s": timeout,
         "processes": processes,
+        "keep_failures": keep_failures,
         "memory_limit_bytes": size_bytes(memory_limit, "--memory-limit"),
     }
+    if keep_failures and not resume:
+        raise AttnbenchError("--keep-failures needs --resume, which runs failed rows again")
     if resume and out is None:
         raise AttnbenchError("--resume needs --out, the folder whose missing results are to be run")
     run(

@@ -41,10 +41,10 @@ def show_case(
     "mask": "causal"}' --backend sdpa_flash --out pictures[/bold]
     """
     from attnbench.conformance.one_case import inspect_case
-    from attnbench.device import resolve_device
+    from attnbench.device import work_on
     from attnbench.report.charts.one_case import draw_pictures
 
-    device = resolve_device(device)
+    device = work_on(device)
     one = the_case(case, results)
     remark(f"device {device}: {backend} on {one.id}")
     options = {"device": device, "seed": seed, "distribution": distribution, "contract": contract}

@@ -11,7 +11,7 @@ from attnbench.backend.registry import function_backend, resolve
 from attnbench.conformance.battery import LEVELS
 from attnbench.conformance.outcome import ORACLE, PROTOCOL
 from attnbench.conformance.properties.all import PROPERTIES
-from attnbench.device import resolve_device
+from attnbench.device import work_on
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case
 from attnbench.problem.case import DIRECTIONS, DTYPES
@@ -71,7 +71,7 @@ def plan_of(
         contract,
         contract or can.contract,
         level,
-        resolve_device(device),
+        work_on(device),
         seed,
         None if masks is None else tuple([masks] if isinstance(masks, str) else sorted(masks)),
         tuple(d for d in wanted_dtypes if d in can.dtypes),

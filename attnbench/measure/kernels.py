@@ -25,15 +25,17 @@ NAME_CHARACTERS = 80
 
 
 def gpu_kernels(call: Callable[[], Any]) -> list[str]:
-    """The names of all GPU kernels of one call, sorted."""
+    """The names of all GPU kernels of one call, sorted; none if the profiler saw none (another may hold the GPU)."""
     import torch
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    return sorted({event.key for event in profiler.key_averages()})
+    # The host's calls, such as cudaDeviceSynchronize, are events too.
+    return sorted({event.key for event in profiler.key_averages() if event.device_type != DeviceType.CPU})
 
 
 def family_of(kernel: str) -> str:
@@ -42,21 +44,23 @@ def family_of(kernel: str) -> str:
 
 
 def family_mismatch(kernels: Sequence[str], family: str) -> str:
-    """Why these kernels are not of the backend's family; empty if they are."""
+    """Why these kernels are not of the backend's family; empty if they are, or none was seen: that proves nothing."""
+    if not kernels:
+        return ""
     families = {kernel: family_of(kernel) for kernel in kernels}
     others = [f"{short(kernel)} ({name})" for kernel, name in families.items() if name not in ("", family)]
     if others:
         return f"pinned to {family}, but these ran: {', '.join(others[:MOST_SHOWN])}"
     if family not in families.values():
-        ran = ", ".join(short(kernel) for kernel in kernels[:MOST_SHOWN]) or "no kernel at all"
+        ran = ", ".join(short(kernel) for kernel in kernels[:MOST_SHOWN])
         return f"no kernel of {family} ran, but {ran}"
     return ""
 
 
 def attention_kernels(kernels: Sequence[str]) -> list[str]:
-    """The attention kernels among them, names cut short; all of them if none is of a family."""
-    own = [kernel for kernel in kernels if family_of(kernel)]
-    return [short(kernel) for kernel in (own or kernels)]
+    """The attention kernels among them, names cut short, each once; the first few of all if none is of a family."""
+    own = dict.fromkeys(short(kernel) for kernel in kernels if family_of(kernel))
+    return list(own or dict.fromkeys(short(kernel) for kernel in kernels))[: None if own else MOST_SHOWN]
 
 
 def short(kernel: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING, Any
 
 from attnbench.backend.environments import importable
@@ -24,8 +25,9 @@ SLOWEST_CALL_MS = 60.0
 def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     """Best of a few calls each: `matmul_flops_per_s` by dtype, `copy_bytes_per_s`, `exps_per_s`.
 
-    Bytes copied count twice, read and written. On CUDA the exponentials are timed by a Triton kernel; without Triton
-    their rate is derived from the clock (16 per clock and SM), and `exps_derived` is true. A rate that cannot be
+    Bytes copied count twice, read and written. On CUDA the exponentials are timed by a Triton kernel; where Triton is
+    missing or fails (it needs a C compiler) their rate is derived from the clock (16 per clock and SM), and
+    `exps_derived` is true. A rate that cannot be
     measured is missing. `seconds` is the time that this took.
     """
     import torch
@@ -39,10 +41,8 @@ def measure_roofs(device: str = "cpu") -> dict[str, Any]:
     rates: dict[str, Any] = {"matmul_flops_per_s": matmul, "copy_bytes_per_s": _copy_rate(clock, device)}
     if kind != "cuda":
         rates["exps_per_s"] = _exp_rate(clock, device)
-    elif importable(("triton",)):
-        from attnbench.measure.exp_kernel import exps_per_second
-
-        rates["exps_per_s"] = exps_per_second(clock, device)
+    elif (timed := _gpu_exp_rate(clock, device)) is not None:
+        rates["exps_per_s"] = timed
     elif (derived := _derived_exp_rate(device)) is not None:
         rates |= {"exps_per_s": derived, "exps_derived": True}
     return {**rates, "device": device, "seconds": round(time.perf_counter() - start, 3)}
@@ -88,6 +88,20 @@ def _exp_rate(clock: Clock, device: str) -> float:
     x = torch.randn(EXPS, device=device)
     out = torch.empty_like(x)
     return EXPS / (_best_ms(clock, lambda: torch.exp(x, out=out)) / 1e3)
+
+
+def _gpu_exp_rate(clock: Clock, device: str) -> float | None:
+    """By a Triton kernel; None if Triton is missing or cannot run one here: no sweep ends for a roof."""
+    if not importable(("triton",)):
+        return None
+    from triton.errors import TritonError
+
+    from attnbench.measure.exp_kernel import exps_per_second
+
+    try:
+        return exps_per_second(clock, device)
+    except (TritonError, RuntimeError, AssertionError, OSError, SubprocessError):
+        return None
 
 
 def _derived_exp_rate(device: str) -> float | None:

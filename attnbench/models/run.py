@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnbench.device import resolve_device
+from attnbench.device import work_on
 from attnbench.errors import AttnbenchError
 from attnbench.models.record import ModelRun, append_record, read_records
+from attnbench.statuses import PASSING
 
 MODEL_SUITES = ("training", "generation")
 
@@ -28,8 +29,8 @@ def run_models(
 ) -> list[dict[str, Any]]:
     """Run a model suite; the records of its runs, those that `out` had before included.
 
-    With `out`, each is on the disk as soon as it is known (`resume` runs only what is missing there). `tell` gets
-    each new record. Raises AttnbenchError.
+    With `out`, each is on the disk as soon as it is known (`resume` runs only what is missing or failed there). `tell`
+    gets each new record. Raises AttnbenchError.
     """
     import torch
 
@@ -40,7 +41,7 @@ def run_models(
         "generation": (generation.run, generation.DECODED_DTYPES),
     }
     run_suite, suite_dtypes = suites[suite]
-    device = resolve_device(device)
+    device = work_on(device)
     if resume and out is None:
         raise AttnbenchError("resume needs out, the folder whose missing runs are to be done")
     before = [] if out is None else read_records(out)
@@ -51,7 +52,8 @@ def run_models(
     unknown = sorted(set(dtypes or ()) - set(suite_dtypes))
     if unknown:
         raise AttnbenchError(f"{suite} takes dtype {' or '.join(suite_dtypes)}, not {unknown[0]}")
-    records = list(before)
+    # What failed may pass now, and is run again.
+    records = [record for record in before if record["status"] not in PASSING]
     threads = torch.get_num_threads()
     # The model is small: more threads wait for each other longer than they compute.
     torch.set_num_threads(1)
@@ -63,7 +65,7 @@ def run_models(
             seed=seed,
             steps=steps,
             tasks=tasks,
-            done=[ModelRun.from_json(record) for record in before],
+            done=[ModelRun.from_json(record) for record in list(records)],
         )
         for run in runs:
             records.append(run.to_json())

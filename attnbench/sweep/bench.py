@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from attnbench.backend import Backend, Gradients, Output, Prepared, function_backend, resolve
+from attnbench.device import work_on
 from attnbench.judge import judge, reference_files
 from attnbench.measure import (
     Clock,
@@ -64,7 +65,7 @@ class Bench:
     """The steps; `phase` is called with what is being done, so that a hang or a crash can be located."""
 
     def __init__(self, device: str, phase: Phase = lambda name: None, clock: Clock | None = None) -> None:
-        self._device = device
+        self._device = work_on(device)
         self._phase = phase
         self._clock = clock
         self._backend: Backend | None = None
@@ -165,7 +166,7 @@ class Bench:
         judged = self._verdict()
         judged |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
         if judged["ok"]:
-            judged["kernel"] = self._proven_kernel()
+            judged["kernel"], judged["notes"] = self._proven_kernel()
             self._phase("measuring memory")
             judged["memory_bytes"] = measure_memory(
                 prepared,
@@ -246,11 +247,11 @@ class Bench:
         call = self._case.prepared.call(direction, self._case.inputs.dout)
         return slowed(call, self._slower_by, self._clock) if self._slower_by else call
 
-    def _proven_kernel(self) -> str:
-        """The kernel's name, on a GPU with the profiled kernels; StepError if those are of another family."""
+    def _proven_kernel(self) -> tuple[str, list[str]]:
+        """The kernel's name, on a GPU with the profiled kernels, and notes; StepError if they are of another family."""
         on = self._case
         if not self._device.startswith("cuda"):
-            return on.prepared.kernel
+            return on.prepared.kernel, []
         self._phase("looking at the kernels that run")
         names = on.prepared.kernels()
         if names is None:
@@ -259,7 +260,8 @@ class Bench:
         mismatch = family_mismatch(names, family) if family else ""
         if mismatch:
             raise StepError("error", mismatch)
-        return ": ".join(part for part in (on.prepared.kernel, ", ".join(attention_kernels(names))) if part)
+        shown = ": ".join(part for part in (on.prepared.kernel, ", ".join(attention_kernels(names))) if part)
+        return shown, [] if names else ["the profiler saw no kernel: which one ran is not proven"]
 
     def _warm_up(self) -> dict[str, Any]:
         assert self._clock is not None

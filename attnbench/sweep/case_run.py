@@ -79,6 +79,7 @@ class CaseRun:
             self._end("wrong", judged["reason"])
             return
         self._values["memory_bytes"] = judged["memory_bytes"]
+        self._notes += judged.get("notes", [])
         if "paces" not in judged:
             self._notes.append("not timed: its clock means nothing (an interpreter)")
             self._end("ok")

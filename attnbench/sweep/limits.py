@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from attnbench.device import cuda_index
+
 DEFAULT_SHARE = 0.6  # of the available memory
 _PR_SET_PDEATHSIG = 1
 _CGROUP = (
@@ -43,9 +45,10 @@ def limit_memory(limit_bytes: int | None, device: str) -> None:
     if device.split(":")[0] == "cuda":
         import torch
 
-        free, total = torch.cuda.mem_get_info(device)
+        index = cuda_index(device)
+        free, total = torch.cuda.mem_get_info(index)
         limit = limit_bytes or int(DEFAULT_SHARE * free)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), index)
         return
     held = None
     with contextlib.suppress(OSError):

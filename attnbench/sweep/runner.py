@@ -18,6 +18,7 @@ from attnbench.device import resolve_device
 from attnbench.errors import UnknownBackend
 from attnbench.measure import BLOCK_MS, commit_label
 from attnbench.problem import Case
+from attnbench.statuses import PASSING
 from attnbench.sweep import events
 from attnbench.sweep.case_run import CaseRun, TimingSettings, join_results, time_together
 from attnbench.sweep.executors import InProcess, WorkerProcess
@@ -50,6 +51,7 @@ def run_sweep(
     timeout_s: float = 300.0,
     memory_limit_bytes: int | None = None,
     resume: bool = False,
+    keep_failures: bool = False,
     rounds: int = 10,
     block_ms: float = BLOCK_MS,
     case_seconds: float = 3.0,
@@ -60,7 +62,8 @@ def run_sweep(
 
     Each name and `path/to/file.py:function` runs in its own worker, callables in this process. `folder` replaces the
     folder of bundled backends. With `out`, each result is on the disk as soon as it is known, and `resume` runs only
-    what is missing there. Workers are restarted `processes` times per case, so that the spread includes what differs
+    what is missing there or ended in a status that may pass (crashed, error, timeout, unavailable), the latter not with
+    `keep_failures`. Workers are restarted `processes` times per case, so that the spread includes what differs
     by chance between processes. Raises UnknownBackend, StoreError and, for a device that is not here,
     AttnbenchError before anything is run.
     """
@@ -89,7 +92,8 @@ def run_sweep(
         references = ReferenceWorker(executor, scratch, timeout_s=timeout_s, memory_limit_bytes=limit)
         ending.callback(references.stop)
         sweep = _Sweep(slots, references, settings, store, tell, device)
-        return sweep.run(planned, stored, suite, seed, distribution)
+        again = frozenset() if keep_failures else PASSING
+        return sweep.run(planned, stored, suite, seed, distribution, again)
 
 
 class _Sweep:
@@ -110,10 +114,19 @@ class _Sweep:
         self._order = random.Random()  # not seeded: two runs must not share an order
 
     def run(
-        self, planned: Sequence[Planned], stored: list[Result], suite: str, seed: int, distribution: str
+        self,
+        planned: Sequence[Planned],
+        stored: list[Result],
+        suite: str,
+        seed: int,
+        distribution: str,
+        again: frozenset[str],
     ) -> list[Result]:
         began = time.monotonic()
-        todo, results = _missing(planned, self._slots, stored, seed, distribution), list(stored)
+        done_before = [result for result in stored if result.status not in again]
+        todo = _missing(planned, self._slots, done_before, seed, distribution)
+        asked = {(plan.case.id, slot.name, seed, distribution) for plan, slots in todo for slot in slots}
+        results = [result for result in stored if result.key not in asked]
         rows = sum(len(slots) for _, slots in todo)
         if rows:
             self._start()

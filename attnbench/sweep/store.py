@@ -35,9 +35,10 @@ class Store:
     def read(self) -> list[Result]:
         """Every whole result in the order written; a last line without its end is ignored.
 
+        Of several rows of one key the last counts, in the place of the first: a row that failed was run again.
         Raises StoreError with file and line for any other line that is no result.
         """
-        return [result for _, result in self._whole_lines()]
+        return list({result.key: result for _, result in self._whole_lines()}.values())
 
     def append(self, result: Result) -> None:
         """Write one result and wait until it is on the disk; a line that fails halfway is removed."""

@@ -52,9 +52,19 @@ def test_another_kernel_is_named_in_the_reason(ran: list[str]) -> None:
     assert any(short(kernel) in reason for kernel in ran)
 
 
-@pytest.mark.parametrize("ran", [[], [COPY], ["ampere_sgemm_128x64_tn"]])
+@pytest.mark.parametrize("ran", [[COPY], ["ampere_sgemm_128x64_tn"]])
 def test_a_composition_of_plain_kernels_is_not_the_named_one(ran: list[str]) -> None:
     assert "no kernel of cutlass ran" in family_mismatch(ran, "cutlass")
+
+
+def test_a_profile_without_any_kernel_proves_nothing_against_the_family() -> None:
+    assert family_mismatch([], "cutlass") == ""
+
+
+def test_kernels_of_no_family_are_named_once_and_few() -> None:
+    plain = [f"void at::native::kernel_{n % 5}<{n}>(int)" for n in range(20)]
+    assert attention_kernels(plain) == [f"at::native::kernel_{n}" for n in range(3)]
+    assert attention_kernels([*plain, FLASH2, FLASH2]) == ["pytorch_flash::flash_fwd_kernel"]
 
 
 def test_names_are_shown_without_their_arguments() -> None:

@@ -27,6 +27,7 @@ from attnbench.sweep import (
 )
 from attnbench.sweep.bench import Bench
 from attnbench.sweep.case_run import CaseRun, TimingSettings
+from attnbench.sweep.store import read_results
 
 KeysOf = Callable[[Sequence[Any]], list[tuple[Any, ...]]]
 Plans = Callable[..., list[Any]]
@@ -128,6 +129,27 @@ def test_a_resumed_run_does_only_what_is_missing(plans: Plans, folder: Path, key
     assert sorted(done) == ["also_right 16", "also_right 24", "also_right 8", "right 24"]
     assert keys_of(whole) == keys_of(Store(folder).read())
     assert len(set(keys_of(whole))) == len(whole) == 6
+
+
+def test_a_resumed_run_does_again_what_failed_in_a_way_that_may_pass(plans: Plans, folder: Path) -> None:
+    fails = [True]
+
+    def shaky(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        if fails:
+            raise ValueError("not today")
+        return right(q, k, v, **options)
+
+    run_sweep(plans(8, 16), [shaky, wrong], out=folder, **QUICK)
+    assert {r.status for r in Store(folder).read()} == {"error", "wrong"}
+    fails.clear()
+    kept = run_sweep(plans(8, 16), [shaky, wrong], out=folder, resume=True, keep_failures=True, **QUICK)
+    assert [r.status for r in kept if r.backend == "shaky"] == ["error", "error"]
+    one = run_sweep(plans(8), [shaky, wrong], out=folder, resume=True, **QUICK)
+    assert [(r.case["q_len"], r.status) for r in one if r.backend == "shaky"] == [(16, "error"), (8, "ok")]
+    stored = [(r.case["q_len"], r.status) for r in Store(folder).read() if r.backend == "shaky"]
+    assert sorted(stored) == [(8, "ok"), (16, "error")]
+    assert len((folder / "results.jsonl").read_text().splitlines()) == 5  # nothing that was written is lost
+    assert len(read_results(folder)) == 4
 
 
 def test_another_seed_is_another_result(plans: Plans, folder: Path) -> None:
