@@ -1,7 +1,7 @@
 """Masking by multiplication: a 0/1 matrix after exp, as older code writes it.
 
 Older code takes the row maximum over all keys, masked ones too, and so loses rows whose permitted scores lie far
-below a masked one. Here the maximum is over permitted keys, and what lies above it (masked keys only) is clamped.
+below a masked one. Here the maximum is over permitted keys, and what lies above it (masked keys only) is set to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MaskMultiply(DenseBackend):
         KnownDefect(
             reason="the gradient of weights / total holds 1 / total^2, which fp16 cannot hold over thousands of keys",
             link="docs/findings.md, a softmax written by hand",
-            versions="==2.13.*",
+            versions=">=2.11,<=2.15.0",
             shows=_many_keys_in_fp16,
             tensors=frozenset({"dq", "dk"}),
         ),
@@ -47,7 +47,9 @@ class MaskMultiply(DenseBackend):
         if case.sink is not None:
             top = torch.maximum(top, case.sink.detach()[None, :, None, None].to(top.dtype))
         top = top.masked_fill(top == -torch.inf, 0.0)
-        weights = torch.exp((scores - top).clamp_max(0.0))
+        below = scores - top
+        # Not clamp_max(0): its gradient at 0, where the maximum lies, is 1 up to torch 2.13 and 0 from 2.14 on.
+        weights = torch.exp(below.masked_fill(below > 0, 0.0))
         if case.allowed is not None:
             weights = weights * case.allowed
         total = weights.sum(dim=-1, keepdim=True)  # [B, H, Q, 1]
