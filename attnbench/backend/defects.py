@@ -19,10 +19,11 @@ def _anywhere(case: Case) -> bool:
 class KnownDefect:
     """One known defect: its cause, a link, and the versions of the library that have it.
 
-    `versions` is a specifier of PEP 440 (`==2.13.*`). `shows` selects the cases on which it is seen, `devices` the
-    devices, `tensors` the tensors it makes wrong (empty: any). Only failures within these are excused; if all of
-    them pass, the defect is gone. A backend declares it under the name of the check that finds it: `oracle`, or
-    `oracle:cancelling_dq` for that input distribution alone.
+    `versions` is a specifier of PEP 440 (`>=2.11,<=2.15.0`): the versions that were tried. An inclusive upper bound is
+    the newest one tried, beyond which nobody knows; an exclusive one is the version that mended it. `shows` selects the
+    cases on which it is seen, `devices` the devices, `tensors` the tensors it makes wrong (empty: any). Only failures
+    within these are excused; if all of them pass, the defect is gone. A backend declares it under the name of the check
+    that finds it: `oracle`, or `oracle:cancelling_dq` for that input distribution alone.
     """
 
     reason: str
@@ -40,6 +41,19 @@ class KnownDefect:
         except InvalidVersion:
             return True  # unparsable version: assume the defect is present
         return SpecifierSet(self.versions).contains(number, prereleases=True)
+
+    def is_beyond(self, version: str) -> bool:
+        """Whether a version is later than the newest that was tried, so that it may have the defect still."""
+        words = version.split()
+        try:
+            number = Version(words[-1] if words else "")
+        except InvalidVersion:
+            return False
+        specifiers = list(SpecifierSet(self.versions))
+        if any(one.operator in ("<", ">", ">=") and not one.contains(number, True) for one in specifiers):
+            return False
+        tried = [one.version.removesuffix(".*") for one in specifiers if one.operator in ("<=", "==")]
+        return not self.is_in(version) and all(number > Version(one) for one in tried)
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.link}; versions {self.versions})"

@@ -46,7 +46,11 @@ def check_backend(
     distribution: str = typer.Option(
         "randn", "--distribution", help="With --case: the distribution of the inputs."
     ),
-    strict: bool = typer.Option(False, "--strict", help="Exit 1 if limits are suspected, too."),
+    strict: bool = typer.Option(
+        False,
+        "--strict",
+        help="Exit 1 if limits are suspected or a known defect is undeclared, too.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
     """Check that a backend computes exact attention, forward and backward, for all it claims.
@@ -82,10 +86,10 @@ def check_backend(
 
 
 def exit_code(report: Report, strict: bool = False) -> int:
-    """0 if right, 1 if wrong (when `strict`: or limits are suspected), 3 if too little is checked."""
+    """0 if right, 1 if wrong (when `strict`: or limits are suspected, or a defect undeclared), 3 if too little."""
     from attnbench.conformance.report import RIGHT, VERDICT_WRONG
 
-    if report.verdict == VERDICT_WRONG or (strict and report.limits):
+    if report.verdict == VERDICT_WRONG or (strict and (report.limits or report.undeclared)):
         return WRONG
     return FINE if report.verdict == RIGHT else TOO_LITTLE
 

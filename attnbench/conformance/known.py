@@ -38,12 +38,12 @@ def _is_excused(key: str, defect: KnownDefect, failed: _Checked) -> bool:
 
 
 def defects_here(backend: Backend, device: str) -> dict[str, KnownDefect]:
-    """The declared defects that the library has in the version that runs, on this device."""
+    """The declared defects that the library has in the version that runs, or may have since, on this device."""
     version, kind = backend.version(), device.split(":")[0]
     return {
         key: defect
         for key, defect in backend.known_defects.items()
-        if kind in defect.devices and defect.is_in(version)
+        if kind in defect.devices and (defect.is_in(version) or defect.is_beyond(version))
     }
 
 
@@ -55,16 +55,18 @@ def is_known(backend: Backend, device: str, failed: _Checked) -> bool:
 def settle_known_defects(backend: Backend, report: Report) -> None:
     """Move failures that the backend declares as known from the report's failures to `known`.
 
-    Strict: a declared defect that none of its cases shows is `gone`, which fails the check; in other versions of the
-    library than the declared ones it excuses nothing.
+    Strict: a declared defect that none of its cases shows is `gone`, which fails the check; in versions of the library
+    before the declared ones or with the defect mended it excuses nothing. In a version later than every tried one a
+    failure that is otherwise as declared goes to `undeclared`: the library has it still, most likely.
     """
+    version = backend.version()
     for key, defect in defects_here(backend, report.device).items():
         seen = [o for o in report.outcomes if _is_of(key, defect, o) and o.status in (OK, WRONG)]
         if any(o.status == WRONG and _is_excused(key, defect, o) for o in seen):
             report.failures = [f for f in report.failures if not _is_excused(key, defect, f)]
             report.outcomes = [_known(o) if _is_excused(key, defect, o) else o for o in report.outcomes]
-            report.known[key] = str(defect)
-        elif seen and all(o.status == OK for o in seen):
+            (report.known if defect.is_in(version) else report.undeclared)[key] = str(defect)
+        elif defect.is_in(version) and seen and all(o.status == OK for o in seen):
             report.gone[key] = str(defect)
 
 

@@ -34,7 +34,8 @@ class Report:
     some cases, masks or checks, so that being short is no shortfall. `without_backward`: dtypes in which the backward
     is refused and the forward checked in full, with the words. `known` and `gone`: the declared defects of its
     library that were seen, and those that should have been seen and were not, by their keys with reason, link and
-    versions. One that is gone is not `ok`: remove its declaration.
+    versions. One that is gone is not `ok`: remove its declaration. `undeclared`: those seen in a version of the library
+    that is later than every one that was tried.
     """
 
     backend: str
@@ -46,6 +47,7 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
+    undeclared: dict[str, str] = field(default_factory=dict)
     limits: list[SuspectedLimit] = field(default_factory=list)
     without_backward: dict[str, str] = field(default_factory=dict)
     is_restricted: bool = False
@@ -102,6 +104,7 @@ class Report:
                 "ok",
                 "known",
                 "gone",
+                "undeclared",
                 "shortfall",
                 "without_backward",
             )
@@ -118,7 +121,8 @@ class Report:
             if self.limits and verdict == RIGHT
             else ""
         )
-        word += f", with {_many(len(self.known), 'known defect')}" if self.known else ""
+        defects = len(self.known) + len(self.undeclared)
+        word += f", with {_many(defects, 'known defect')}" if defects else ""
         head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
         counts = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
         counts += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
@@ -137,6 +141,10 @@ class Report:
         if verdict != VERDICT_WRONG and not self.is_restricted:
             lines += [f"  {entry}" for entry in coverage(self.outcomes) if entry.taken or entry.refused]
         lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
+        lines += [
+            f"the known defect, not yet declared for this version, {key}: {words}"
+            for key, words in self.undeclared.items()
+        ]
         lines += [
             f"known defect gone, {key}: it passes now; take it out of known_defects, or narrow its versions: {words}"
             for key, words in self.gone.items()

@@ -9,8 +9,12 @@ import pytest
 
 from attnbench.backend import KnownDefect, Prepared, resolve
 from attnbench.backend.registry import entries
+from attnbench.cli.check import exit_code
 from attnbench.conformance import check
 from attnbench.conformance.diagnosis.observation import observe
+from attnbench.conformance.known import settle_known_defects
+from attnbench.conformance.outcome import CheckOutcome, Failure
+from attnbench.conformance.report import RIGHT, Report
 from attnbench.conformance.subject import Subject
 from attnbench.problem import Case, Inputs
 from tests.conformance.functions import Careful
@@ -128,3 +132,65 @@ def test_an_unparsable_version_is_taken_for_a_defective_one() -> None:
     assert STRICT.is_in("unknown")
     assert STRICT.is_in("torch 1.13.1+cpu")
     assert not STRICT.is_in("torch 2.0.0")
+
+
+@pytest.mark.parametrize(
+    ("versions", "version", "is_in", "is_beyond"),
+    [
+        (">=2.11,<=2.15.0", "torch 2.10.0", False, False),
+        (">=2.11,<=2.15.0", "torch 2.15.0+cu132", True, False),
+        (">=2.11,<=2.15.0", "torch 2.15.1", False, True),
+        (">=2.11,<2.16", "torch 2.16.0", False, False),  # 2.16 mended it
+        ("==2.13.*", "torch 2.13.2", True, False),
+        ("==2.13.*", "torch 2.14.0", False, True),
+        ("==2.13.*", "torch 2.12.0", False, False),
+    ],
+)
+def test_a_range_says_what_was_tried(versions: str, version: str, is_in: bool, is_beyond: bool) -> None:
+    defect = replace(STRICT, versions=versions)
+    assert (defect.is_in(version), defect.is_beyond(version)) == (is_in, is_beyond)
+
+
+def _report(*tensors: str) -> Report:
+    """A check in which one case is right and another has these tensors wrong."""
+    report = Report("known", "smoke", "cpu", 0, "flash", is_restricted=True)
+    of_oracle: dict[str, Any] = {
+        "check": "oracle",
+        "case": MANY_KEYS,
+        "distribution": "randn",
+        "reason": "off",
+    }
+    report.outcomes = [CheckOutcome(**of_oracle, dtype="bf16", status="ok")]
+    if tensors:
+        report.outcomes.append(CheckOutcome(**of_oracle, dtype="bf16", status="wrong", tensors=tensors))
+        report.failures = [Failure(**of_oracle, seed=0, tensors=tensors)]
+    return report
+
+
+LATER = replace(STRICT, versions=">=1,<=1.1", tensors=frozenset({"dq"}))
+
+
+def test_a_known_defect_in_a_later_version_than_was_tried_is_told_and_fails_a_strict_check_only() -> None:
+    backend, report = Known(), _report("dq")
+    backend.known_defects = {"oracle": LATER}
+    settle_known_defects(backend, report)
+    assert (report.verdict, report.known) == (RIGHT, {})
+    assert "the known defect, not yet declared for this version, oracle: masks strictly" in str(report)
+    assert "right, with 1 known defect" in str(report)
+    assert set(report.to_json()["undeclared"]) == {"oracle"}
+    assert (exit_code(report), exit_code(report, strict=True)) == (0, 1)
+
+
+def test_a_defect_that_a_later_version_than_was_tried_lacks_is_not_asked_for() -> None:
+    backend, report = Known(), _report()
+    backend.known_defects = {"oracle": LATER}
+    settle_known_defects(backend, report)
+    assert (report.verdict, report.gone, report.undeclared) == (RIGHT, {}, {})
+
+
+def test_another_failure_in_a_later_version_than_was_tried_is_a_failure() -> None:
+    backend, report = Known(), _report("dq", "dk")
+    backend.known_defects = {"oracle": LATER}
+    settle_known_defects(backend, report)
+    assert report.failures
+    assert not report.undeclared
