@@ -103,7 +103,13 @@ def _compiler() -> Symptom:
 
 
 def _triton() -> Symptom:
+    from attnbench.backend.conflicts import interpreter_conflict
+
     try:
+        conflict = interpreter_conflict(version("triton"), version("numpy"))
+        if conflict:
+            found, do = conflict.split(": ", 1)
+            return Symptom("triton", "warning", f"{found}; on a GPU it works", do)
         return Symptom("triton", "fine", version("triton"))
     except PackageNotFoundError:
         return Symptom(

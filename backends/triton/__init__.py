@@ -10,10 +10,12 @@ import sys
 from copy import copy
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attnbench.backend import Backend, Capabilities, Gradients, Output, Prepared, Refusal, declared_refusal
+from attnbench.backend.conflicts import interpreter_conflict
 from attnbench.errors import BackendUnavailable
 from attnbench.problem import Case, Inputs
 
@@ -127,9 +129,10 @@ class TritonBackend(Backend):
             return refusal
         if device.startswith("cuda") and not ON_GPU:
             return Refusal("there is no CUDA device here; on a CPU it runs in Triton's interpreter")
-        if not device.startswith("cuda"):
-            return _too_slow(case)
-        return None
+        if device.startswith("cuda"):
+            return None
+        conflict = interpreter_conflict(triton.__version__, np.__version__)
+        return Refusal(conflict) if conflict else _too_slow(case)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         if ON_GPU and inputs.device.type == "cpu":

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -174,7 +175,7 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
 
 def _spills(ptx: str, architecture: int) -> int:
     """Bytes of spill stores, by the assembler that comes with Triton."""
-    tool = triton.knobs.nvidia.ptxas_blackwell if architecture >= 100 else triton.knobs.nvidia.ptxas
+    tool = get_ptxas(architecture)  # the one that Triton took: several versions of it come along
     suffix = "a" if architecture >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
