@@ -210,7 +210,7 @@ class Job:
             start = time.perf_counter_ns()
             call()
             samples_ms.append((time.perf_counter_ns() - start) / 1e6)
-        return samples_ms, 0
+        return {"samples_ms": samples_ms, "switches": 0, "host_ms": [], "late": 0}
 
     def outputs(self):
         return {"out": as_bits(self.out)}

@@ -11,6 +11,8 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHANGES = ("bias", "relative", "sink")
+# Before each timed call a GPU is held back for longer than the host takes to enqueue it.
+HELD_FACTOR, HELD_MORE_MS, MOST_HELD_MS = 2.0, 0.05, 50.0
+HOST_CALLS, PROBES, PROBE_CYCLES = 3, 3, 1 << 21
 TENSORS = ("q", "k", "v", "dout", *CHANGES)
 
 
@@ -63,6 +68,21 @@ def bits_of(tensor: torch.Tensor) -> tuple[str, np.ndarray]:
     return {torch.float32: "fp32", torch.float16: "fp16"}[whole.dtype], whole.numpy()
 
 
+@cache
+def _cycles_per_ms() -> float:
+    """Cycles of the GPU's delay per millisecond: the highest rate of a few tries, since an idle GPU wakes slowly."""
+    cuda, rates = torch.cuda, []
+    for _ in range(PROBES):
+        start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        cuda.synchronize()
+        start.record()
+        cuda._sleep(PROBE_CYCLES)
+        end.record()
+        cuda.synchronize()
+        rates.append(PROBE_CYCLES / max(start.elapsed_time(end), 1e-3))
+    return max(rates)
+
+
 class Job:
     """One case; `forward` and `backward` store their results in `out`, `lse` and `grads`."""
 
@@ -80,6 +100,7 @@ class Job:
         self.out: Any = None
         self.lse: Any = None
         self.grads: Any = None
+        self._host_ms: dict[str, float] = {}
         if device.startswith("cuda"):
             self.time, self.clock = self._time_with_events, "cuda_events_cold_l2"
 
@@ -185,31 +206,51 @@ class Job:
             self.forward()
             if self.needs_backward:
                 self.backward()
-        return sorted({event.key for event in profiler.key_averages()})
+        # The host's calls are events too.
+        on_gpu = torch.autograd.DeviceType.CUDA
+        return sorted({event.key for event in profiler.key_averages() if event.device_type == on_gpu})
 
-    def _time_with_events(self, direction: str, samples: int, calls: int) -> tuple[list[float], int]:
-        """One call per sample between events, after a flush of twice the L2, as attnbench's own clock does."""
+    def _time_with_events(self, direction: str, samples: int, calls: int) -> dict[str, Any]:
+        """One call per sample between events, as attnbench's own clock does (attnbench/measure/clocks.py).
+
+        After a flush of twice the L2 the device is held back until the call is queued, so no sample holds host time.
+        """
         assert calls == 1
-        size = 2 * torch.cuda.get_device_properties(self.device).L2_cache_size
+        cuda = torch.cuda
+        size = 2 * cuda.get_device_properties(self.device).L2_cache_size
         flush = torch.empty(size, dtype=torch.int8, device=self.device)
         if direction == "bwd" and self.out is None:
             self.compute()
-        starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(samples)] for _ in range(2))
+        call = self.compute if direction == "fwd" else partial(self.compute_gradients, self.dout)
+        if direction not in self._host_ms:
+            self._host_ms[direction] = min(self._enqueued_ms(call) for _ in range(HOST_CALLS))
+        held = min(MOST_HELD_MS, HELD_FACTOR * self._host_ms[direction] + HELD_MORE_MS)
+        cycles = int(held * _cycles_per_ms())
+        starts, ends = ([cuda.Event(enable_timing=True) for _ in range(samples)] for _ in range(2))
+        host_ms = []
         gc.disable()
         try:
-            for begin, end in zip(starts, ends, strict=True):
+            for start, end in zip(starts, ends, strict=True):
                 flush.zero_()
-                torch.cuda.synchronize()
-                begin.record()
-                if direction == "fwd":
-                    self.compute()
-                else:
-                    self.compute_gradients(self.dout)
+                cuda._sleep(cycles)
+                start.record()
+                begun = time.perf_counter()
+                call()
+                host_ms.append((time.perf_counter() - begun) * 1e3)
                 end.record()
-            torch.cuda.synchronize()
+            cuda.synchronize()
         finally:
             gc.enable()
-        return [begin.elapsed_time(end) for begin, end in zip(starts, ends, strict=True)], 0
+        taken = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
+        on_time = [ms for ms, host in zip(taken, host_ms, strict=True) if host <= held]
+        late = 0 if on_time else samples
+        return {"samples_ms": on_time or taken, "switches": 0, "host_ms": host_ms, "late": late}
+
+    def _enqueued_ms(self, call: Callable[[], None]) -> float:
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        call()
+        return (time.perf_counter() - begun) * 1e3
 
     def _leaf(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach().requires_grad_(self.needs_backward)

@@ -267,11 +267,13 @@ class ForeignPrepared(Prepared):
     def drop_graph(self) -> None:
         self._foreign.call("drop", job=self._job)
 
-    def timed(self, direction: str, samples: int, calls: int) -> tuple[list[float], Any, int]:
-        """Time calls in the foreign process: milliseconds per call, the last result, forced switches."""
+    def timed(
+        self, direction: str, samples: int, calls: int
+    ) -> tuple[list[float], Any, int, list[float], int]:
+        """Time calls in the foreign process: the fields of `Timed`."""
         answer = self._foreign.call("time", job=self._job, direction=direction, samples=samples, calls=calls)
         last = self._output(answer) if direction == "fwd" else self._gradients(answer)
-        return answer["samples_ms"], last, answer["switches"]
+        return answer["samples_ms"], last, answer["switches"], answer["host_ms"], answer["late"]
 
     def _tensors(self, dout: Tensor | None = None) -> Arrays:
         named = dict(self._inputs.tensors)
@@ -316,8 +318,10 @@ class ForeignCall:
         assert self._dout is not None
         return self._prepared.backward(self._dout)
 
-    def timed(self, samples: int, calls_per_sample: int) -> tuple[list[float], Any, int]:
-        """Milliseconds per call, one number per sample; the result of the last call; forced switches."""
+    def timed(self, samples: int, calls_per_sample: int) -> tuple[list[float], Any, int, list[float], int]:
+        """Milliseconds per call, one number per sample; the result of the last call; forced switches; on a GPU the
+        host's milliseconds per call, and the samples that contain some.
+        """
         return self._prepared.timed(self._direction, samples, calls_per_sample)
 
 

@@ -124,7 +124,7 @@ class Prepared(ABC):
     def call(self, direction: str, dout: Tensor | None) -> Callable[[], Any]:
         """The callable to time: the forward, or the backward of one forward that runs now.
 
-        A callable with a method `timed(samples, calls_per_sample) -> (samples_ms, last, involuntary_switches)` times
+        A callable with a method `timed(samples, calls_per_sample)`, which returns the fields of `measure.Timed`, times
         itself, because it runs in another process.
         """
         if direction == "fwd":

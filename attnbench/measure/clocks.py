@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -17,15 +17,23 @@ except ImportError:  # pragma: no cover - Windows counts no context switches
     resource = None  # type: ignore[assignment]
 
 Call = Callable[[], Any]
+# Before each call a GPU is held back for this many times the host's time to enqueue it, and somewhat more.
+HELD_FACTOR, HELD_MORE_MS, MOST_HELD_MS = 2.0, 0.05, 50.0
+PROBES, PROBE_CYCLES = 3, 1 << 21  # a millisecond each at 2 GHz
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds per call, one number per sample; what the last call returned; involuntary context switches."""
+    """Milliseconds per call, one number per sample; what the last call returned; involuntary context switches.
+
+    On a GPU also `host_ms`, the host's time to enqueue each call, and `late`, how many samples contain such time.
+    """
 
     samples_ms: list[float]
     last: Any
     involuntary_switches: int
+    host_ms: list[float] = field(default_factory=list)
+    late: int = 0
 
 
 class Clock(Protocol):
@@ -38,8 +46,8 @@ class Clock(Protocol):
     name: str
     averages: bool
 
-    def time(self, call: Call, samples: int, calls_per_sample: int = 1) -> Timed:
-        """Time `samples` x `calls_per_sample` calls."""
+    def time(self, call: Call, samples: int, calls_per_sample: int = 1, host_ms: float = 0.0) -> Timed:
+        """Time `samples` x `calls_per_sample` calls. `host_ms`: how long the host takes to enqueue one on a GPU."""
         ...
 
 
@@ -52,7 +60,7 @@ class CpuClock:
     def now_ns(self) -> int:
         return time.perf_counter_ns()
 
-    def time(self, call: Call, samples: int, calls_per_sample: int = 1) -> Timed:
+    def time(self, call: Call, samples: int, calls_per_sample: int = 1, host_ms: float = 0.0) -> Timed:
         now_ns, between = self.now_ns, range(calls_per_sample - 1)
         samples_ms: list[float] = []
         last = None
@@ -101,27 +109,63 @@ class FakeClock(CpuClock):
         self.elapsed_ns += round(ms * 1e6)
 
 
-class CudaClock:
-    """Events around each call, with a cold L2: from the first kernel's launch to the last one's end.
+def held_ms(host_ms: float) -> float:
+    """How long the device is held back before a call that the host takes `host_ms` to enqueue; 0 if that is unknown."""
+    return min(MOST_HELD_MS, HELD_FACTOR * host_ms + HELD_MORE_MS) if host_ms > 0 else 0.0
 
-    Before each start event a buffer of twice the device's L2 is zeroed and the device is synchronised, or
-    the tail of the flush would run inside the window. The events are read after one synchronisation per block.
+
+class Hold:
+    """Keeps a GPU busy for a time without touching memory, so that the host can enqueue ahead of it."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._cycles_per_ms = 0.0
+
+    def __call__(self, ms: float) -> None:
+        self._cuda._sleep(int(ms * (self._cycles_per_ms or self._calibrated())))
+
+    def _calibrated(self) -> float:
+        """Cycles per millisecond: the highest rate of a few tries, since an idle GPU wakes slowly."""
+        cuda = self._cuda
+        for _ in range(PROBES):
+            start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+            cuda.synchronize()
+            start.record()
+            cuda._sleep(PROBE_CYCLES)
+            end.record()
+            cuda.synchronize()
+            rate = PROBE_CYCLES / max(start.elapsed_time(end), 1e-3)
+            self._cycles_per_ms = max(self._cycles_per_ms, rate)
+        return self._cycles_per_ms
+
+
+class CudaClock:
+    """Events around each call, with a cold L2: the time of its kernels and of the gaps between them, not the host's.
+
+    For each sample, all on one stream: a buffer of twice the device's L2 is zeroed, the device is held back for longer
+    than the host takes to enqueue a call, start event, call, end event. So the start event fires when the call is
+    queued, and nothing is synchronised until the block ends. While `host_ms` is unknown, the device is not held but
+    synchronised before the start event, and the window holds the host's time.
+
+    A sample whose call took the host longer than the device was held is late: it is left out if another is on time.
     `cuda` is torch.cuda (or a stand-in, in tests); `flush` zeroes the buffer.
     """
 
     name = "cuda_events_cold_l2"
     averages = False
+    now_ns = staticmethod(time.perf_counter_ns)
 
-    def __init__(self, cuda: Any, flush: Call) -> None:
-        self._cuda = cuda
-        self._flush = flush
+    def __init__(self, cuda: Any, flush: Call, hold: Hold | None = None) -> None:
+        self._cuda, self._flush = cuda, flush
+        self._hold = hold or Hold(cuda)
 
-    def time(self, call: Call, samples: int, calls_per_sample: int = 1) -> Timed:
+    def time(self, call: Call, samples: int, calls_per_sample: int = 1, host_ms: float = 0.0) -> Timed:
         if calls_per_sample != 1:
             raise ValueError("a sample on CUDA is one call: only the first of several would find a cold L2")
-        cuda = self._cuda
+        cuda, now_ns, held = self._cuda, self.now_ns, held_ms(host_ms)
         starts = [cuda.Event(enable_timing=True) for _ in range(samples)]
         ends = [cuda.Event(enable_timing=True) for _ in range(samples)]
+        enqueued_ms: list[float] = []
         last = None
         was_collecting = gc.isenabled()
         gc.disable()
@@ -130,16 +174,24 @@ class CudaClock:
             for start, end in zip(starts, ends, strict=True):
                 last = None
                 self._flush()
-                cuda.synchronize()
+                if held:
+                    self._hold(held)
+                else:
+                    cuda.synchronize()
                 start.record()
+                begun_ns = now_ns()
                 last = call()
+                enqueued_ms.append((now_ns() - begun_ns) / 1e6)
                 end.record()
             cuda.synchronize()
         finally:
             if was_collecting:
                 gc.enable()
-        samples_ms = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
-        return Timed(samples_ms, last, _involuntary_switches() - switches)
+        taken = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
+        on_time = [ms for ms, host in zip(taken, enqueued_ms, strict=True) if not held or host <= held]
+        late = samples - len(on_time)
+        switches = _involuntary_switches() - switches
+        return Timed(on_time or taken, last, switches, enqueued_ms, 0 if on_time else late)
 
 
 class WarmCudaClock(CudaClock):
@@ -150,12 +202,12 @@ class WarmCudaClock(CudaClock):
 
     name = "cuda_events_warm_l2"
 
-    def __init__(self, cuda: Any) -> None:
-        super().__init__(cuda, lambda: None)
+    def __init__(self, cuda: Any, hold: Hold | None = None) -> None:
+        super().__init__(cuda, lambda: None, hold)
 
-    def time(self, call: Call, samples: int, calls_per_sample: int = 1) -> Timed:
+    def time(self, call: Call, samples: int, calls_per_sample: int = 1, host_ms: float = 0.0) -> Timed:
         call()  # warms it
-        return super().time(call, samples, calls_per_sample)
+        return super().time(call, samples, calls_per_sample, host_ms)
 
 
 def _involuntary_switches() -> int:

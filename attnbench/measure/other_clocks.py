@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attnbench.measure.clocks import WarmCudaClock
+from attnbench.measure.clocks import Hold, WarmCudaClock
 
 if TYPE_CHECKING:
     from attnbench.backend.interface import Prepared
@@ -20,7 +20,7 @@ MOST_COPIES = 1024  # each costs a node of the graph
 L2_MULTIPLE = 5  # inputs of this many times the L2 leave nothing of themselves in it
 GRAPH_CALLS = 8  # at least, so that they share the cost of one launch
 REPLAYS = 5
-LAUNCH_BOUND = 0.10  # events exceed the graph by more than this share of the graph's time
+REPLAY_HELD_MS = 0.2  # longer than the host takes to launch a graph
 Calls = Sequence[Callable[[], Any]]
 
 
@@ -29,15 +29,18 @@ def other_clocks(
     prepared: Prepared,
     inputs: Inputs,
     cold_ms: Mapping[str, float],
+    host_ms: Mapping[str, float],
     l2_bytes: int,
     free_bytes: int,
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Milliseconds by clock and direction, and notes: `launch_bound`, or why a clock has no figure.
 
-    `cold_ms` is the main clock's, by direction. Backends that time themselves in another process have none.
+    `cold_ms` is the main clock's, by direction, and `host_ms` the host's time to enqueue a call. Backends that time
+    themselves in another process have none.
     """
     times: dict[str, dict[str, float]] = {WarmCudaClock.name: {}, GRAPH: {}}
     notes: list[str] = []
+    hold = Hold(cuda)
     input_bytes = sum(x.numel() * x.element_size() for x in inputs.tensors.values())
     enough = copies_for(input_bytes, l2_bytes)
     copies = min(enough, MOST_COPIES)
@@ -47,7 +50,12 @@ def other_clocks(
         call = prepared.call(direction, inputs.dout)
         if hasattr(call, "timed"):
             return {}, []
-        warm = WarmCudaClock(cuda).time(call, SAMPLES)
+        host = host_ms.get(direction, 0.0)
+        if launch_bound(host, events_ms):
+            notes.append(
+                f"{direction}: launch_bound: the host takes {host:.3f} ms to start a call of {events_ms:.3f} ms"
+            )
+        warm = WarmCudaClock(cuda, hold).time(call, SAMPLES, host_ms=host)
         times[WarmCudaClock.name][direction] = statistics.median(warm.samples_ms)
         if copies * input_bytes > MOST_BYTES_SHARE * free_bytes:
             notes.append(f"{direction}: no graph, {copies} copies of the inputs are too large")
@@ -61,15 +69,13 @@ def other_clocks(
                 reason = "the backend cannot be called on copies of its inputs"
             else:
                 cuda.synchronize()
-                times[GRAPH][direction] = graph_ms(cuda, calls, calls_for(copies), stream=stream)
+                times[GRAPH][direction] = graph_ms(cuda, calls, calls_for(copies), stream=stream, hold=hold)
         except RuntimeError as error:
             reason = str(error).split("\n")[0][:120]
         finally:
             prepared.drop_graph()
         if reason:
             notes.append(f"{direction}: no graph, {reason}")
-        elif launch_bound(events_ms, times[GRAPH][direction]):
-            notes.append(f"{direction}: launch_bound")
     return {name: by_direction for name, by_direction in times.items() if by_direction}, notes
 
 
@@ -85,7 +91,9 @@ def calls_for(copies: int) -> int:
     return copies * math.ceil(GRAPH_CALLS / copies)
 
 
-def graph_ms(cuda: Any, calls: Calls, count: int, stream: Any, replays: int = REPLAYS) -> float:
+def graph_ms(
+    cuda: Any, calls: Calls, count: int, stream: Any, hold: Hold | None = None, replays: int = REPLAYS
+) -> float:
     """Milliseconds per call in the fastest replay of a graph of `count` calls, taken in turn from `calls`.
 
     `stream` is the one on which the calls were made (a backward runs on its forward's). Raises RuntimeError if a call
@@ -100,9 +108,11 @@ def graph_ms(cuda: Any, calls: Calls, count: int, stream: Any, replays: int = RE
         for n in range(count):
             calls[n % len(calls)]()
     graph.replay()  # uploads it
+    hold = hold or Hold(cuda)
     starts, ends = ([cuda.Event(enable_timing=True) for _ in range(replays)] for _ in range(2))
     cuda.synchronize()
     for start, end in zip(starts, ends, strict=True):
+        hold(REPLAY_HELD_MS)
         start.record()
         graph.replay()
         end.record()
@@ -127,6 +137,6 @@ def rotating(
     return calls
 
 
-def launch_bound(events_ms: float, without_launch_ms: float) -> bool:
-    """Whether a single call takes so much longer than in a graph that its launch dominates."""
-    return events_ms > (1 + LAUNCH_BOUND) * without_launch_ms
+def launch_bound(host_ms: float, device_ms: float) -> bool:
+    """Whether the host takes longer to start a call than the device to run it: in a loop, the device waits."""
+    return host_ms > device_ms

@@ -49,10 +49,10 @@ def measure_roofs(device: str = "cpu") -> dict[str, Any]:
 
 
 def _best_ms(clock: Clock, call: Call) -> float:
-    once_ms = clock.time(call, 1).samples_ms[0]
-    if once_ms > SLOWEST_CALL_MS:
-        return once_ms
-    return min(clock.time(call, REPETITIONS).samples_ms)
+    once = clock.time(call, 1)
+    if once.samples_ms[0] > SLOWEST_CALL_MS:
+        return once.samples_ms[0]
+    return min(clock.time(call, REPETITIONS, host_ms=min(once.host_ms, default=0.0)).samples_ms)
 
 
 def _matmul_rate(clock: Clock, dtype: torch.dtype, device: str) -> float:

@@ -140,6 +140,8 @@ COLUMNS = (
     _of_pass("fwd", "roof_share", "real", "share"),
     _of_pass("bwd", "roof_share", "real", "share"),
     Column("roof_share", "real", "roof_share", "share"),
+    _of_pass("fwd", "host_ms", "real", "ms"),
+    _of_pass("bwd", "host_ms", "real", "ms"),
     _of_pass("fwd", "warm_l2_ms", "real", "ms"),
     _of_pass("bwd", "warm_l2_ms", "real", "ms"),
     _of_pass("fwd", "graph_ms", "real", "ms"),

@@ -26,6 +26,7 @@ class PassFigures:
     low_ms: float | None
     high_ms: float | None
     min_ms: float | None
+    host_ms: float | None
     warm_l2_ms: float | None
     graph_ms: float | None
     flops: int | None
@@ -93,6 +94,7 @@ def pass_figures(result: Result, which: str, roofs: Mapping[str, Any]) -> PassFi
         low_ms=low,
         high_ms=high,
         min_ms=float(samples.min()) if timed else None,
+        host_ms=result.host_ms.get(which),
         warm_l2_ms=result.other_clocks_ms.get(WARM_L2, {}).get(which),
         graph_ms=result.other_clocks_ms.get(GRAPH, {}).get(which),
         flops=result.flops.get(which),

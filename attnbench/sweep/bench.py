@@ -59,6 +59,7 @@ class _Open:
     gradients: Gradients | None = None
     paces: dict[str, Pace] | None = None
     block_ms: dict[str, float] = field(default_factory=dict)  # median of the last block by direction
+    host_ms: dict[str, float] = field(default_factory=dict)  # on a GPU: of the host, to enqueue a call
 
 
 class Bench:
@@ -183,6 +184,8 @@ class Bench:
     def block(self, block_ms: float, paces: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
         """One block of samples per direction in milliseconds per call, and the involuntary context switches.
 
+        On a GPU also the host's milliseconds to enqueue a call, and how many samples contain some of them.
+
         `paces` replace those of the warm-up, so that several runs average as many calls per sample.
         """
         on, clock = self._case, self._clock
@@ -190,7 +193,7 @@ class Bench:
         if paces:
             on.paces = {name: Pace(**pace) for name, pace in paces.items()}
         assert on.paces is not None
-        samples, switches = {}, 0
+        samples, switches, late = {}, 0, 0
         gpu: dict[str, Any] = {}
         for direction, pace in on.paces.items():
             self._phase(f"timing {direction}")
@@ -199,6 +202,9 @@ class Bench:
             samples[direction] = [round(ms, 6) for ms in timed.samples_ms]
             on.block_ms[direction] = median(samples[direction])
             gpu |= {direction: state} if state else {}
+            if timed.host_ms:
+                on.host_ms[direction] = round(median(timed.host_ms), 6)
+            late += timed.late
             switches += timed.involuntary_switches
             if direction == "fwd":
                 on.output = timed.last
@@ -206,7 +212,10 @@ class Bench:
                 on.gradients = timed.last
             del timed
         self._free_cache()
-        return {"samples_ms": samples, "involuntary_switches": switches} | ({"gpu": gpu} if gpu else {})
+        more = {"gpu": gpu, "host_ms": dict(on.host_ms), "late": late}
+        return {"samples_ms": samples, "involuntary_switches": switches} | {
+            n: v for n, v in more.items() if v
+        }
 
     def recheck(self) -> dict[str, Any]:
         """Judge what the last timed calls returned; on a GPU, also time by the other clocks."""
@@ -217,7 +226,7 @@ class Bench:
             free, _ = torch.cuda.mem_get_info(self._device)
             l2 = torch.cuda.get_device_properties(self._device).L2_cache_size
             on = self._case
-            times, notes = other_clocks(torch.cuda, on.prepared, on.inputs, on.block_ms, l2, free)
+            times, notes = other_clocks(torch.cuda, on.prepared, on.inputs, on.block_ms, on.host_ms, l2, free)
             judged |= {"other_clocks_ms": times, "notes": notes}
         return judged
 

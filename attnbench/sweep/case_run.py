@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from attnbench.measure import Pace
@@ -49,6 +50,8 @@ class CaseRun:
     _paces: dict[str, Pace] = field(default_factory=dict)
     _samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
     _rounds: list[dict[str, Any]] = field(default_factory=list)
+    _host_ms: dict[str, list[float]] = field(default_factory=dict)
+    _late: int = 0  # samples that contain time of the host
     _spent_s: float = 0.0
     _timing_s: float = 0.0
 
@@ -126,6 +129,9 @@ class CaseRun:
             return
         for direction, samples in block["samples_ms"].items():
             self._samples_ms.setdefault(direction, []).append(samples)
+        for direction, host_ms in block.get("host_ms", {}).items():
+            self._host_ms.setdefault(direction, []).append(host_ms)
+        self._late += block.get("late", 0)
         self._rounds.append(
             {
                 "at_s": round(at_s, 3),
@@ -158,6 +164,11 @@ class CaseRun:
             self._end("wrong", f"right at first, wrong after the timed loop: {recheck['reason']}")
             return
         self._values |= {"samples_ms": self._samples_ms, "rounds": self._rounds}
+        self._values["host_ms"] = {name: median(each) for name, each in self._host_ms.items()}
+        if self._late:
+            self._notes.append(
+                f"{self._late} samples contain time of the host: it waits within a call, or is too slow"
+            )
         self._values["other_clocks_ms"] = recheck.get("other_clocks_ms", {})
         self._notes += recheck.get("notes", []) + _throttling_note(self._rounds)
         self._end("ok")
@@ -225,7 +236,7 @@ def join_results(first: Result, other: Result, process: int) -> Result:
     return replace(first, samples_ms=samples, rounds=rounds, notes=notes)
 
 
-_TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock", "other_clocks_ms")
+_TIMED = ("samples_ms", "rounds", "calls_per_sample", "clock", "host_ms", "other_clocks_ms")
 
 
 def _throttling_note(rounds: Sequence[dict[str, Any]]) -> list[str]:

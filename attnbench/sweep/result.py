@@ -33,6 +33,7 @@ class Result:
                     "gpu" by direction its clocks, power, temperature, throttle reasons, `throttled` (why the kept
                     block still is) and `retaken`
     clock           what timed the calls
+    host_ms         on a GPU, by direction: the host's time to enqueue one call, which is in no sample
     other_clocks_ms on a GPU, by the name of another clock (a warm L2, a CUDA graph) and by direction
     memory_bytes    "fwd_peak", "saved", "bwd_peak": bytes above the inputs; missing if not measured
     prepare_ms      milliseconds by step of preparation (mask, layout, compile, first_call)
@@ -58,6 +59,7 @@ class Result:
     calls_per_sample: dict[str, int] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     clock: str = ""
+    host_ms: dict[str, float] = field(default_factory=dict)
     other_clocks_ms: dict[str, dict[str, float]] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
     least_peak_bytes: int | None = None

@@ -27,7 +27,7 @@ from attnbench.measure import FakeClock
 from attnbench.measure.exp_kernel import BLOCK, exp_kernel, exps_per_second
 clock = FakeClock()
 whole = clock.time
-def time(call, samples, calls_per_sample=1):
+def time(call, samples, calls_per_sample=1, host_ms=0.0):
     return whole(lambda: (call(), clock.advance(2.0)), samples)
 clock.time = time
 print(exps_per_second(clock, "cpu", programs=2, steps=3), 2 * BLOCK * 3 * 16 / 2e-3)

@@ -77,22 +77,23 @@ class Kernel(Prepared):
         return made
 
 
-def beside(cuda: Any, kernel: Kernel, events_ms: float) -> Any:
+def beside(cuda: Any, kernel: Kernel, events_ms: float, host_ms: float) -> Any:
     inputs = make_inputs(Case(q_len=8, k_len=8, q_heads=1, head_dim=8, dtype="fp32"))
-    return other_clocks(cuda, kernel, inputs, {"fwd": events_ms}, l2_bytes=1024, free_bytes=MIB)
+    return other_clocks(
+        cuda, kernel, inputs, {"fwd": events_ms}, {"fwd": host_ms}, l2_bytes=1024, free_bytes=MIB
+    )
 
 
-def test_both_clocks_are_named_beside_the_main_one(cuda: Any) -> None:
-    times, notes = beside(cuda, Kernel(cuda, ms=2.0, launch_ms=0.1), events_ms=2.1)
-    assert times == {WarmCudaClock.name: {"fwd": pytest.approx(2.1)}, GRAPH: {"fwd": pytest.approx(2.0)}}
+def test_both_clocks_are_named_beside_the_main_one_and_hold_no_launch(cuda: Any) -> None:
+    times, notes = beside(cuda, Kernel(cuda, ms=2.0, launch_ms=0.1), events_ms=2.0, host_ms=0.1)
+    assert times == {WarmCudaClock.name: {"fwd": pytest.approx(2.0)}, GRAPH: {"fwd": pytest.approx(2.0)}}
     assert notes == []
 
 
-def test_a_launch_bound_case_is_labelled(cuda: Any) -> None:
-    _, notes = beside(cuda, Kernel(cuda, ms=2.0, launch_ms=0.3), events_ms=2.3)
-    assert notes == ["fwd: launch_bound"]
-    assert launch_bound(2.3, 2.0)
-    assert not launch_bound(2.19, 2.0)
+def test_a_call_that_the_host_starts_more_slowly_than_it_runs_is_launch_bound(cuda: Any) -> None:
+    _, notes = beside(cuda, Kernel(cuda, ms=2.0, launch_ms=3.0), events_ms=2.0, host_ms=3.0)
+    assert notes == ["fwd: launch_bound: the host takes 3.000 ms to start a call of 2.000 ms"]
+    assert not launch_bound(host_ms=2.0, device_ms=2.1)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,9 @@ def test_a_launch_bound_case_is_labelled(cuda: Any) -> None:
     ],
 )
 def test_a_clock_that_has_no_figure_says_why(cuda: Any, kernel: dict[str, Any], words: str) -> None:
-    times, notes = beside(cuda, Kernel(cuda, **({"ms": 2.0, "launch_ms": 1.0} | kernel)), events_ms=3.0)
+    times, notes = beside(
+        cuda, Kernel(cuda, **({"ms": 2.0, "launch_ms": 1.0} | kernel)), events_ms=3.0, host_ms=1.0
+    )
     assert list(times) == [WarmCudaClock.name]
     (note,) = notes
     assert note == f"fwd: no graph, {note.split(', ', 1)[1]}"
