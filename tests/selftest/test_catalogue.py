@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 
-from attnbench.faults.causes import CAUSES
 from attnbench.conformance.protocol import clocks_watched
 from attnbench.errors import AttnbenchError
+from attnbench.faults.causes import CAUSES
 from attnbench.selftest.counts import DTYPE_ORDER
 from attnbench.selftest.criteria import TrialAnswer, answer_of
 from attnbench.selftest.kills import catalogue
