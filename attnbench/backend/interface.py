@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -273,6 +273,27 @@ class AutogradPrepared(Prepared):
         grads = torch.autograd.grad(self._out, list(leaves.values()), dout, retain_graph=True)
         named = dict(zip(leaves, grads, strict=True))
         return Gradients(named.pop("dq"), named.pop("dk"), named.pop("dv"), named)
+
+    def gradients_of(self, names: Collection[str], dout: Tensor) -> dict[str, Tensor | None]:
+        """Gradients by name of a forward in which only some inputs require one: of q, k, v, and the kinds of scores.
+
+        A gradient that does not come is None. Raises what the backend raises.
+        """
+        import torch
+
+        def leaf(name: str, x: Tensor) -> Tensor:
+            return x.detach().requires_grad_(name in names)
+
+        q, k, v = leaf("q", self._q), leaf("k", self._k), leaf("v", self._v)
+        scores = tuple(s if s.tensor is None else s.bound(leaf(s.kind, s.tensor)) for s in self._scores)
+        leaves: dict[str, Tensor] = {"dq": q, "dk": k, "dv": v}
+        leaves |= {s.gradient: s.tensor for s in scores if s.gradient and s.tensor is not None}
+        asked = {name: x for name, x in leaves.items() if x.requires_grad}
+        with torch.enable_grad():
+            result = self._compute(q, k, v, scores)
+        out = result.out if isinstance(result, Output) else result
+        grads = torch.autograd.grad(out, list(asked.values()), dout, allow_unused=True)
+        return dict(zip(asked, grads, strict=True))
 
     def drop_graph(self) -> None:
         self._out = None

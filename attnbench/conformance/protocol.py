@@ -1,7 +1,7 @@
 """A backend computes on each call, from the current inputs, with the kernel it names, and changes nothing else.
 
 Checks without a tolerance, on one prepared case: inputs and clocks untouched, the same answer again, a new answer
-when the same storage holds new numbers, earlier answers unchanged, and no kernel but the one named.
+when the same storage holds new numbers, be they nearly alike, earlier answers unchanged, no kernel but the one named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
+from attnbench.conformance.alike import faults_on_alike_inputs
 from attnbench.judge.reference import Reference
 from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
@@ -101,6 +102,12 @@ def protocol_faults(
         gradients = None if held.dout is None else prepared.backward(held.dout)
         return output, gradients
 
+    def run_by_name() -> dict[str, Tensor]:
+        output, gradients = run()
+        if gradients is None:
+            return {"out": output.out}
+        return {"out": output.out, "dq": gradients.dq, "dk": gradients.dk, "dv": gradients.dv}
+
     with clocks_watched() as replaced, memory_poisoned():
         prepared = backend.prepare(held.case, held)
         operators = _Operators()
@@ -119,6 +126,8 @@ def protocol_faults(
         again = judge(other_reference, *run(), held)
         if not again.ok:
             faults.append(f"new numbers in the same storage give a wrong answer: {again.reason}")
+        else:
+            faults += faults_on_alike_inputs(run_by_name, held, others)
         if not same_bits(kept, first.out):
             faults.append("a later call changes the answer of an earlier one")
         ran = {name.removesuffix("_backward") for name in operators.names}

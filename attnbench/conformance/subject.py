@@ -164,6 +164,10 @@ class Subject:
             self.answers = before
         return self._computed.get(case.id, False)
 
+    def has_computed(self, case: Case) -> bool:
+        """Whether the backend has given an output for the case in this check."""
+        return self._computed.get(case.id, False)
+
     def computes_now(self, case: Case) -> bool:
         """Whether another call gives an output, whatever the last one did."""
         self._computed.pop(case.id, None)
@@ -212,6 +216,11 @@ class Subject:
                 if case is not None:
                     yield mask, case
                     break
+
+    def typical_case(self) -> Case | None:
+        """A causal case of four heads if the backend takes one, else one with its first mask; None if it takes none."""
+        cases = dict(self.any_case(q_heads=4)) or dict(self.any_case())
+        return cases.get("causal") or next(iter(cases.values()), None)
 
 
 def changed(inputs: Inputs, **tensors: Any) -> Inputs:

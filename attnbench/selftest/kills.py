@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.protocol import clocks_watched, protocol_faults
+from attnbench.conformance.subject import Failed, ReferenceKey, Refused, Subject
+from attnbench.judge.reference import Reference
 from attnbench.problem import Inputs
 from attnbench.problem.case import DIRECTIONS
 from attnbench.selftest.counts import Tally, record
@@ -74,6 +77,7 @@ def kill_mutants(
             _note_kill(tally, dtype, mutant.name, trial.name, alarms)
         on_event(f"{dtype}: {trial.name}")
     _protocol_kills(tally, dtype, mutants, alive, seed, every)
+    _property_kills(tally, dtype, mutants, alive, seed)
     return tally
 
 
@@ -124,6 +128,43 @@ def _protocol_kills(
                 alive[mutant.name] -= ours
                 record(tally.kills, mutant.name, dtype, alarms, alarms)
                 _note_kill(tally, dtype, mutant.name, f"protocol: {trial.name}", alarms)
+
+
+# Of calls that differ in one thing; a trial is one call.
+PROPERTIES_OF_CALLS = (
+    "changed_masks_are_read",
+    "changed_scales_are_read",
+    "changed_scores_are_read",
+    "some_gradients_are_those_of_all",
+)
+
+
+def _property_kills(
+    tally: Tally, dtype: str, mutants: Sequence[Mutant], alive: dict[str, set[tuple[str, str]]], seed: int
+) -> None:
+    """Kills of mutants that no trial and no protocol kills; the right tiled attention keeps these properties."""
+    references: dict[ReferenceKey, Reference] = {}
+    for mutant in mutants:
+        ours = {(c, d) for c in (OURS, NO_LSE) for d in directions_of(mutant)}
+        for name in PROPERTIES_OF_CALLS if ours & alive[mutant.name] else ():
+            subject = Subject(mutant.backend(), "cpu", dtype, seed, references=references)
+            why = first_fault(subject, name)
+            if why:
+                alarms = dict.fromkeys(ours, why)
+                alive[mutant.name] -= ours
+                record(tally.kills, mutant.name, dtype, alarms, alarms)
+                _note_kill(tally, dtype, mutant.name, f"property: {name}", alarms)
+                break
+
+
+def first_fault(subject: Subject, name: str) -> str:
+    """The reason of the first failure of a property, empty if it holds or the backend takes no case of it."""
+    try:
+        return next((failure.reason for failure in PROPERTIES[name].run(subject)), "")
+    except Refused:
+        return ""
+    except Failed as failure:
+        return str(failure)
 
 
 def try_right_ones(

@@ -15,13 +15,15 @@ from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.subject import Refused, Subject
 from attnbench.problem import Case, Inputs
 from tests.conformance.functions import attention, right, with_fault
+from tests.conformance.handed import parameters
 
 MASKS = ("causal", "full", "window", "padding", "explicit")
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_a_property_holds_for_a_right_function(name: str) -> None:
-    subject = Subject(FunctionBackend(right, "right"), dtype="bf16", masks=MASKS)
+    function = parameters.right if name == "changed_scores_are_read" else right
+    subject = Subject(FunctionBackend(function, "right"), dtype="bf16", masks=MASKS)
     if name == "halves_merge_by_lse":
         with pytest.raises(Refused, match="gives no LSE"):
             list(PROPERTIES[name].run(subject))
@@ -91,6 +93,10 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "a_batch_row_alone_is_the_same": lambda q, k, v, *, mask, scores, scale: attention(
         q, k, v if v.shape[0] > 1 else v * 2, mask, scores, scale
     ),
+    "changed_masks_are_read": parameters.FAULTS["unlimited side is -1"][0](),
+    "changed_scales_are_read": parameters.FAULTS["scale 0"][0](),
+    "changed_scores_are_read": parameters.FAULTS["softcap kept by head dim"][0](),
+    "some_gradients_are_those_of_all": parameters.FAULTS["dv if k asks"][0](),
 }
 
 

@@ -12,14 +12,34 @@ from attnbench.errors import AttnbenchError
 from attnbench.faults.causes import CAUSES
 from attnbench.selftest.counts import DTYPE_ORDER
 from attnbench.selftest.criteria import TrialAnswer, answer_of
-from attnbench.selftest.kills import catalogue
+from attnbench.selftest.kills import catalogue, kill_mutants
 from attnbench.selftest.mutants import MUTANTS, TiledBackend, Tiling
 from attnbench.selftest.mutants.catalogue import mutant
 from attnbench.selftest.trials import TRIALS
 
 BY_NAME = {trial.name: trial for trial in TRIALS}
-# Right on every single call, wrong in how they treat the harness.
-ONLY_BY_PROTOCOL = {
+# Right on every single call that a trial makes: the protocol, or a property of several calls, shows them.
+ONLY_BY_SEVERAL_CALLS = {
+    "ALiBi slopes cached by shape",
+    "bias cached by shape",
+    "cached by q alone",
+    "cached by the first elements",
+    "cached by the mean and norm",
+    "cached by the sum",
+    "lengths cached by shape",
+    "lengths of 0 taken for none",
+    "no dv unless k asks",
+    "no gradient of scores unless q asks",
+    "scale 0 taken for none",
+    "scale clipped",
+    "sign of the scale lost",
+    "sink cached by shape",
+    "sink of 0 taken for none",
+    "slopes of 0 taken for none",
+    "softcap cached by shape",
+    "unlimited side taken for -1",
+    "window cached by shape",
+    "window side 0 taken for none",
     "cached by data_ptr",
     "different after two calls",
     "fallback to another kernel",
@@ -69,7 +89,7 @@ def right_answer(trial: str, dtype: str, tiling: Tiling) -> TrialAnswer:
     return answer_of(TiledBackend("right", tiling=tiling), BY_NAME[trial].inputs(dtype, seed=5))
 
 
-@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ONLY_BY_PROTOCOL))
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ONLY_BY_SEVERAL_CALLS))
 def test_a_mutant_computes_something_else_and_only_where_it_may(name: str) -> None:
     planted = MUTANTS[name]
     if "cpu" not in planted.devices:
@@ -92,3 +112,11 @@ def test_a_mutant_computes_something_else_and_only_where_it_may(name: str) -> No
             assert can_show, f"{trial.name} shows it, against its record"
             shown.append(trial.name)
     assert shown
+
+
+@pytest.mark.parametrize("name", sorted(ONLY_BY_SEVERAL_CALLS))
+def test_a_mutant_of_several_calls_is_killed_by_the_protocol_or_a_property(name: str) -> None:
+    tally = kill_mutants("bf16", (), mutants=[MUTANTS[name]])
+    killers = tally.killers["bf16"][name]
+    assert killers
+    assert killers[0].startswith(("protocol", "property"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from attnbench.backend.interface import FunctionBackend
+from attnbench.backend.interface import Backend, FunctionBackend
 from attnbench.conformance import subject
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Inputs, Mask, Score
@@ -105,7 +105,7 @@ def test_the_full_form_checks_all_cases_and_each_family() -> None:
     assert jobs >= {(ALL_CASES, dtype) for dtype in ("bf16", "fp16", "fp32")}
 
 
-def as_function(backend: TiledBackend, condition: str) -> FunctionBackend:
+def as_function(backend: Backend, condition: str) -> FunctionBackend:
     """The forward of a mutant as a plain function that refuses all but the cases of a condition."""
     holds = Condition(condition).holds
 

@@ -33,6 +33,10 @@ def faults_of(backend: object, settings: tuple[Setting, Setting]) -> list[str]:
     ("name", "sentence"),
     [
         ("cached by data_ptr", "new numbers in the same storage give a wrong answer"),
+        ("cached by the first elements", "an answer is kept by a part of the content"),
+        ("cached by the sum", "an answer is kept by a part of the content"),
+        ("cached by the mean and norm", "an answer is kept by a part of the content"),
+        ("cached by q alone", "two rows of k: an answer is kept by a part of the content"),
         ("q scaled in place", "the inputs are changed in place"),
         ("work not waited for", "the first call is wrong"),
         ("different after two calls", "another answer when it is repeated"),

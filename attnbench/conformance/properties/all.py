@@ -6,7 +6,14 @@ from the case's noise. A property runs on the cases that the backend takes.
 
 from __future__ import annotations
 
-from attnbench.conformance.properties import exact, gradients, symmetries
+from attnbench.conformance.properties import (
+    changed_masks,
+    changed_scores,
+    exact,
+    gradients,
+    some_gradients,
+    symmetries,
+)
 from attnbench.conformance.properties.property import Property
 
 _ALL: tuple[Property, ...] = (
@@ -27,5 +34,9 @@ _ALL: tuple[Property, ...] = (
     symmetries.a_batch_row_alone_is_the_same,
     symmetries.keys_in_another_order_give_the_same,
     symmetries.heads_in_another_order_give_the_same,
+    changed_masks.changed_masks_are_read,
+    changed_scores.changed_scales_are_read,
+    changed_scores.changed_scores_are_read,
+    some_gradients.some_gradients_are_those_of_all,
 )
 PROPERTIES = {each.name: each for each in _ALL}

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from attnbench.backend.interface import Backend
 from attnbench.errors import AttnbenchError
 from attnbench.faults.causes import CAUSES
 from attnbench.problem import Case
@@ -30,6 +31,7 @@ class Mutant:
     gradients_only      out and lse are right, so that only a backward shows it
     devices             the devices on which it can show
     shows_without_lse   False if only the LSE is wrong
+    make                its backend, if that is more than the tiled attention
     """
 
     name: str
@@ -42,9 +44,10 @@ class Mutant:
     shows: frozenset[str] | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     shows_without_lse: bool = True
+    make: Callable[[str], Backend] | None = None
 
-    def backend(self) -> TiledBackend:
-        return TiledBackend(self.name, self.kind, self.tiling)
+    def backend(self) -> Backend:
+        return self.make(self.name) if self.make else TiledBackend(self.name, self.kind, self.tiling)
 
     def can_show(self, case: Case) -> bool:
         """Whether this case can tell it from the right one; if not, the two compute the same."""
@@ -69,6 +72,7 @@ def mutant(
     shows: str = "",
     devices: frozenset[str] = frozenset({"cpu", "cuda"}),
     shows_without_lse: bool = True,
+    make: Callable[[str], Backend] | None = None,
     **steps: Any,
 ) -> None:
     """Enter a mutant into the catalogue. `shows` is a text of kinds, `steps` the replaced steps of `Tiled`."""
@@ -85,6 +89,7 @@ def mutant(
         shows=frozenset(shows.split()) or None,
         devices=devices,
         shows_without_lse=shows_without_lse,
+        make=make,
     )
 
 
