@@ -52,6 +52,9 @@ class Sdpa(Backend):
             return Refusal(f"takes no mask or bias tensor on {device}, only full and causal")
         if case.needs_backward and self.kernel != SDPBackend.MATH and any(s.gradient for s in case.scores):
             return Refusal("gives no gradient for a bias (sdpa_math does)")
+        if self.kernel == SDPBackend.FLASH_ATTENTION and case.softmax_scale <= 0:
+            # It scales the row's maximum: under is_causal, -inf becomes NaN or +inf, and all of out is NaN.
+            return Refusal(f"takes scales above 0, not {case.softmax_scale:g}")
         if device.startswith("cuda") and self.kernel == SDPBackend.FLASH_ATTENTION and case.dtype == "fp32":
             return Refusal("takes bf16 and fp16 on a GPU, not fp32")
         return None
