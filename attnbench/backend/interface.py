@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Contract = Literal["flash", "flash_splits", "dense"]
 CONTRACTS: tuple[Contract, ...] = get_args(Contract)
+MOST_COMPILED = 1 << 14  # versions of one function that torch may compile
 SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))
 
 
@@ -256,23 +258,35 @@ class AutogradPrepared(Prepared):
         import torch
 
         with torch.set_grad_enabled(self._grad):
-            result = self._compute(self._q, self._k, self._v, self._scores)
-        output = result if isinstance(result, Output) else Output(result)
+            return self._kept(self._compute(self._q, self._k, self._v, self._scores))
+
+    def _kept(self, result: Any) -> Output:
+        """The result without its graph, which is kept for the backward."""
+        output = output_of(result)
         self._out = output.out if self._grad else None
         return Output(output.out.detach(), None if output.lse is None else output.lse.detach())
 
-    def backward(self, dout: Tensor) -> Gradients:
-        import torch
+    def _leaves(self) -> dict[str, Tensor]:
+        """The tensors that get a gradient, by its name."""
+        named = {"dq": self._q, "dk": self._k, "dv": self._v}
+        return named | {s.gradient: s.tensor for s in self._scores if s.gradient and s.tensor is not None}
 
+    def backward(self, dout: Tensor) -> Gradients:
+        leaves = self._leaves()
+        named = dict(zip(leaves, self._gradients(self._graph(), leaves, dout), strict=True))
+        return Gradients(named.pop("dq"), named.pop("dk"), named.pop("dv"), named)
+
+    def _graph(self) -> Tensor:
         if self._out is None:
             raise AttnbenchError(
                 "backward needs a forward with gradients before it; the case's direction is fwd"
             )
-        leaves = {"dq": self._q, "dk": self._k, "dv": self._v}
-        leaves |= {s.gradient: s.tensor for s in self._scores if s.gradient and s.tensor is not None}
-        grads = torch.autograd.grad(self._out, list(leaves.values()), dout, retain_graph=True)
-        named = dict(zip(leaves, grads, strict=True))
-        return Gradients(named.pop("dq"), named.pop("dk"), named.pop("dv"), named)
+        return self._out
+
+    def _gradients(self, out: Tensor, leaves: dict[str, Tensor], dout: Tensor) -> Iterable[Tensor]:
+        import torch
+
+        return torch.autograd.grad(out, list(leaves.values()), dout, retain_graph=True)
 
     def gradients_of(self, names: Collection[str], dout: Tensor) -> dict[str, Tensor | None]:
         """Gradients by name of a forward in which only some inputs require one: of q, k, v, and the kinds of scores.
@@ -307,11 +321,68 @@ class AutogradPrepared(Prepared):
         return other
 
 
+def output_of(result: Any) -> Output:
+    """What a function returned as an Output: a tensor, an Output, or a tuple whose first item is out.
+
+    A second item that is float32 [B, H, Q] is taken for the LSE (natural log), as flash_attn and xformers return it;
+    anything else there, such as the weights, is not looked at. Raises TypeError for anything else.
+    """
+    import torch
+
+    if isinstance(result, Output):
+        return result
+    items = result if isinstance(result, (tuple, list)) else (result,)
+    out, second = items[0] if items else None, items[1] if len(items) > 1 else None
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(
+            f"it returns a {type(result).__name__}; return out [B, H, Q, Dv], a pair of out and LSE, or an Output"
+        )
+    is_lse = (
+        isinstance(second, torch.Tensor) and second.dtype == torch.float32 and second.shape == out.shape[:3]
+    )
+    return Output(out, second if is_lse else None)
+
+
+class FunctionPrepared(AutogradPrepared):
+    """A plain function, called as its author's program calls it.
+
+    Each call gets leaves of its own (so that hooks do not add up), the grad mode is on, and gradients come from
+    `out.backward(dout)`: `torch.autograd.grad` is refused by a reentrant `torch.utils.checkpoint`, and skips what a
+    backward adds to a leaf by itself. An input that got no gradient has gradient 0.
+    """
+
+    def forward(self) -> Output:
+        import torch
+
+        if self._grad:
+            self._q, self._k, self._v = (x.detach().requires_grad_() for x in (self._q, self._k, self._v))
+            self._scores = tuple(
+                s if s.tensor is None else s.bound(s.tensor.detach().requires_grad_()) for s in self._scores
+            )
+        # A forward alone keeps the caller's grad mode: a function may need autograd to compute.
+        with torch.set_grad_enabled(self._grad or torch.is_grad_enabled()):
+            return self._kept(self._compute(self._q, self._k, self._v, self._scores))
+
+    def _gradients(self, out: Tensor, leaves: dict[str, Tensor], dout: Tensor) -> Iterable[Tensor]:
+        import torch
+
+        for leaf in leaves.values():
+            leaf.grad = None
+        try:
+            out.backward(dout, retain_graph=True)
+        except RuntimeError as error:
+            # Code that torch compiled before it came here frees its buffers at once.
+            if "donated buffers" not in str(error):
+                raise
+            out.backward(dout)
+        return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.values()]
+
+
 class FunctionBackend(Backend):
     """A plain function as a backend: `fn(q, k, v, *, mask, scores, scale) -> [B, H, Q, Dv]`, gradients by autograd.
 
-    `scores` carry their tensors (`score.tensor`). A NotImplementedError refuses the case. Judged by the
-    FLASH contract unless `capabilities` declare another.
+    `scores` carry their tensors (`score.tensor`). It may return more than out (see `output_of`). A
+    NotImplementedError refuses the case. Judged by the FLASH contract unless `capabilities` declare another.
     """
 
     def __init__(
@@ -325,4 +396,18 @@ class FunctionBackend(Backend):
         def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
             return self.fn(q, k, v, mask=case.mask, scores=scores, scale=case.softmax_scale)
 
-        return AutogradPrepared(case, inputs, compute, kernel=self.name, reusable=True)
+        _let_compiled_code_run()
+        return FunctionPrepared(case, inputs, compute, kernel=self.name, reusable=True)
+
+
+def _let_compiled_code_run() -> None:
+    """Let a function that torch compiles be compiled for each case, and its backward be called more than once.
+
+    After 8 cases torch runs the function uncompiled without a word, or raises if it is compiled with fullgraph=True.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        import torch._functorch.config
+
+        dynamo.config.recompile_limit = dynamo.config.accumulated_recompile_limit = MOST_COMPILED
+        torch._functorch.config.donated_buffer = False

@@ -161,6 +161,17 @@ def function_backend(fn: Callable[..., Any], name: str = "", contract: str | Non
     if contract not in (None, *contracts):
         raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(CONTRACTS)}")
     name = name or getattr(fn, "__name__", type(fn).__name__)
+    if inspect.isclass(fn):
+        raise AttnbenchError(f"{name} is a class; give an instance of it, or a function")
+    try:
+        # Of a torch module the signature says nothing, of its forward everything.
+        inspect.signature(getattr(fn, "forward", fn)).bind(0, 0, 0, mask=0, scores=(), scale=0)
+    except TypeError as error:
+        raise AttnbenchError(
+            f"{name} cannot be called as fn(q, k, v, *, mask, scores, scale): {error}; wrap it in a function that can"
+        ) from error
+    except ValueError:
+        pass  # it has no signature to look at
     return FunctionBackend(fn, name, Capabilities(contract=contracts[contract or "flash"]))  # type: ignore[index]
 
 
