@@ -305,9 +305,8 @@ class AutogradPrepared(Prepared):
         asked = {name: x for name, x in leaves.items() if x.requires_grad}
         with torch.enable_grad():
             result = self._compute(q, k, v, scores)
-        out = result.out if isinstance(result, Output) else result
-        grads = torch.autograd.grad(out, list(asked.values()), dout, allow_unused=True)
-        return dict(zip(asked, grads, strict=True))
+        output_of(result).out.backward(dout)
+        return {name: x.grad for name, x in asked.items()}
 
     def drop_graph(self) -> None:
         self._out = None
