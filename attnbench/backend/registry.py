@@ -164,8 +164,9 @@ def function_backend(fn: Callable[..., Any], name: str = "", contract: str | Non
     if inspect.isclass(fn):
         raise AttnbenchError(f"{name} is a class; give an instance of it, or a function")
     try:
-        # Of a torch module the signature says nothing, of its forward everything.
-        inspect.signature(getattr(fn, "forward", fn)).bind(0, 0, 0, mask=0, scores=(), scale=0)
+        # Of a torch module the signature says nothing, of its forward everything. A wrapper may add arguments.
+        signature = inspect.signature(getattr(fn, "forward", fn), follow_wrapped=False)
+        signature.bind(0, 0, 0, mask=0, scores=(), scale=0)
     except TypeError as error:
         raise AttnbenchError(
             f"{name} cannot be called as fn(q, k, v, *, mask, scores, scale): {error}; wrap it in a function that can"
