@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench.backend import AutogradPrepared, Backend, Capabilities, KnownDefect, Prepared, Refusal
@@ -97,10 +96,17 @@ class Sdpa(Backend):
             dense = DenseScores(case, inputs.device, inputs.q.dtype)
             has_bias = dense.bias(inputs.scores) is not None
             permitted = allowed(case, inputs.device) if form is None or has_bias else None
-            fixed_mask = causal_lower_right(case.q_len, case.k_len) if form == "lower_right" else permitted
+            fixed_mask = _lower_right(case) if form == "lower_right" else permitted
         with prepared.step("first_call"):
             prepared.kernel = _what_ran(self.kernel, prepared)
         return prepared
+
+
+def _lower_right(case: Case) -> Tensor:
+    # On a GPU only: the import costs as much as torch itself.
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(case.q_len, case.k_len)
 
 
 FAMILY = {

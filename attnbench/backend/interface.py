@@ -48,6 +48,7 @@ class Capabilities:
     empty_rows      its output for a query that may attend no key; unless "zero", such cases are refused
     varlen          whether packed documents are computed without padding
     timed           False if its times mean nothing (an interpreter)
+    compiles        whether `prepare` compiles: a sweep prepares all its cases once before any is timed
     layer_level     whether it runs a whole layer with identity projections; it is labelled so
     where           a condition on the case (`attnbench.problem.condition`) for what no other field says, such as
                     "q_len == 1 and k_len % 128 == 0 and batch <= 8"; a case is refused with the clause it fails
@@ -70,6 +71,7 @@ class Capabilities:
     contract: Contract = "flash"
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
     timed: bool = True
+    compiles: bool = False
     layer_level: bool = False
     where: str = ""
     source: str = ""

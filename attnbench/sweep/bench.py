@@ -104,6 +104,7 @@ class Bench:
             "version": loaded.version(),
             "contract": contract or loaded.capabilities.contract,
             "timed": loaded.capabilities.timed,
+            "compiles": loaded.capabilities.compiles,
             "clock": self._clock.name,
         }
 
@@ -136,6 +137,16 @@ class Bench:
         inputs = make_inputs(Case.from_json(case), seed, self._device, distribution)
         reference_files.save(Path(path), reference_files.reference_of(inputs, contract, seed))
         return {"seconds": time.perf_counter() - start}
+
+    def warm(self, case: dict[str, Any], seed: int, distribution: str) -> dict[str, Any]:
+        """Prepare a case that the backend takes, and drop it: what it compiles lies in the compilers' caches."""
+        self._phase("compiling")
+        problem = Case.from_json(case)
+        if self._opened.refuses(problem, self._device) is None:
+            inputs = make_inputs(problem, seed, self._device, distribution)
+            _once(self._opened.prepare(problem, inputs), inputs.dout)
+            self._synchronise()
+        return {}
 
     def admit(self, case: dict[str, Any]) -> dict[str, Any]:
         """The reason why the backend refuses the case; None if it takes it."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
+from attnbench.backend import declared_refusal
 from attnbench.measure import Pace
+from attnbench.problem import Case
 from attnbench.sweep.result import Result
 from attnbench.sweep.slots import WorkerSlot
 from attnbench.sweep.step_errors import UNKNOWN_BACKEND, StepError
@@ -57,6 +59,12 @@ class CaseRun:
 
     def judge(self) -> None:
         """Ask whether the backend takes the case and judge its answer; `result` stays None if it is to be timed."""
+        if (declared := self.slot.declared) is not None:
+            refused = declared_refusal(declared, Case.from_json(self.blank.case), self.blank.device)
+            assert refused is not None
+            self._values["contract"] = declared.contract
+            self._end("refused", refused.reason)
+            return
         try:
             about = self.slot.ready()
             self._values |= {"backend_version": about["version"], "contract": about["contract"]}
@@ -181,6 +189,8 @@ class CaseRun:
 
     def release(self) -> None:
         """Free the case in the worker; if that fails, the next case starts a new worker."""
+        if not self.slot.is_loaded:  # a call would start a worker
+            return
         try:
             self._call("release")
         except StepError:
@@ -211,12 +221,18 @@ class CaseRun:
         self.result = replace(self.blank, status=status, reason=reason, notes=self._notes, **values)
 
 
-def time_together(runs: Sequence[CaseRun], order: random.Random) -> Iterator[Result]:
-    """Time the right ones in interleaved rounds and re-check them; yields each result as its run finishes."""
-    for index in range(max((run.rounds for run in runs), default=0)):
+def time_together(
+    runs: Sequence[CaseRun], order: random.Random, tell: Callable[[int, int, int], None] = lambda *_: None
+) -> Iterator[Result]:
+    """Time the right ones in interleaved rounds and re-check them; yields each result as its run finishes.
+
+    `tell(backends, index, rounds)` is called before each round.
+    """
+    for index in range(rounds := max((run.rounds for run in runs), default=0)):
         # A new order each round: a fixed one gives the later run the warmer or the slower machine.
         in_round = [run for run in runs if run.result is None and index < run.rounds]
         order.shuffle(in_round)
+        tell(len(in_round), index, rounds)
         for position, run in enumerate(in_round):
             run.time_round(position)
     for run in runs:

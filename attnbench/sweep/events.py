@@ -28,6 +28,14 @@ class CaseStarted:
 
 
 @dataclass(frozen=True)
+class Doing:
+    """What is being done now, such as `judging flex`; `share` of the case in hand is done."""
+
+    text: str
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
 class Judged:
     """A backend was judged on the case; with status `ok` it is timed next."""
 
@@ -61,4 +69,4 @@ class SweepFinished:
     seconds: float
 
 
-Event = SweepStarted | CaseStarted | Judged | Finished | Notice | SweepFinished
+Event = SweepStarted | CaseStarted | Doing | Judged | Finished | Notice | SweepFinished

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from attnbench.sweep.channel import Channel, Closed, Late
+from attnbench.sweep.starting import Anew, ForkServer, Started
 from attnbench.sweep.step_errors import StepError, is_library_file, one_line, out_of_memory_in
 from attnbench.sweep.worker import do_step
 
 KEPT_OUTPUT_BYTES = 1 << 16
 NOTE_CHARACTERS = 2000
+ENDING_S = 5.0  # a killed process may wait for the disk or a driver
 
 
 class Executor(Protocol):
@@ -69,7 +70,7 @@ class InProcess:
 class _Process:
     """The handles of a running worker."""
 
-    popen: subprocess.Popen[bytes]
+    started: Started
     channel: Channel
     alive: int  # the worker ends when this is closed
     output: _Output
@@ -77,51 +78,51 @@ class _Process:
 
 
 class WorkerProcess:
-    """Steps in a process of their own, over a socketpair; it is killed together with its children."""
+    """Steps in a process of their own, over a socketpair; it is killed together with its children.
 
-    def __init__(self, device: str, python: str = sys.executable, threads: int | None = None) -> None:
-        self._device = device
-        self._threads = threads
-        self._python = python
+    With a `server` workers are forked from it; if it cannot fork, or without one, they start anew.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        python: str = sys.executable,
+        threads: int | None = None,
+        server: ForkServer | None = None,
+    ) -> None:
+        self._anew = Anew(device, python, threads)
+        self._server = server
         self._process: _Process | None = None
 
     @property
     def pid(self) -> int | None:
         """The worker's process id; None if it is not running."""
-        return None if self._process is None else self._process.popen.pid
+        return None if self._process is None else self._process.started.pid
 
     def start(self) -> None:
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
-        command = [self._python, "-P", "-m", "attnbench.sweep.worker", "--device", self._device]
-        command += [
-            "--channel-fd",
-            str(theirs.fileno()),
-            "--alive-fd",
-            str(read_end),
-            "--parent",
-            str(os.getpid()),
-        ]
+        output, output_end = os.pipe()
         try:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), read_end),
-                start_new_session=True,
-                env=_environment(self._threads),
-            )
+            started = self._start(theirs.fileno(), read_end, output_end)
         except OSError as error:
             ours.close()
             os.close(write_end)
+            os.close(output)
             raise StepError("crashed", f"the worker cannot be started: {error}", fatal=True) from error
         finally:
             theirs.close()
             os.close(read_end)
-        self._process = _Process(popen, Channel(ours), write_end, _Output(popen.stdout))
+            os.close(output_end)
+        self._process = _Process(started, Channel(ours), write_end, _Output(output))
+
+    def _start(self, *ends: int) -> Started:
+        if self._server is not None:
+            with contextlib.suppress(OSError):  # the server keeps the reason for the runner to tell
+                return self._server.start(*ends)
+        return self._anew.start(*ends)
 
     def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         self.start()
@@ -162,9 +163,8 @@ class WorkerProcess:
             return
         # The whole session: a plug-in's own children go with it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.popen.pid, signal.SIGKILL)
-        process.popen.kill()
-        process.popen.wait()
+            os.killpg(process.started.pid, signal.SIGKILL)
+        process.started.wait(ENDING_S)
         process.channel.close()
         os.close(process.alive)
         process.output.close()
@@ -172,10 +172,7 @@ class WorkerProcess:
     def _crash(self, detail: str) -> StepError:
         process = self._process
         assert process is not None
-        try:
-            code: int | None = process.popen.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            code = None
+        code = process.started.wait(ENDING_S)
         process.output.drain()
         text = process.output.text()
         phase = process.phase
@@ -196,15 +193,15 @@ class WorkerProcess:
 class _Output:
     """The end of what a worker wrote to stdout and stderr, read continuously so that the worker never blocks."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, end: int) -> None:
+        self._end = end
         self._kept = b""
         self._thread = threading.Thread(target=self._read, name="worker-output", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while piece := os.read(self._stream.fileno(), 1 << 16):
+            while piece := os.read(self._end, 1 << 16):
                 self._kept = (self._kept + piece)[-KEPT_OUTPUT_BYTES:]
 
     def drain(self) -> None:
@@ -217,19 +214,7 @@ class _Output:
     def close(self) -> None:
         self._thread.join(timeout=1.0)
         if not self._thread.is_alive():
-            self._stream.close()
-
-
-def _environment(threads: int | None) -> dict[str, str]:
-    """The caller's environment with its attnbench on the path; `threads`: the number of torch's threads."""
-    environment = dict(os.environ)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    root = str(Path(__file__).resolve().parents[2])
-    if "site-packages" not in root:  # a checkout: the worker may use another Python than the caller
-        path = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{path}{os.pathsep}{root}" if path else root
-    return environment
+            os.close(self._end)
 
 
 def _signal_name(number: int) -> str:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,14 @@ from attnbench.sweep.limits import default_memory_limit_bytes
 from attnbench.sweep.reference_worker import ReferenceWorker
 from attnbench.sweep.result import Result
 from attnbench.sweep.slots import WorkerSlot, make_slots
+from attnbench.sweep.starting import CAN_FORK, ForkServer
 from attnbench.sweep.step_errors import UNKNOWN_BACKEND, StepError
 from attnbench.sweep.store import Store
 
 if TYPE_CHECKING:
     from attnbench.sweep.suite import Planned
 
+JUDGING_SHARE = 0.5  # of a case's time, for the progress line
 UNWRITTEN_S = 30.0  # work beyond this is timed and written before further backends are judged
 
 OnEvent = Callable[[events.Event], None]
@@ -71,10 +73,23 @@ def run_sweep(
     limit = memory_limit_bytes
     if limit is None and not device.startswith("cuda"):
         limit = default_memory_limit_bytes()
-    slots = make_slots(backends, device, folder=folder, contract=contract, memory_limit_bytes=limit)
+    is_plain = CAN_FORK and device == "cpu" and processes == 1 and folder is None
+    server = ForkServer() if is_plain else None
+    cases = [plan.case for plan in planned]
+    slots = make_slots(
+        backends,
+        device,
+        folder=folder,
+        contract=contract,
+        memory_limit_bytes=limit,
+        cases=cases,
+        server=server,
+    )
     has_workers = not slots or any(not slot.in_process for slot in slots)
     settings = TimingSettings(timeout_s, rounds, block_ms, case_seconds, processes)
     with ExitStack() as ending:
+        if server is not None:
+            ending.callback(server.close)
         for slot in slots:
             ending.callback(slot.stop)
         store = None if out is None else Store(out)
@@ -88,10 +103,10 @@ def run_sweep(
             ending.callback(shutil.rmtree, scratch, ignore_errors=True)
         else:
             scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-")))
-        executor = WorkerProcess(device) if has_workers else InProcess(device)
+        executor = WorkerProcess(device, server=server) if has_workers else InProcess(device)
         references = ReferenceWorker(executor, scratch, timeout_s=timeout_s, memory_limit_bytes=limit)
         ending.callback(references.stop)
-        sweep = _Sweep(slots, references, settings, store, tell, device)
+        sweep = _Sweep(slots, references, settings, store, tell, device, server)
         again = frozenset() if keep_failures else PASSING
         return sweep.run(planned, stored, suite, seed, distribution, again)
 
@@ -107,8 +122,10 @@ class _Sweep:
         store: Store | None,
         tell: OnEvent,
         device: str,
+        server: ForkServer | None = None,
     ) -> None:
         self._slots, self._references, self._settings = slots, references, settings
+        self._server = server
         self._store, self._tell, self._device = store, tell, device
         self._environment: dict[str, Any] = {}
         self._order = random.Random()  # not seeded: two runs must not share an order
@@ -130,6 +147,7 @@ class _Sweep:
         rows = sum(len(slots) for _, slots in todo)
         if rows:
             self._start()
+            self._compile(todo, seed, distribution)
         names = tuple(slot.name for slot in self._slots)
         machine = self._environment.get("machine", "")
         self._tell(events.SweepStarted(rows, len(results), self._device, machine, names))
@@ -156,7 +174,12 @@ class _Sweep:
 
     def _start(self) -> None:
         """Load all backends side by side and record the environment; UnknownBackend if one does not exist."""
+        self._tell(events.Doing("loading the backends"))
         self._references.start()
+        if self._server is not None and self._server.unfit:
+            self._tell(
+                events.Notice(f"each worker imports torch: none can be forked here ({self._server.unfit})")
+            )
         for slot in self._slots:
             slot.start()
         environment = self._references.ask("environment")
@@ -172,14 +195,34 @@ class _Sweep:
                 if error.status == UNKNOWN_BACKEND:
                     raise UnknownBackend(error.reason) from error
 
+    def _compile(
+        self, todo: Sequence[tuple[Planned, list[WorkerSlot]]], seed: int, distribution: str
+    ) -> None:
+        """Let backends that compile prepare each of their cases once, so that no case waits for a compiler later."""
+        for slot in self._slots:
+            if not slot.compiles:
+                continue
+            cases = [plan.case for plan, slots in todo if slot in slots]
+            for index, case in enumerate(cases, start=1):
+                self._tell(events.Doing(f"compiling {slot.name}, case {index} of {len(cases)}"))
+                fields = {"case": case.to_json(), "seed": seed, "distribution": distribution}
+                try:
+                    slot.call("warm", self._settings.timeout_s, **fields)
+                except StepError as error:  # judging the case meets it again, and makes it a result
+                    if error.fatal:
+                        break
+
     def _one_case(self, case: Case, blank: Result, slots: list[WorkerSlot]) -> Iterator[Result]:
-        """Judge on every backend and time the right ones together; yields each row as soon as it is known."""
-        for slot in slots:
-            slot.start()  # crashed workers restart side by side, before anything is timed
+        """Judge on every backend and time the right ones together; yields each row as soon as it is known.
+
+        While a block is timed nothing else runs: no worker loads, compiles or judges.
+        """
+        _make_ready(slots)
         reference = partial(self._references.answer, case, blank.seed, blank.distribution)
         to_time: list[CaseRun] = []
         began = unwritten_since = time.monotonic()
-        for slot in slots:
+        for place, slot in enumerate(slots):
+            self._tell(events.Doing(f"judging {slot.name}", JUDGING_SHARE * place / len(slots)))
             run = CaseRun(slot, replace(blank, backend=slot.name), self._settings, reference, began)
             run.judge()
             status, reason = (run.result.status, run.result.reason) if run.result else ("ok", "")
@@ -199,24 +242,37 @@ class _Sweep:
     def _time(self, runs: list[CaseRun]) -> Iterator[Result]:
         """Time together, and again in as many fresh processes as set; callables stay in this one."""
         if self._settings.processes == 1:
-            yield from time_together(runs, self._order)  # each row as soon as it is known
+            yield from time_together(runs, self._order, self._tell_round)  # each row as soon as it is known
             return
-        results = list(time_together(runs, self._order))
+        results = list(time_together(runs, self._order, self._tell_round))
         for process in range(1, self._settings.processes):
             repeats: list[tuple[int, CaseRun]] = []
             for index, (run, result) in enumerate(zip(runs, results, strict=True)):
                 if result.samples_ms and not run.slot.in_process:
                     run.slot.stop()
-                    run.slot.start()
                     repeats.append((index, CaseRun(run.slot, run.blank, self._settings, run.reference)))
+            _make_ready([run.slot for _, run in repeats])
             for index, run in repeats:
                 run.judge()
                 if run.paces:
                     run.use_paces(runs[index].paces)
-            timed = list(time_together([run for _, run in repeats], self._order))
+            timed = list(time_together([run for _, run in repeats], self._order, self._tell_round))
             for (index, _), result in zip(repeats, timed, strict=True):
                 results[index] = join_results(results[index], result, process)
         yield from results
+
+    def _tell_round(self, backends: int, index: int, rounds: int) -> None:
+        share = JUDGING_SHARE + (1 - JUDGING_SHARE) * index / rounds
+        self._tell(events.Doing(f"timing {backends} backends, round {index + 1} of {rounds}", share))
+
+
+def _make_ready(slots: Sequence[WorkerSlot]) -> None:
+    """Load those that are not running, side by side, and wait for all."""
+    for slot in slots:
+        slot.start()
+    for slot in slots:
+        with suppress(StepError):  # judging meets it again
+            slot.ready()
 
 
 def _missing(

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnbench.backend import Backend, entries, resolve
+from attnbench.backend import Backend, Capabilities, declared_refusal, entries, resolve
+from attnbench.backend.declared import declared_capabilities
 from attnbench.errors import UnknownBackend
+from attnbench.problem import Case
 from attnbench.sweep.executors import Executor, InProcess, WorkerProcess
+from attnbench.sweep.starting import ForkServer
 from attnbench.sweep.step_errors import UNKNOWN_BACKEND, StepError
 
 STARTS = 3  # in a row; then the backend is given up, and each of its cases is a row with the reason
@@ -18,8 +21,11 @@ START_TIMEOUT_S = 180.0
 class WorkerSlot:
     """One backend of a sweep (None: none, for references). `ready` loads it if needed; `call` does a step of a case.
 
-    `more_to_open` are further fields of the bench's step `open`.
+    `more_to_open` are further fields of the bench's step `open`. With `declared` nothing is ever started: these
+    capabilities refuse every case of the sweep.
     """
+
+    declared: Capabilities | None = None
 
     def __init__(
         self,
@@ -47,9 +53,18 @@ class WorkerSlot:
     def in_process(self) -> bool:
         return isinstance(self._executor, InProcess)
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._about is not None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the loaded backend says that preparing a case compiles."""
+        return bool(self._about and self._about.get("compiles"))
+
     def start(self) -> None:
         """Start without waiting if it is not running, so that several slots load side by side."""
-        if self.given_up is None and self._about is None:
+        if self.given_up is None and self._about is None and self.declared is None:
             try:
                 self._executor.start()
             except StepError as error:
@@ -57,6 +72,8 @@ class WorkerSlot:
 
     def ready(self) -> dict[str, Any]:
         """The loaded backend's description (`Bench.open`); raises the StepError for which it was given up."""
+        if self.declared is not None:
+            return {}
         for start in range(STARTS):
             if self.given_up is not None:
                 raise self.given_up
@@ -107,11 +124,13 @@ def make_slots(
     folder: Path | None = None,
     contract: str | None = None,
     memory_limit_bytes: int | None = None,
+    cases: Sequence[Case] = (),
+    server: ForkServer | None = None,
 ) -> list[WorkerSlot]:
-    """A slot per backend: names and paths in workers, callables in this process.
+    """A slot per backend: names and paths in workers (forked from the `server`), callables in this process.
 
     Raises UnknownBackend before anything is started. A backend whose library is missing is given up at once, with
-    the command that installs it.
+    the command that installs it; one whose file declares that it takes none of the `cases` is never started.
     """
     listed = {entry.name: entry for entry in entries(folder)}
     slots: dict[str, WorkerSlot] = {}
@@ -130,7 +149,7 @@ def make_slots(
             raise UnknownBackend(f"no backend called {backend!r}")
         slot = WorkerSlot(
             backend,
-            WorkerProcess(device),
+            WorkerProcess(device, server=server),
             backend,
             folder=folder,
             contract=contract,
@@ -140,5 +159,9 @@ def make_slots(
             entry = listed[backend]
             hint = f"; to have it: {entry.install}" if entry.install else ""
             slot.given_up = StepError("unavailable", f"{entry.reason}{hint}")
+        elif not is_path and cases:
+            declared = declared_capabilities(Path(listed[backend].source))
+            if declared is not None and all(declared_refusal(declared, case, device) for case in cases):
+                slot.declared = declared
         slots.setdefault(backend, slot)
     return list(slots.values())

@@ -1,7 +1,7 @@
 """The worker process: it does a runner's steps, so that a crash costs one row.
 
-Started as `python -m attnbench.sweep.worker`, in its own session. This is the one place that catches any
-exception: it becomes a StepError with its reason.
+Started as `python -m attnbench.sweep.worker` or forked by the fork server, in its own session. This is the one place
+that catches any exception: it becomes a StepError with its reason.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ STEPS = (
     "pin",
     "open",
     "settle",
+    "warm",
     "environment",
     "roofs",
     "reference",
@@ -79,6 +80,17 @@ def _make_bench(channel: Channel, device: str) -> Any:
         return step_error
 
 
+def work(channel_fd: int, alive_fd: int, parent: int, device: str) -> None:
+    """Be a worker of the process `parent` until the runner is gone."""
+    # Before torch is imported, so that a crash in an import is located too.
+    faulthandler.enable()
+    become_worker(parent, alive_fd)
+    for fd in (channel_fd, alive_fd):
+        os.set_inheritable(fd, False)  # processes of a plug-in must not hold the channel open
+    serve(Channel(socket.socket(fileno=channel_fd)), device)
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="One worker of a sweep; started by the runner.")
     parser.add_argument("--channel-fd", type=int, required=True)
@@ -86,14 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
     options = parser.parse_args(arguments)
-    # Before torch is imported, so that a crash in an import is located too.
-    faulthandler.enable()
-    become_worker(options.parent, options.alive_fd)
-    for fd in (options.channel_fd, options.alive_fd):
-        os.set_inheritable(fd, False)  # processes of a plug-in must not hold the channel open
-    serve(Channel(socket.socket(fileno=options.channel_fd)), options.device)
+    work(options.channel_fd, options.alive_fd, options.parent, options.device)
     # Threads that a plug-in left behind would hold up a normal exit.
-    sys.stdout.flush()
     os._exit(0)
 
 

@@ -115,6 +115,7 @@ class TritonBackend(Backend):
         varlen=True,
         contract="flash_splits",  # decode.py merges splits of the keys by their LSE
         timed=ON_GPU,
+        compiles=ON_GPU,
         source="https://arxiv.org/abs/2307.08691",
     )
 

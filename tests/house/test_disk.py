@@ -15,6 +15,7 @@ PRINTING_ROOMS = {"cli", "report"}
 # File -> (what it does, why). "starts" processes also means ending them. Imports and anonymous pipes do not count.
 TOUCHES: dict[str, tuple[str, str]] = {
     "backend/ahead_of_time.py": ("reads starts writes", "compiles kernels in a scratch folder"),
+    "backend/declared.py": ("reads", "capabilities that a backend's file declares"),
     "backend/environments.py": ("reads starts writes", "makes, marks and removes virtual environments"),
     "backend/foreign.py": ("reads starts writes", "a backend under another interpreter, mapped files"),
     "backend/foreign_worker.py": ("reads", "memory of its process, from /proc"),
@@ -50,11 +51,13 @@ TOUCHES: dict[str, tuple[str, str]] = {
     "report/models.py": ("writes", "charts of models"),
     "report/page/render.py": ("reads writes", "the page and its templates"),
     "selftest/plan.py": ("starts", "parts side by side"),
-    "sweep/executors.py": ("starts", "workers"),
+    "sweep/executors.py": ("starts", "ends workers"),
+    "sweep/fork_server.py": ("reads starts", "forks workers; its threads, from /proc"),
     "sweep/limits.py": ("reads starts writes", "a worker's memory, from /proc; ends it with its parent"),
     "sweep/reference_worker.py": ("reads writes", "whether a reference is stored; removes it"),
     "sweep/runner.py": ("writes", "a scratch folder of references"),
     "sweep/slots.py": ("reads", "whether a plug-in's file exists"),
+    "sweep/starting.py": ("starts", "workers, and the server that forks them"),
     "sweep/store.py": ("reads writes", "results"),
     "sweep/suite.py": ("reads", "suites"),
 }
