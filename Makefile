@@ -17,10 +17,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
-bench: $(READY)  ## run the quick suite on every backend, print the table, draw the charts, make the page
+bench: $(READY)  ## run the quick suite on every backend, print one screen, draw the charts, make the page
 	rm -rf $(OUT)
-	$(BIN)/attnbench run quick --out $(OUT)
-	$(BIN)/attnbench report $(OUT) --out $(OUT)/report --html $(OUT)/report.html
+	$(BIN)/attnbench run quick --out $(OUT) --report
 
 # One process per core, of one thread each; pytest-benchmark works in a lone process only.
 test: $(READY)  ## the tests
@@ -67,6 +66,7 @@ selftest: $(READY)  ## count the planted bugs that the judge catches and its fal
 perf: $(READY)  ## measure what the harness itself costs, as ratios side by side
 	$(BIN)/python tests/perf/costs.py
 	$(BIN)/python tests/perf/conformance.py
+	$(BIN)/python tests/perf/first_case.py
 
 gpu: ## everything that needs a GPU, most valuable first, resumable; needs an installed CUDA torch
 	$(PYTHON) tools/gpu.py

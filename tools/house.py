@@ -22,6 +22,7 @@ LARGEST_SHARE = 0.20
 LAYER = {
     "errors": 0,
     "statuses": 0,
+    "waiting": 0,
     "device": 1,
     "problem": 1,
     "backend": 2,

@@ -36,13 +36,14 @@ def list_what_there_is(
         else:
             print_all([_names(what.value[:-1], named)])
         return
+    from attnbench.report.backends import backend_table
     from attnbench.session import backends
 
-    rows = [_row(row) for row in backends().to_dict("records")]
+    rows = backends().to_dict("records")
     if as_json:
-        print_json(rows)
-        return
-    print_all([_table(rows)])
+        print_json([_record(row) for row in rows])
+    else:
+        print_all(backend_table(rows))
 
 
 def suites() -> dict[str, str]:
@@ -72,7 +73,7 @@ def _names(kind: str, named: dict[str, str]) -> Table:
     return table
 
 
-def _row(row: dict[Any, Any]) -> dict[str, Any]:
+def _record(row: dict[Any, Any]) -> dict[str, Any]:
     """One backend as JSON values."""
     can = row["capabilities"]
     capabilities: dict[str, Any] = {}
@@ -86,52 +87,6 @@ def _row(row: dict[Any, Any]) -> dict[str, Any]:
         "install": row["install"],
         "version": version,
         "source": str(row["source"]),
+        "takes": {device: vars(taken) for device, taken in row["takes"].items()},
         "capabilities": capabilities,
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from attnbench.problem import MASK_KINDS
-    from attnbench.report.cells import clean
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("backend", "version", "devices", "dtypes", "backward", "masks", "remarks"):
-        table.add_column(name)
-    for row in sorted(rows, key=lambda row: (not row["available"], row["name"])):
-        named = Text(clean(row["name"], 60))
-        if not row["available"]:
-            reason = clean(row["reason"])
-            text = reason if not row["install"] else f"{reason}; to install it: {clean(row['install'])}"
-            table.add_row(
-                Text.assemble(named, style="bright_black"),
-                "",
-                "",
-                "",
-                "",
-                "",
-                Text(text, style="bright_black"),
-            )
-            continue
-        can = row["capabilities"]
-        lacking = sorted(MASK_KINDS - set(can["masks"]))
-        remarks = [] if can["combinations"] else ["no combined masks"]
-        remarks += [] if can["gqa"] else ["no GQA"]
-        remarks += [] if can["timed"] else ["never timed here"]
-        remarks += ["whole layer"] if can["layer_level"] else []
-        table.add_row(
-            named,
-            Text(clean(row["version"], 24)),
-            ", ".join(can["devices"]),
-            ", ".join(can["dtypes"]),
-            "yes" if can["backward"] else "no",
-            "all" if not lacking else _masks(can["masks"], lacking),
-            ", ".join(remarks),
-        )
-    return table
-
-
-def _masks(has: list[str], lacking: list[str]) -> str:
-    return ", ".join(has) if len(has) <= len(lacking) else f"all but {', '.join(lacking)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def report_results(
         metavar="FILE",
     ),
     charts: bool = typer.Option(True, "--charts/--no-charts", help="Draw the PNG charts."),
-    cases: bool = typer.Option(True, "--cases/--summary", help="Print every case, or one line per backend."),
+    details: bool = typer.Option(False, "--details", help="Print the table of every case, too."),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON; write no files."),
 ) -> None:
     """Print the results as a table and write Markdown, CSV, Parquet and charts; or a page, with --html.
@@ -60,7 +61,8 @@ def report_results(
     drawn: dict[int, Path] = {}
     if html is None or to is not None:
         target = to or _beside(folders[0])
-        worst = _write_files(sets[0], target, charts=charts, cases=cases)
+        _print_tables(sets[0], details=details)
+        worst = _write_files(sets[0], target, charts=charts)
         drawn |= {} if worst is None else {0: worst}
     if html is not None:
         _write_page(sets, html, drawn, pictures=charts)
@@ -72,15 +74,32 @@ def _beside(folder: Path) -> Path:
     return results_file(folder).parent / "report"
 
 
-def _write_files(one: ResultSet, target: Path, *, charts: bool, cases: bool) -> Path | None:
-    """Print the tables and write the files; the picture of the worst failure if one was drawn."""
+def write_beside(folder: Path) -> list[str]:
+    """Write everything beside the results; a line per place."""
+    from attnbench.gate.pairing import read_set
+
+    one, target, html = read_set(folder), folder / "report", folder / "report.html"
+    worst = _write_files(one, target, charts=True, say=lambda text: None)
+    _write_page([one], html, {} if worst is None else {0: worst}, pictures=True, say=lambda text: None)
+    return [f"tables in {target / 'report.md'}, charts beside it", f"page in {html}"]
+
+
+def _print_tables(one: ResultSet, *, details: bool) -> None:
+    from attnbench.report.frame import frame
+    from attnbench.report.terminal import result_tables
+
+    print_all(result_tables(frame(one.results, one.environments), details=details))
+
+
+def _write_files(
+    one: ResultSet, target: Path, *, charts: bool, say: Callable[[str], None] = remark
+) -> Path | None:
+    """Write the files; the picture of the worst failure if one was drawn."""
     from attnbench.report.files import write_report
     from attnbench.report.frame import frame
     from attnbench.report.page import furthest_off
-    from attnbench.report.terminal import result_tables
 
     table = frame(one.results, one.environments)
-    print_all(result_tables(table, cases=cases))
     written = list(write_report(table, target, charts=charts))
     worst, drawn = furthest_off(one.results), None
     if charts and worst is not None and worst.status == "wrong":
@@ -90,13 +109,20 @@ def _write_files(one: ResultSet, target: Path, *, charts: bool, cases: bool) -> 
             remark(f"the worst failure, {worst.backend} on {worst.case_id}: {drawn}")
     pictures = sorted(path.name for path in written if path.suffix == ".png")
     others = ", ".join(path.name for path in written if path.suffix != ".png")
-    remark(f"\nwritten to {target}: {others}")
+    say(f"\nwritten to {target}: {others}")
     if pictures:
-        remark(f"pictures: {', '.join(pictures)}")
+        say(f"pictures: {', '.join(pictures)}")
     return drawn
 
 
-def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pictures: bool) -> None:
+def _write_page(
+    sets: list[ResultSet],
+    html: Path,
+    drawn: dict[int, Path],
+    *,
+    pictures: bool,
+    say: Callable[[str], None] = remark,
+) -> None:
     """Write the page; `drawn` are pictures that exist already, by the index of their set."""
     from tempfile import TemporaryDirectory
 
@@ -110,7 +136,7 @@ def _write_page(sets: list[ResultSet], html: Path, drawn: dict[int, Path], *, pi
             if picture is not None:
                 shown[place] = picture.read_bytes()
     write_page(sets, html, shown)
-    remark(f"written to {html} ({html.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    say(f"written to {html} ({html.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
 
 def draw_worst(result: Result, folder: Path) -> Path | None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from attnbench.cli.run_options import RunOptions
 
-MANY_CASES = 40  # above it, the printed table has one line per backend
-
 
 def run(options: RunOptions) -> None:
     """Run a suite of models or of cases. Exit 1 with --strict if any result failed."""
@@ -31,8 +29,8 @@ def run(options: RunOptions) -> None:
 
 def sweep(options: RunOptions) -> Counter[str]:
     """Plan, sweep and store, print; the number of results by status."""
-    from attnbench.cli.progress import Progress
     from attnbench.report.frame import frame
+    from attnbench.report.progress import Progress
     from attnbench.sweep.runner import run_sweep
 
     plan = plan_of(options)
@@ -44,17 +42,29 @@ def sweep(options: RunOptions) -> Counter[str]:
             plan.cases, plan.backends, device=plan.device, out=plan.folder, on_event=progress, **sweeping
         )
     table = frame(plan.folder)
-    print_results(table, plan.folder, as_json=options.as_json)
+    print_results(table, plan.folder, options)
     return Counter(table["status"])
 
 
-def print_results(table: pd.DataFrame, folder: Path, *, as_json: bool) -> None:
-    """The tables of a sweep, or its figures as JSON."""
+def print_results(table: pd.DataFrame, folder: Path, options: RunOptions) -> None:
+    """One screen, and where everything is; or the figures as JSON. Files of a report are written if asked for."""
     from attnbench.report.frame import as_records
     from attnbench.report.terminal import result_tables
 
-    if as_json:
+    if options.as_json:
         print_json(as_records(table))
     else:
-        print_all(result_tables(table, cases=table["case"].nunique() <= MANY_CASES))
-        out().print(f"\nresults in {folder}; charts and files: attnbench report {folder}", markup=False)
+        print_all(result_tables(table, details=options.details))
+    where = [f"results in {folder}"]
+    if options.report:
+        from attnbench.cli.report import write_beside
+
+        where += write_beside(folder)
+    else:
+        where.append(f"charts and page: attnbench report {folder} --html {folder / 'report.html'}")
+    if not options.details:
+        where.append(f"every case: attnbench report {folder} --details")
+    if options.as_json:
+        remark("\n".join(where))
+    else:
+        out().print("\n" + "\n".join(where), markup=False, soft_wrap=True)

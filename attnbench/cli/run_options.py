@@ -37,6 +37,8 @@ class RunOptions:
     of_sweep: dict[str, Any]
     strict: bool
     as_json: bool
+    details: bool = False
+    report: bool = False
 
     def folder_of(self, name: str) -> Path:
         """--out, or a new folder named after the suite and the time."""
@@ -106,6 +108,10 @@ def run_suite(
         help="NAME=/path/to/python, the interpreter of a backend's environment; repeat for more.",
     ),
     strict: bool = typer.Option(False, "--strict", help="Exit 1 if any result is wrong, crashed or error."),
+    details: bool = typer.Option(False, "--details", help="Print the table of every case, too."),
+    report: bool = typer.Option(
+        False, "--report", help="Write tables and charts to OUT/report and a page to OUT/report.html, too."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON instead of tables."),
 ) -> None:
     """Check and time every case of a suite on every backend. Each result is on the disk as soon as it is known.
@@ -159,5 +165,7 @@ def run_suite(
             of_sweep={name: value for name, value in of_sweep.items() if value is not None},
             strict=strict,
             as_json=as_json,
+            details=details,
+            report=report,
         )
     )

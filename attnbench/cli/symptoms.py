@@ -180,13 +180,14 @@ def _git() -> Symptom:
 
 
 def _backends() -> Iterator[Symptom]:
+    from attnbench.report.backends import missing_groups
     from attnbench.session import backends
 
-    table = backends()
-    usable = [str(name) for name in table.loc[table["available"].astype(bool), "name"]]
+    rows = backends().to_dict("records")
+    usable = [str(row["name"]) for row in rows if row["available"]]
     if usable:
         yield Symptom("backends", "fine", f"{len(usable)} available: {', '.join(usable)}")
     else:
         yield Symptom("backends", "bad", "none is available", "see the reasons below")
-    for row in table[~table["available"].astype(bool)].itertuples():
-        yield Symptom(f"backend {row.name}", "note", str(row.reason), str(row.install))
+    for names, reason, install in missing_groups(rows):
+        yield Symptom("not available", "note", f"{', '.join(names)}: {reason}", install)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from attnbench.conformance.coverage import coverage, shortfall
@@ -111,6 +112,12 @@ class Report:
         }
         head["limits"] = [vars(limit) for limit in self.limits]
         return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
+
+    def _repr_html_(self) -> str:
+        """The text for a notebook, its first line coloured by the verdict."""
+        colour = {RIGHT: "#2C8C6B", VERDICT_WRONG: "#B2182B"}.get(self.verdict, "#8A6D00")
+        head, _, rest = escape(str(self)).partition("\n")
+        return f'<pre style="white-space:pre-wrap"><b style="color:{colour}">{head}</b>\n{rest}</pre>'
 
     def __str__(self) -> str:
         count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN, LIMIT)}

@@ -48,7 +48,8 @@ class Section:
 class Standing:
     """One backend over all cases: how often right, wrong, refused; how far behind the fastest (geometric mean).
 
-    `fastest` counts the cases on which it is at the front: the fastest, or tied with it.
+    `fastest` counts the cases on which it is at the front: the fastest, or tied with it. `memory` is the geometric mean
+    of its peak over the minimum.
     """
 
     backend: str
@@ -59,6 +60,7 @@ class Standing:
     fastest: int
     behind: float | None
     worst_error: float | None
+    memory: float | None = None
 
     @property
     def failed(self) -> int:
@@ -157,9 +159,15 @@ def _standing(name: str, group: pd.DataFrame) -> Standing:
         counts={str(k): int(v) for k, v in group["status"].value_counts().items()},
         timed=len(behind),
         fastest=int(group["front"].sum()),
-        behind=float(np.exp(np.log(behind).mean())) if len(behind) else None,
+        behind=_geometric_mean(behind),
         worst_error=None if is_missing(worst) else float(worst),
+        memory=_geometric_mean(group["peak_over_least"].dropna()),
     )
+
+
+def _geometric_mean(values: pd.Series) -> float | None:
+    positive = values[values > 0]
+    return float(np.exp(np.log(positive).mean())) if len(positive) else None
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,29 @@ def reasons(table: pd.DataFrame) -> list[Reason]:
         for (backend, status, reason), part in failing.groupby(["backend", "status", "reason"], sort=False)
     ]
     return sorted(unordered, key=lambda r: (STATUSES.index(r.status), r.backend))
+
+
+@dataclass(frozen=True)
+class SharedReason:
+    """Backends that ended alike with the same words; `cases` is None if each did so in every case."""
+
+    status: str
+    backends: tuple[str, ...]
+    reason: str
+    cases: int | None
+
+
+def shared_reasons(table: pd.DataFrame) -> list[SharedReason]:
+    """The reasons of everything that is not ok, each once with its backends, in the order of the statuses."""
+    every = table.groupby("backend")["case"].nunique()
+    together: dict[tuple[str, str, int | None], list[str]] = {}
+    for one in reasons(table):
+        cases = None if one.cases >= every.get(one.backend, 0) > 1 else one.cases
+        together.setdefault((one.status, one.reason, cases), []).append(one.backend)
+    return [
+        SharedReason(status, tuple(names), reason, cases)
+        for (status, reason, cases), names in together.items()
+    ]
 
 
 def heading(table: pd.DataFrame) -> str:

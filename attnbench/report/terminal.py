@@ -1,38 +1,185 @@
-"""A result set in a terminal: Rich renderables made of the tables; the caller prints them."""
+"""A result set on one screen of a terminal: the machine, the winners, a line per backend, what did not run and why.
+
+Rich renderables; the caller prints them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from attnbench.report.cells import factor, three_digits
-from attnbench.report.tables import FIGURES, Section, heading, reasons, sections, standings
+from attnbench.report.cells import clean, factor, milliseconds, three_digits
+from attnbench.report.labels import with_families
+from attnbench.report.ranking import Winner, winners
+from attnbench.report.tables import (
+    FIGURES,
+    Section,
+    SharedReason,
+    Standing,
+    heading,
+    sections,
+    shared_reasons,
+    standings,
+)
 from attnbench.statuses import STATUS
 
-MOST_REASONS = 40
+MOST_REASONS = 10
+MOST_ROWS = 16  # of the grid
+MOST_LENGTHS = 3
+MOST_NAMED = 4
+PASSES = {"fwd": "forward", "fwd_bwd": "with backward"}
 
 
 def status_text(status: str) -> Text:
     return Text(status, style=STATUS[status].style)
 
 
-def result_tables(table: pd.DataFrame, *, cases: bool = True) -> Iterator[RenderableType]:
-    """The heading, the table by case, the reasons, and last the standing of each backend."""
+def result_tables(table: pd.DataFrame, *, details: bool = False) -> Iterator[RenderableType]:
+    """One screen; with `details`, the table of each case before it."""
+    if details and not table.empty:
+        yield from case_tables(sections(table))
+        yield Text(
+            "\n* fastest; ~ tied with the fastest; ± half of the 10 % to 90 % span\n", style="bright_black"
+        )
     yield Text(heading(table), style="bold")
     if table.empty:
         return
-    if cases:
-        yield from case_tables(sections(table))
-        yield Text(
-            "\n* fastest; ~ tied with the fastest; ± half of the 10 % to 90 % span",
-            style="bright_black",
-        )
+    yield from winner_grid(table)
+    yield standing_table(standings(table))
     yield from reason_lines(table)
-    yield standing_table(table)
+
+
+def winner_grid(table: pd.DataFrame) -> Iterator[RenderableType]:
+    """The fastest right backend by mask and length, one block per shape and pass."""
+    shapes: dict[str, list[Winner]] = {}
+    for winner in winners(with_families(table)):
+        shapes.setdefault(clean(winner.shape, 60), []).append(winner)
+    yield Text("\nFastest right backend   ~ tied with others; -: not timed", style="bold")
+    alone, rows, left_out = [], 0, 0
+    for shape, group in sorted(shapes.items(), key=lambda item: -len(item[1])):
+        if len(group) == 1:
+            alone += group
+            continue
+        lengths = sorted({winner.length for winner in group})[-MOST_LENGTHS:]
+        grid = _grid(group, lengths)
+        if rows and rows + grid.row_count > MOST_ROWS:
+            left_out += len(group)
+            continue
+        rows += grid.row_count
+        left_out += sum(winner.length not in lengths for winner in group)
+        yield Text(shape, style="cyan")
+        yield grid
+    room = max(3, MOST_ROWS - rows)
+    yield from _lone_winners(alone[:room])
+    left_out += len(alone[room:])
+    if left_out:
+        yield Text(f"and {left_out} more cases: --details, or the page", style="bright_black")
+
+
+def _grid(group: Sequence[Winner], lengths: Sequence[int]) -> Table:
+    """The winners of one shape: a row per mask, below a row of lengths per pass."""
+    grid = _columns("", *map(str, lengths))
+    for column in grid.columns[1:]:
+        column.no_wrap = True
+    rows: dict[str, dict[str, dict[int, Winner]]] = {}
+    for winner in group:
+        of_pass = rows.setdefault(winner.direction, {})
+        of_pass.setdefault(clean(winner.family, 40), {})[winner.length] = winner
+    for direction, by_mask in rows.items():
+        grid.add_row(PASSES.get(direction, direction), *map(str, lengths), style="bright_black")
+        for mask, cells in by_mask.items():
+            grid.add_row(Text(mask), *(_winner_cell(cells.get(length)) for length in lengths))
+    return grid
+
+
+def _lone_winners(alone: Sequence[Winner]) -> Iterator[RenderableType]:
+    """The winners of shapes with one case, a line each."""
+    if not alone:
+        return
+    lines = _columns("", "")
+    for winner in alone:
+        words = f"{clean(winner.family, 40)}, {winner.length}, {clean(winner.shape, 60)}"
+        words += "" if winner.direction == "fwd" else f", {PASSES.get(winner.direction, winner.direction)}"
+        lines.add_row(Text(words), _winner_cell(winner))
+    yield lines
+
+
+def _winner_cell(winner: Winner | None) -> Text:
+    if winner is None:
+        return Text("")
+    if not winner.tied:
+        return Text(
+            "-" if winner.untimed else "none is right", style="bright_black" if winner.untimed else "red"
+        )
+    name = clean(winner.tied[0], 40)
+    if winner.is_clear:
+        return Text(f"{name} {milliseconds(winner.fastest_ms)}", style="green")
+    return Text(f"~{name} {milliseconds(winner.fastest_ms)}")
+
+
+def standing_table(all_standings: Sequence[Standing]) -> Table:
+    """One line per backend that answered: right, at the front, behind the fastest, memory and error at worst."""
+    shown = _columns(
+        "backend", "right", "fastest or tied", "slower by", "peak/min", "error/budget", header=True
+    )
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    shown.title = "\nBackends   slower by, peak/min: means; error: worst"
+    for one in all_standings:
+        if one.declined == one.cases:
+            continue  # a reason says why
+        shown.add_row(
+            Text(one.backend),
+            _right(one),
+            Text(f"{one.fastest} of {one.timed}" if one.timed else "not timed"),
+            Text(factor(one.behind)),
+            Text(factor(one.memory)),
+            Text(three_digits(one.worst_error)),
+        )
+    return shown
+
+
+def _right(one: Standing) -> Text:
+    right, wrong = one.counts.get("ok", 0), one.counts.get("wrong", 0)
+    text = Text(f"{right} of {one.cases}", style="green" if right else "")
+    for count, word in ((wrong, "wrong"), (one.failed, "failed")):
+        if count:
+            text.append(f", {count} {word}", style="bold red")
+    return text
+
+
+def reason_lines(table: pd.DataFrame) -> Iterator[Text]:
+    """What is not ok, one line per reason, the worst first; what is not installed in one line."""
+    why = shared_reasons(table)
+    # `attnbench doctor` knows those that are listed by name, and no file.
+    is_listed = {one: one.status == "unavailable" and ".py:" not in one.backends[0] for one in why}
+    missing = [name for one in why if is_listed[one] for name in one.backends]
+    others = [one for one in why if not is_listed[one]]
+    if why:
+        yield Text("\nNot ok", style="bold")
+    for one in others[:MOST_REASONS]:
+        yield _reason_line(one)
+    if len(others) > MOST_REASONS:
+        yield Text(
+            f"  and {len(others) - MOST_REASONS} more reasons: --details, or the page", style="bright_black"
+        )
+    if missing:
+        words = f"{len(missing)} backends, such as {missing[0]}" if len(missing) > 1 else missing[0]
+        line = Text("  ").append_text(status_text("unavailable"))
+        yield line.append(f" {words}: `attnbench doctor` says what each needs")
+
+
+def _reason_line(one: SharedReason) -> Text:
+    names = ", ".join(one.backends[:MOST_NAMED])
+    names += f" and {len(one.backends) - MOST_NAMED} more" if len(one.backends) > MOST_NAMED else ""
+    cases = "" if one.cases is None else f" ({one.cases} {'case' if one.cases == 1 else 'cases'})"
+    return (
+        Text("  ").append_text(status_text(one.status)).append(f" {names}{cases}: {clean(one.reason, 160)}")
+    )
 
 
 def case_tables(by_case: list[Section]) -> Iterator[RenderableType]:
@@ -61,59 +208,16 @@ def case_tables(by_case: list[Section]) -> Iterator[RenderableType]:
             yield Text(f"  {status}: {', '.join(names)}", style="bright_black")
 
 
-def reason_lines(table: pd.DataFrame) -> Iterator[Text]:
-    """Why something is not ok, one line per backend and reason."""
-    why = reasons(table)
-    if why:
-        yield Text("\nNot ok, and why", style="bold")
-    for one in why[:MOST_REASONS]:
-        cases = one.example if one.cases == 1 else f"{one.cases} cases, e.g. {one.example}"
-        line = Text("  ").append_text(status_text(one.status)).append(f" {one.backend}: {one.reason}")
-        # An unavailable backend is unavailable for every case: an example would say nothing.
-        yield line if one.status == "unavailable" else line.append(f" ({cases})", style="bright_black")
-    if len(why) > MOST_REASONS:
-        yield Text(f"  and {len(why) - MOST_REASONS} more; the CSV that `attnbench report` writes has all")
-
-
-def standing_table(table: pd.DataFrame) -> Table:
-    """One line per backend: how often it is right, how often fastest, how far behind it is on average."""
-    shown = Table(
-        title="\nBackends",
-        title_justify="left",
-        title_style="bold",
+def _columns(*names: str, header: bool = False) -> Table:
+    table = Table(
         box=None,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        show_header=header,
+        header_style="bright_black",
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
     )
-    shown.add_column("backend", overflow="fold")
-    shown.add_column("version")
-    for name in (
-        "right",
-        "wrong",
-        "failed",
-        "refused",
-        "fastest or tied",
-        "behind the fastest",
-        "worst error/budget",
-    ):
-        shown.add_column(name, justify="right")
-    for one in standings(table):
-        if one.counts.get("unavailable", 0) == one.cases:
-            shown.add_row(Text(one.backend, style="bright_black"), Text("unavailable", style="bright_black"))
-            continue
-        shown.add_row(
-            Text(one.backend),
-            Text(one.version),
-            Text(f"{one.counts.get('ok', 0)} of {one.cases}", style="green" if one.counts.get("ok") else ""),
-            _count(one.counts.get("wrong", 0), "bold red"),
-            _count(one.failed, "red"),
-            _count(one.counts.get("refused", 0), "yellow"),
-            Text(f"{one.fastest} of {one.timed}" if one.timed else "not timed"),
-            Text(factor(one.behind)),
-            Text(three_digits(one.worst_error)),
-        )
-    return shown
-
-
-def _count(number: int, style: str) -> Text:
-    return Text(str(number), style=style if number else "bright_black")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from attnbench.sweep.fork_server import MESSAGE_BYTES
+from attnbench.waiting import as_given
 
 LOAD_TIMEOUT_S = 180.0
 FORK_TIMEOUT_S = 60.0
@@ -178,7 +179,7 @@ class _Forked:
 
 def worker_environment(device: str, threads: int | None = None) -> dict[str, str]:
     """The caller's environment with its attnbench on the path; `threads`: the number of torch's threads."""
-    environment = dict(os.environ)
+    environment = as_given(dict(os.environ))
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     if device.split(":")[0] == "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -215,12 +216,34 @@ def test_doctor_says_what_to_do_about_a_missing_compiler(
 
 def test_doctor_names_every_unavailable_backend_with_its_install_command(attnbench: Any) -> None:
     listed = json.loads(attnbench("list", "--json").stdout)
-    shown = attnbench("doctor").stdout
+    shown = " ".join(attnbench("doctor").stdout.split())
     missing = [one for one in listed if not one["available"]]
     assert missing
     for one in missing:
-        assert f"backend {one['name']}" in shown
-        assert one["reason"][:40] in " ".join(shown.split())
+        assert one["name"] in shown
+        assert one["install"][:40] in shown
+
+
+@pytest.mark.parametrize("command", [("list",), ("doctor",), ("--help",), ("run", "--help")], ids=" ".join)
+def test_what_a_terminal_shows_fits_80_columns_and_is_plain_in_a_pipe(command: tuple[str, ...]) -> None:
+    width = (
+        "import sys\n"
+        "from attnbench.cli import console\nfrom rich.console import Console\n"
+        "console.out = lambda: Console(highlight=False, width=80, force_terminal=False)\n"
+        "for name in ('list', 'doctor'):\n"
+        "    module = __import__(f'attnbench.cli.{name}', fromlist=['x'])\n"
+        "    setattr(module, 'out', console.out)\n"
+        "from attnbench.cli import main; main()"
+    )
+    environment = {**os.environ, "COLUMNS": "80"}
+    environment.pop("FORCE_COLOR", None)
+    program = [sys.executable, "-c", width, *command]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    assert "\x1b" not in done.stdout
+    piped = call(*command)
+    assert "\x1b" not in piped.stdout
 
 
 def test_list_says_what_each_backend_can_do(attnbench: Any) -> None:
@@ -229,6 +252,10 @@ def test_list_says_what_each_backend_can_do(attnbench: Any) -> None:
     assert "cpu" in listed["naive"]["capabilities"]["devices"]
     shown = attnbench("list").stdout
     assert all(name in shown for name in listed)
+    takes = listed["flex"]["takes"]
+    assert (takes["cpu"]["backward"], takes["cuda"]["backward"]) == (False, True)
+    assert set(listed["sdpa_flash"]["takes"]["cuda"]["masks"]) == {"full", "causal", "causal(top_left)"}
+    assert "cpu" not in listed["sdpa_cudnn"]["takes"]
 
 
 @pytest.mark.parametrize(("what", "name"), [("suites", "quick"), ("masks", "causal or causal(top_left)")])

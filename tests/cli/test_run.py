@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from attnbench.cli.console import size_bytes, texts, whole_numbers
-from attnbench.cli.progress import Progress
 from attnbench.errors import AttnbenchError
+from attnbench.report.progress import Course, Progress
 from attnbench.sweep import events
 
 PROGRAM = [sys.executable, "-c", "from attnbench.cli import main; main()"]
@@ -58,7 +58,7 @@ def test_the_first_line_says_the_device_and_where_results_go(swept: Any) -> None
 
 def test_the_table_is_on_stdout_and_the_bar_is_quiet_in_a_pipe(swept: Any) -> None:
     _, done = swept
-    for text in ("naive", "wrong", "mine.py:twice", "unavailable: needs.py:much", "attnbench report out"):
+    for text in ("naive", "wrong", "mine.py:twice", "unavailable needs.py:much", "attnbench report out"):
         assert text in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "starting workers" not in done.stderr
@@ -68,6 +68,7 @@ def test_a_finished_sweep_is_not_run_again_and_strict_fails_on_what_is_wrong(swe
     folder, _ = swept
     before = (folder / "out" / "results.jsonl").read_bytes()
     arguments = ["--backend", "naive,mine.py:twice,needs.py:much", "--out", "out", "--resume", "--strict"]
+    arguments += ["--keep-failures"]
     done = attnbench_run(folder, *arguments)
     assert done.returncode == 1, done.stderr
     assert "6 results exist" in done.stderr
@@ -149,4 +150,34 @@ def test_progress_says_what_is_wrong_or_failed_even_without_a_terminal(
     assert "crashed: naive" in stderr
     assert "signal 11" in stderr
     assert "\x1b" not in stderr
-    assert progress.counts == {"crashed": 1, "ok": 1}
+    assert progress.course.counts == {"crashed": 1, "ok": 1}
+
+
+def test_the_line_says_what_is_done_now_and_how_long_the_rest_takes(
+    a_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("attnbench.report.progress.time.monotonic", lambda: now)
+    course = Course()
+    course.follow(events.Doing("loading the backends"))
+    assert course.line == "loading the backends"
+    now = 200.0  # loading is not part of the pace
+    course.follow(events.SweepStarted(30, 0, "cpu", "A CPU", ("naive",)))
+    course.follow(events.CaseStarted("a-case", 1, 10))
+    course.follow(events.Doing("judging naive"))
+    assert course.line == "case 1 of 10: judging naive (a-case)"
+    now = 215.0
+    course.follow(events.CaseStarted("another", 2, 10))
+    course.follow(events.Doing("timing 3 backends, round 4 of 10", 0.5))
+    assert course.line == "case 2 of 10, about 1:25 left: timing 3 backends, round 4 of 10 (another)"
+
+
+def test_the_screen_fits_a_terminal_and_details_add_the_table_of_each_case(swept: Any) -> None:
+    folder, done = swept
+    assert len(done.stdout.splitlines()) <= 30
+    assert "Fastest right backend" in done.stdout
+    assert "grid: full" not in done.stdout
+    command = [*PROGRAM, "report", "out", "--no-charts", "--details"]
+    detailed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+    assert "full, 16, 1 heads, d8, fp32, forward" in detailed.stdout
+    assert detailed.stdout.count("Fastest right backend") == 1

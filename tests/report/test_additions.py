@@ -44,7 +44,7 @@ table = frame(results)
 written = list(write_report(table, folder, charts=False))
 stream = io.StringIO()
 console = Console(file=stream, width=200, force_terminal=True, color_system="standard")
-for one in result_tables(table):
+for one in result_tables(table, details=True):
     console.print(one)
 support = draw_support(matrix(table), "")
 (folder / "shown.json").write_text(json.dumps({
