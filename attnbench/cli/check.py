@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from attnbench.cli.console import out, print_json, remark, texts
 from attnbench.errors import AttnbenchError, CaseError
+from attnbench.waiting import sleep_soon
 
 if TYPE_CHECKING:
     from attnbench.conformance.report import Report
@@ -51,6 +51,11 @@ def check_backend(
         "--strict",
         help="Exit 1 if limits are suspected or a known defect is undeclared, too.",
     ),
+    watch: bool = typer.Option(
+        False,
+        "--watch",
+        help="Check again whenever a Python file beside the backend's is saved, until Ctrl-C.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for a machine."),
 ) -> None:
     """Check that a backend computes exact attention, forward and backward, for all it claims.
@@ -59,30 +64,35 @@ def check_backend(
 
     Example: [bold]attnbench check mine.py:attention --mask causal --dtype fp32[/bold]
     """
-    # OpenMP reads it when torch is loaded. Nothing is timed here. Threads that spin long (300,000 turns) starve each
-    # other on busy cores; threads that sleep at once wake too late on a quiet machine.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    from attnbench.conformance import check
-    from attnbench.device import resolve_device
-
+    sleep_soon()
     if case is None and distribution != "randn":
         raise AttnbenchError("--distribution needs --case; add it or drop --distribution")
-    device = resolve_device(device)
     one = None if case is None else case_of(case)
-    remark(f"device {device}: checking {backend}, {f'level {level}' if one is None else one.id}")
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
     options |= {"only": texts(only), "where": where, "contract": contract}
     options |= {"case": one, "distribution": distribution}
-    report = check(backend, level=level, device=device, seed=seed, **options)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        out().print(str(report), markup=False, soft_wrap=True)  # a command cut in two cannot be pasted
-        show = show_command(report.failures[0].command) if report.failures else ""
-        if show:
-            out().print(f"\nto see where: {show}", markup=False, soft_wrap=True)
-    raise typer.Exit(exit_code(report, strict))
+
+    def checked() -> int:
+        from attnbench.conformance import check
+        from attnbench.device import resolve_device
+
+        here = resolve_device(device)
+        remark(f"device {here}: checking {backend}, {f'level {level}' if one is None else one.id}")
+        report = check(backend, level=level, device=here, seed=seed, **options)
+        if as_json:
+            print_json(report.to_json())
+        else:
+            out().print(str(report), markup=False, soft_wrap=True)  # a command cut in two cannot be pasted
+            show = show_command(report.failures[0].command) if report.failures else ""
+            if show:
+                out().print(f"\nto see where: {show}", markup=False, soft_wrap=True)
+        return exit_code(report, strict)
+
+    if watch:
+        from attnbench.cli.watch import watch_backend
+
+        watch_backend(backend, device, checked)
+    raise typer.Exit(checked())
 
 
 def exit_code(report: Report, strict: bool = False) -> int:

@@ -30,6 +30,7 @@ TOUCHES: dict[str, tuple[str, str]] = {
     "cli/symptoms.py": ("reads", "what `doctor` looks for: drivers, programs, free space"),
     "cli/cache.py": ("reads writes", "removes stored references"),
     "cli/tune.py": ("reads starts", "runs a backend's tuning program"),
+    "cli/watch.py": ("reads starts", "a backend's files, and checks of them"),
     "gate/accepted.py": ("reads", "accepted regressions"),
     "gate/arms.py": ("writes", "a scratch folder of references"),
     "gate/compiled.py": ("reads", "which revisions have kernels to compile"),
