@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from attnbench.cli import (
     cache,
@@ -53,6 +53,16 @@ class Program(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
 
 
+class Command(TyperCommand):
+    """Names the values of lists in a word, so that the help texts have room in 80 columns."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for option in self.params:
+            if getattr(option, "multiple", False) and option.metavar is None:
+                option.metavar = "LIST"
+
+
 app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
@@ -77,7 +87,7 @@ for name, command in (
     ("tune", tune.tune_kernels),
     ("cache", cache.show_or_clear_cache),
 ):
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
 app.add_typer(env.app, name="env")
 
 

@@ -90,15 +90,21 @@ def run_suite(
     case: list[str] | None = typer.Option(
         None, "--case", help="Only cases whose id contains this text; repeat for more."
     ),
-    limit: int | None = typer.Option(None, "--limit", min=1, help="Only the first N cases."),
+    limit: int | None = typer.Option(None, "--limit", min=1, metavar="N", help="Only the first N cases."),
     rounds: int | None = typer.Option(
-        None, "--rounds", min=1, help="Timing rounds per case and backend (default: 10)."
+        None, "--rounds", min=1, metavar="N", help="Timing rounds per case and backend (default: 10)."
     ),
     processes: int = typer.Option(
-        1, "--processes", min=1, help="Fresh worker processes per case and backend; `attnbench gate` needs 4."
+        1,
+        "--processes",
+        min=1,
+        metavar="N",
+        help="Fresh worker processes per case and backend; `attnbench gate` needs 4.",
     ),
-    seed: int = typer.Option(0, "--seed", min=0, help="The seed of the inputs."),
-    timeout: float = typer.Option(300.0, "--timeout", min=0.1, help="Seconds per case and backend."),
+    seed: int = typer.Option(0, "--seed", min=0, metavar="N", help="The seed of the inputs."),
+    timeout: float = typer.Option(
+        300.0, "--timeout", min=0.1, metavar="N", help="Seconds per case and backend."
+    ),
     memory_limit: str | None = typer.Option(
         None, "--memory-limit", help="Memory of a worker, such as 8GiB (default: 60 % of what is available)."
     ),

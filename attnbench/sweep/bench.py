@@ -146,6 +146,8 @@ class Bench:
             inputs = make_inputs(problem, seed, self._device, distribution)
             _once(self._opened.prepare(problem, inputs), inputs.dout)
             self._synchronise()
+            del inputs
+            self._collect()
         return {}
 
     def admit(self, case: dict[str, Any]) -> dict[str, Any]:
@@ -246,10 +248,13 @@ class Bench:
         if self._on is not None:
             self._on.prepared.drop_graph()
             self._on = None
-            gc.collect()
-            if self._device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            self._collect()
         return {}
+
+    def _collect(self) -> None:
+        gc.collect()
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     @property
     def _opened(self) -> Backend:
