@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnbench.backend import Capabilities
+from attnbench.backend import REPEATABLE, Capabilities
 
 from ._library import LibraryBackend
 from ._lowering_flash import lowered, task_of
@@ -20,7 +20,8 @@ def flash_attn_2(environment: str, deterministic: bool) -> LibraryBackend:
             scores=frozenset({"softcap", "alibi"}),
             unequal_v_dim=False,
             varlen=True,
-            deterministic=deterministic,
+            # "The forward pass is always deterministic", says the source.
+            claims=REPEATABLE if deterministic else frozenset({"bitwise_repeatable_forward"}),
             source="https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/flash_attn_interface.py",
         ),
         environment,

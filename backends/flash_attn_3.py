@@ -20,7 +20,6 @@ backend = LibraryBackend(
         scores=frozenset({"softcap"}),
         unequal_v_dim=False,
         varlen=True,
-        deterministic=False,
         source="https://github.com/Dao-AILab/flash-attention/blob/main/hopper/flash_attn_interface.py",
     ),
     ENVIRONMENT,

@@ -20,7 +20,6 @@ backend = LibraryBackend(
         scores=frozenset({"softcap", "sink"}),
         unequal_v_dim=True,
         varlen=True,
-        deterministic=False,
         source="https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/cute/interface.py",
     ),
     ENVIRONMENT,

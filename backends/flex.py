@@ -82,7 +82,6 @@ class Flex(Backend):
     capabilities = Capabilities(
         head_dims=(16, 256, 1),
         scores=frozenset({"softcap", "alibi", "bias", "relative"}),
-        deterministic=False,
         compiles=True,
         source="https://docs.pytorch.org/docs/stable/nn.attention.flex_attention.html",
     )

@@ -19,7 +19,6 @@ backend = ForeignBackend(
         head_dims=(8, 128, 8),
         scores=frozenset({"alibi", "bias", "relative"}),
         unequal_v_dim=False,
-        deterministic=False,
         empty_rows="undefined",
         source=SOURCE,
     ),

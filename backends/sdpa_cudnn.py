@@ -14,7 +14,6 @@ backend = Sdpa(
         dtypes=frozenset({"bf16", "fp16"}),
         head_dims=(8, 256, 8),
         scores=frozenset({"alibi", "bias", "relative"}),
-        deterministic=False,
         empty_rows="undefined",
         source=SOURCE,
     ),

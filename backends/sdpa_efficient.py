@@ -12,7 +12,6 @@ backend = Sdpa(
         devices=frozenset({"cuda"}),
         scores=frozenset({"alibi", "bias", "relative"}),
         gqa=False,
-        deterministic=False,
         empty_rows="undefined",
         source=SOURCE,
     ),

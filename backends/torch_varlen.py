@@ -19,7 +19,6 @@ backend = LibraryBackend(
         scores=frozenset(),
         unequal_v_dim=False,
         varlen=True,
-        deterministic=False,
         source="https://docs.pytorch.org/docs/stable/nn.attention.varlen.html",
     ),
     "",

@@ -16,7 +16,6 @@ backend = LibraryBackend(
         head_dims=(8, 65536, 8),
         scores=frozenset({"alibi", "bias", "relative"}),
         varlen=True,
-        deterministic=False,
         empty_rows="undefined",
         source=SOURCE,
     ),

@@ -20,7 +20,6 @@ backend = LibraryBackend(
         scores=frozenset(),
         unequal_v_dim=False,
         varlen=True,
-        deterministic=False,
         empty_rows="undefined",
         source=SOURCE,
     ),

@@ -3,6 +3,7 @@
 from attnbench.backend.attention import attention
 from attnbench.backend.defects import KnownDefect
 from attnbench.backend.interface import (
+    REPEATABLE,
     AutogradPrepared,
     Backend,
     Capabilities,
@@ -16,6 +17,7 @@ from attnbench.backend.interface import (
 from attnbench.backend.registry import Entry, entries, function_backend, resolve
 
 __all__ = [
+    "REPEATABLE",
     "AutogradPrepared",
     "Backend",
     "Capabilities",

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 Contract = Literal["flash", "flash_splits", "dense"]
 CONTRACTS: tuple[Contract, ...] = get_args(Contract)
+Claim = Literal[
+    "bitwise_repeatable_forward",  # each call gives the same out
+    "bitwise_repeatable_backward",  # each call gives the same dq, dk and dv
+    "batch_invariant",  # a batch row alone gives the out that it gives in any batch
+    "length_invariant",  # a causal prefill of n tokens gives the first n rows of a longer one
+    "decode_equals_prefill",  # queries against a cache give the rows of a causal prefill
+]
+CLAIMS: tuple[Claim, ...] = get_args(Claim)
+REPEATABLE: frozenset[Claim] = frozenset({"bitwise_repeatable_forward", "bitwise_repeatable_backward"})
 MOST_COMPILED = 1 << 14  # versions of one function that torch may compile
 SCORE_KINDS = frozenset(("softcap", "alibi", "bias", "relative", "sink"))
 
@@ -45,6 +54,7 @@ class Capabilities:
     contract        one of CONTRACTS. "flash": fp32 scores and statistics, only P, dS and outputs rounded;
                     "flash_splits": as flash, with splits of the keys merged by their fp32 LSE; "dense": any
                     intermediate may be rounded to the dtype
+    claims          what holds in every bit, of CLAIMS; `check` measures all, and one that is claimed and fails is wrong
     empty_rows      its output for a query that may attend no key; unless "zero", such cases are refused
     varlen          whether packed documents are computed without padding
     timed           False if its times mean nothing (an interpreter)
@@ -67,14 +77,19 @@ class Capabilities:
     unequal_lengths: bool = True
     unequal_v_dim: bool = True
     backward: bool = True
-    deterministic: bool = True
     contract: Contract = "flash"
+    claims: frozenset[Claim] = frozenset()
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
     timed: bool = True
     compiles: bool = False
     layer_level: bool = False
     where: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.claims - set(CLAIMS))
+        if unknown:
+            raise AttnbenchError(f"no claim {unknown[0]!r}; take {', '.join(CLAIMS)}")
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,16 @@ def check_backend(
         None, "--contract", help="Judge by flash, flash_splits or dense, not by what the backend declares."
     ),
     only: list[str] | None = typer.Option(
-        None, "--only", help="Only these checks: oracle, protocol, or a property by name."
+        None, "--only", help="Only these checks: oracle, protocol, claims, or a property or claim by name."
     ),
     case: str | None = typer.Option(
         None, "--case", help="Only this case, as JSON (a failure prints the whole command)."
     ),
     distribution: str = typer.Option(
         "randn", "--distribution", help="With --case: the distribution of the inputs."
+    ),
+    repeats: int = typer.Option(
+        20, "--repeats", min=1, help="Calls of one case to see whether its bits are the same in each."
     ),
     strict: bool = typer.Option(
         False,
@@ -69,7 +72,7 @@ def check_backend(
         raise AttnbenchError("--distribution needs --case; add it or drop --distribution")
     one = None if case is None else case_of(case)
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
-    options |= {"only": texts(only), "where": where, "contract": contract}
+    options |= {"only": texts(only), "where": where, "contract": contract, "repeats": repeats}
     options |= {"case": one, "distribution": distribution}
 
     def checked() -> int:

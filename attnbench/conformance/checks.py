@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from attnbench.backend.interface import FunctionBackend
+from attnbench.backend.interface import CLAIMS, FunctionBackend
 from attnbench.conformance.battery import SIZES, Request, ordinary
 from attnbench.conformance.battery_factors import Row, with_single_masks
+from attnbench.conformance.claims import CAUSES, measure, varying
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
@@ -56,6 +57,8 @@ class ChecksOfDtype:
         for name in self.plan.checks:
             if name == PROTOCOL:
                 self.check_protocol()
+            elif name in CLAIMS:
+                self.check_claim(name)
             elif name != ORACLE:
                 self.check_property(name)
         self.explainer.rank_causes()
@@ -268,6 +271,7 @@ class ChecksOfDtype:
                 return
             base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
             self._fail(self._broken(name, base, "randn", reason), listed=False)
+        broken = self._without_jitter(name, broken) if status == OK else broken
         if status == OK and self.subject.answers == before:
             status, reason = REFUSED, "takes no case of it"
         if status == WRONG or not broken:
@@ -289,6 +293,37 @@ class ChecksOfDtype:
                     tensors=(f.tensor,),
                 )
             )
+
+    def _without_jitter(self, name: str, broken: list[PropertyFailure]) -> list[PropertyFailure]:
+        """The failures but those of a tensor whose bits differ from call to call anyway, which is told as a claim."""
+        if not any(f.is_bitwise for f in broken):
+            return broken
+        again = {(f.case, f.tensor) for f in PROPERTIES[name].run(self.subject)}
+        return [
+            f
+            for f in broken
+            if not f.is_bitwise
+            or ((f.case, f.tensor) in again and f.tensor not in varying(self.subject, f.case))
+        ]
+
+    def check_claim(self, name: str) -> None:
+        """One claim to the bit: measured whether it is claimed or not, and wrong if it is claimed and does not hold."""
+        try:
+            claim = measure(name, self.subject, self.plan.repeats, self.plan.level)
+        except Exception as error:  # noqa: BLE001 - other checks report what a backend raises
+            self._add(name, None, "randn", REFUSED, f"not asked: raises {type(error).__name__}: {error}")
+            return
+        self.report.claims.append(claim)
+        if claim.is_claimed and claim.difference is not None:
+            difference = claim.difference
+            failure = self._broken(name, difference.case, "randn", f"claimed, and {claim}", (CAUSES[name],))
+            self._fail(
+                replace(
+                    failure, tensor=difference.tensor, worst=difference.worst, tensors=(difference.tensor,)
+                )
+            )
+        else:
+            self._add(name, None, "randn", OK if claim.calls else REFUSED, str(claim))
 
     def check_protocol(self) -> None:
         case = next((case for _, case in self.subject.any_case()), None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from attnbench.conformance.checks import ChecksOfDtype
+from attnbench.conformance.claims import REPEATS
 from attnbench.conformance.known import settle_known_defects
 from attnbench.conformance.outcome import OK, ORACLE
 from attnbench.conformance.plan import Given, plan_of
@@ -28,12 +29,14 @@ def check(
     where: str | Callable[[Case], bool] | None = None,
     case: Case | dict[str, Any] | None = None,
     distribution: str = "randn",
+    repeats: int = REPEATS,
 ) -> Report:
     """Check a backend (a name, path/to/file.py:function, a Backend or a plain function) and report what is wrong.
 
     `masks`, `dtypes` and `directions` keep the check to what the backend is meant for, `where` to cases that meet a
     condition (a function of the case, or a text such as "q_len == 1 and k_len % 128 == 0"), `only` to some checks
-    (oracle, protocol, or a property by its name). If a plain function refuses a case with NotImplementedError, cases
+    (oracle, protocol, a property or a claim to the bit by its name, or "claims"); `repeats` is how often a case is
+    called again for the claims. If a plain function refuses a case with NotImplementedError, cases
     that it takes are drawn instead. With `case` only that case is held against the oracle, on `distribution` (or, with
     `only="protocol"`, against the protocol). The same seed gives the same check. Raises AttnbenchError for a request
     that makes no sense, never for what the backend does.
@@ -49,6 +52,7 @@ def check(
         contract=contract,
         only=only,
         where=where,
+        repeats=repeats,
     )
     if case is not None and where is not None:
         raise AttnbenchError("where chooses cases; drop it, or the case")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from attnbench.backend.interface import CLAIMS
 from attnbench.conformance.limits import value_text
 from attnbench.conformance.outcome import LIMIT, OK, ORACLE, REFUSED, CheckOutcome
 from attnbench.problem import Case
@@ -110,6 +111,6 @@ def shortfall(outcomes: Iterable[CheckOutcome], level: str) -> list[str]:
         missing.append(
             f"only {', '.join(varied) or 'nothing'} took two values, fewer than {FEWEST_FACTORS} factors"
         )
-    if judged and not any(o.status == OK and o.check != ORACLE for o in outcomes):
+    if judged and not any(o.status == OK and o.check not in (ORACLE, *CLAIMS) for o in outcomes):
         missing.append("no property and no protocol check ran")
     return missing

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from attnbench.backend.interface import CLAIMS
+from attnbench.conformance.claims import options_of
 from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
 from attnbench.conformance.diagnosis.observation import Observation, observe
 from attnbench.conformance.diagnosis.shrink import Smallest, first_words, smallest_failing
@@ -73,7 +75,10 @@ class Explainer:
         if failure.check in (ORACLE, PROTOCOL):
             return again.on(smallest.case, smallest.distribution)
         plan = self.plan
-        return again.on_its_own_cases(self.subject.dtype, plan.masks, self.subject.backward, plan.where_text)
+        more = options_of(plan.repeats, plan.level) if failure.check in CLAIMS else []
+        return again.on_its_own_cases(
+            self.subject.dtype, plan.masks, self.subject.backward, plan.where_text, more
+        )
 
     def _words(self, observation: Observation) -> tuple[str, ...]:
         if observation.verdict.ok:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.backend.interface import Backend
+from attnbench.backend.interface import CLAIMS, Backend
 from attnbench.backend.registry import function_backend, resolve
 from attnbench.conformance.battery import LEVELS
+from attnbench.conformance.claims import REPEATS
 from attnbench.conformance.outcome import ORACLE, PROTOCOL
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.device import work_on
@@ -18,7 +19,7 @@ from attnbench.problem.case import DIRECTIONS, DTYPES
 from attnbench.problem.condition import Condition
 
 Given = str | Backend | Callable[..., Any]
-CHECKS = (ORACLE, PROTOCOL, *PROPERTIES)
+CHECKS = (ORACLE, PROTOCOL, *PROPERTIES, *CLAIMS)
 QUICK_CHECKS = (ORACLE, PROTOCOL)  # those of the level smoke
 
 
@@ -43,6 +44,7 @@ class Plan:
     where: Callable[[Case], bool] | None = None
     where_text: str = ""
     is_restricted: bool = False
+    repeats: int = REPEATS
 
 
 def plan_of(
@@ -57,10 +59,13 @@ def plan_of(
     contract: str | None = None,
     only: Iterable[str] | None = None,
     where: str | Callable[[Case], bool] | None = None,
+    repeats: int = REPEATS,
 ) -> Plan:
     """The request to `check`, within what the backend declares; AttnbenchError if a word is unknown."""
     if level not in LEVELS:
         raise AttnbenchError(f"no level {level!r}; take one of {', '.join(LEVELS)}")
+    if repeats < 1:
+        raise AttnbenchError(f"repeats is a whole number of at least 1, not {repeats}")
     backend = _backend(given, contract)
     can = backend.capabilities
     checks = CHECKS if only is not None or level != "smoke" else QUICK_CHECKS
@@ -76,10 +81,11 @@ def plan_of(
         None if masks is None else tuple([masks] if isinstance(masks, str) else sorted(masks)),
         tuple(d for d in wanted_dtypes if d in can.dtypes),
         tuple(d for d in wanted_directions if d == "fwd" or can.backward),
-        among("check", only, checks),
+        among("check", _spelled_out(only), checks),
         Condition(where).holds if isinstance(where, str) else where,
         where if isinstance(where, str) else "",
         masks is not None or only is not None or level == "smoke",
+        repeats,
     )
 
 
@@ -94,6 +100,14 @@ def _backend(given: Given, contract: str | None) -> Backend:
     raise AttnbenchError(
         f"{given!r} is no backend; give a name, path/to/file.py:function, a Backend or a function"
     )
+
+
+def _spelled_out(only: Iterable[str] | None) -> Iterable[str] | None:
+    """The checks that are asked for, with `claims` for all claims to the bit."""
+    if only is None:
+        return None
+    words = [only] if isinstance(only, str) else list(only)
+    return [each for word in words for each in (CLAIMS if word == "claims" else (word,))]
 
 
 def among(what: str, chosen: Iterable[str] | None, words: Sequence[str]) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from attnbench.conformance.claims import Claim, lines_of
 from attnbench.conformance.coverage import coverage, shortfall
 from attnbench.conformance.limits import SuspectedLimit
 from attnbench.conformance.outcome import (
@@ -52,6 +54,7 @@ class Report:
     limits: list[SuspectedLimit] = field(default_factory=list)
     without_backward: dict[str, str] = field(default_factory=dict)
     is_restricted: bool = False
+    claims: list[Claim] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -111,6 +114,7 @@ class Report:
             )
         }
         head["limits"] = [vars(limit) for limit in self.limits]
+        head["claims"] = [claim.record() for claim in self.claims]
         return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
 
     def _repr_html_(self) -> str:
@@ -147,6 +151,7 @@ class Report:
         lines += [f"suspected limit, {limit}" for limit in self.limits]
         if verdict != VERDICT_WRONG and not self.is_restricted:
             lines += [f"  {entry}" for entry in coverage(self.outcomes) if entry.taken or entry.refused]
+        lines += lines_of(self.claims) if verdict != VERDICT_WRONG else []
         lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
         lines += [
             f"the known defect, not yet declared for this version, {key}: {words}"
@@ -199,13 +204,19 @@ class Again:
         return self._command([] if self.check == ORACLE else ["--only", self.check], words)
 
     def on_its_own_cases(
-        self, dtype: str, masks: tuple[str, ...] | None, backward: bool, where: str = ""
+        self,
+        dtype: str,
+        masks: tuple[str, ...] | None,
+        backward: bool,
+        where: str = "",
+        more: Sequence[str] = (),
     ) -> str:
         """On the cases that a property chooses in a dtype."""
         words = ["--dtype", dtype]
         for mask in masks or ():
             words += ["--mask", mask]
         words += ["--where", where] if where else []
+        words += more
         return self._command(["--only", self.check], words + ([] if backward else ["--direction", "fwd"]))
 
     def _command(self, only: list[str], words: list[str]) -> str:

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnbench.backend import Backend, Capabilities, Gradients, Output, Prepared, Refusal, declared_refusal
+from attnbench.backend import (
+    REPEATABLE,
+    Backend,
+    Capabilities,
+    Gradients,
+    Output,
+    Prepared,
+    Refusal,
+    declared_refusal,
+)
 from attnbench.backend.conflicts import interpreter_conflict
 from attnbench.errors import BackendUnavailable
 from attnbench.problem import Case, Inputs
@@ -113,6 +122,7 @@ class TritonBackend(Backend):
         head_dims=(1, 256, 1),
         architectures=(8, 0),
         varlen=True,
+        claims=REPEATABLE,  # nothing is added atomically
         contract="flash_splits",  # decode.py merges splits of the keys by their LSE
         timed=ON_GPU,
         compiles=ON_GPU,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from attnbench.backend.interface import CLAIMS
 from attnbench.cli.app import app
 from attnbench.conformance import check, parametrize_with_backends
 from attnbench.conformance.properties.all import PROPERTIES
@@ -36,7 +37,7 @@ def test_a_right_function_is_ok_and_says_what_it_refused() -> None:
 def test_a_right_function_passes_the_standard_level() -> None:
     report = check(right, **CAUSAL)  # type: ignore[arg-type]
     assert report.ok, str(report)
-    assert {o.check for o in report.outcomes} == {"oracle", "protocol", *PROPERTIES}
+    assert {o.check for o in report.outcomes} == {"oracle", "protocol", *PROPERTIES, *CLAIMS}
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {

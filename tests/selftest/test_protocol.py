@@ -39,7 +39,7 @@ def faults_of(backend: object, settings: tuple[Setting, Setting]) -> list[str]:
         ("cached by q alone", "two rows of k: an answer is kept by a part of the content"),
         ("q scaled in place", "the inputs are changed in place"),
         ("work not waited for", "the first call is wrong"),
-        ("different after two calls", "another answer when it is repeated"),
+        ("different after two calls", "wrong answer when it is repeated"),
         ("fallback to another kernel", "but names its kernel"),
         ("output of another dtype", "the first call is wrong"),
         ("monkey-patched timer", "replaces the clock: time.perf_counter_ns"),

@@ -139,9 +139,7 @@ def powers_of_two_pass_through(subject: Subject) -> Iterator[PropertyFailure]:
             changed(inputs, v=4 * inputs.v, dout=None if dout is None else 8 * dout)
         ).tensors
         factors = {"out": 4, "dq": 32, "dk": 32, "dv": 8}
-        if not subject.backend.capabilities.deterministic:
-            factors = {"out": 4}
-        wanted = {name: factors[name] * x for name, x in before.items() if name in factors}
+        wanted = {name: factors[name] * x for name, x in before.items()}
         yield from differing_bits(case, after, wanted, "4 V and 8 dO")
         break
 

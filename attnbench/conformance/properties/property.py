@@ -27,6 +27,7 @@ class PropertyFailure:
     error_over_budget: float = LARGEST
     distribution: str = "randn"
     causes: tuple[str, ...] = ()
+    is_bitwise: bool = False  # bits of two calls differ: a fault only if the same call gives the same bits
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,8 @@ def differing_bits(
     for name, want in wanted.items():
         at = first_difference(got[name], want)
         if at is not None:
-            yield PropertyFailure(
-                case, name, at, f"{what}: {name}{list(at)} is {float(got[name][at])}, not {float(want[at])}"
-            )
+            words = f"{what}: {name}{list(at)} is {float(got[name][at])}, not {float(want[at])}"
+            yield PropertyFailure(case, name, at, words, is_bitwise=True)
 
 
 def judged(
