@@ -1,21 +1,48 @@
-"""Writes docs/backends.md: each backend's masks, score changes, dtypes, head dims, directions and refusals.
+"""Writes docs/backends.md: each backend's masks, score changes, dtypes, head dims, refusals, and claims to the bit.
 
-All of it comes from the backends themselves, whether their libraries are installed or not:
-`python tools/backends_page.py` writes the page, `--check` fails if it is out of date.
+What they take comes from the backends themselves, whether their libraries are installed or not; what they give to the
+bit from stored records, one per machine: `python tools/backends_page.py` writes the page, `--check` fails if it is
+out of date, `--measure NAME [backend ...]` measures every backend that runs here (or these, beside those in the record)
+on all of its threads, and stores docs/backends/NAME.json first.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from attnbench.backend import Backend, registry
+from attnbench.backend.interface import CLAIMS
 from attnbench.backend.sources import BACKENDS_PACKAGE, backends_in, bundled_folder
+from attnbench.conformance import check
+from attnbench.conformance.claims import DIFFERS, SAME
+from attnbench.measure.fingerprint import fingerprint
 from attnbench.problem import ALiBi, Bias, Case, Mask, RelativeBias, Score, Sink, Softcap, parse_mask
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backends.md"
+RECORDS = PAGE.with_suffix("")  # a folder of JSON files
+DTYPES = ("fp32", "bf16")
+TOLD = {SAME: "=", DIFFERS: "≠"}
+TO_THE_BIT = f"""\
+Per claim one sign for {" and one for ".join(DTYPES)}: = no difference in any call on this machine, ≠ differs,
+· not asked (it takes no such case). **Bold**: claimed, so that a difference is wrong. Any other is a finding, not
+an error. `attnbench check NAME --only claims --level exhaustive` measures them on your machine.
+
+- *bitwise repeatable*: each call gives the same out (forward) and the same dq, dk, dv (backward).
+- *batch invariant*: a batch row alone gives the out that it gives in any batch, also beside longer caches.
+- *length invariant*: a causal prefill of n tokens gives the first n rows of a longer one.
+- *decode equals prefill*: one query or 16 against a cache give the rows of the causal prefill.
+
+If you train by reinforcement learning and serve from the same weights, you need the last three: without them the
+trainer computes other probabilities for the sampled tokens than they were sampled with. Why CPU kernels differ is among
+the [findings](findings.md#bits-that-depend-on-the-batch-the-length-or-the-query-count).
+
+"""
 
 # Column -> mask, and other fields of its case.
 MASKS: dict[str, tuple[str, dict[str, int]]] = {
@@ -162,6 +189,82 @@ def environments() -> list[str]:
     return lines
 
 
+def environment() -> dict[str, Any]:
+    """What bits may depend on."""
+    import torch
+
+    whole = fingerprint("cuda" if torch.cuda.is_available() else "cpu")
+    libraries = ("torch", "triton", "jax", "flax", "cuda", "cudnn")
+    return {
+        "machine": whole["machine"],
+        "device": whole["device"],
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "libraries": {name: whole["libraries"][name] for name in libraries if whole["libraries"].get(name)},
+    }
+
+
+def measure(name: str, only: list[str]) -> None:
+    """Measure the claims of every backend that runs here, or of these, and store them."""
+    path = RECORDS / f"{name}.json"
+    here = environment()
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if record.get("environment") != here:
+        record = {"environment": here, "backends": {}}
+    RECORDS.mkdir(exist_ok=True)
+    for backend in only or [entry.name for entry in registry.entries() if entry.available]:
+        loaded = registry.resolve(backend)
+        if here["device"] not in loaded.capabilities.devices:
+            continue
+        report = check(loaded, level="exhaustive", device=here["device"], dtypes=DTYPES, only="claims")
+        claims = [claim.record() for claim in report.claims]
+        record["backends"][backend] = {"version": loaded.version(), "claims": claims}
+        record["backends"] = dict(sorted(record["backends"].items()))
+        path.write_text(compact(record), encoding="utf-8")
+
+
+def compact(record: dict[str, Any]) -> str:
+    """The record as JSON, one line per claim."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    return re.sub(r"\{\n +\"name[^}]*\}", lambda claim: re.sub(r"\n *", " ", claim[0]), text)
+
+
+def measured(record: dict[str, Any]) -> list[str]:
+    """The table of one record: per backend and claim a sign per dtype, and what differs first."""
+    here = record["environment"]
+    libraries = ", ".join(f"{name} {version}" for name, version in here["libraries"].items())
+    lines = [
+        f"### {here['machine']}, {here['threads']} thread{'s' * (here['threads'] > 1)}",
+        "",
+        f"On {here['device']}; instruction set {here['instruction set']}; {libraries}.",
+        "",
+        row(["backend", "version", *(name.replace("_", " ") for name in CLAIMS)]),
+        row(["---", "---"] + [":-:"] * len(CLAIMS)),
+    ]
+    notes = []
+    for backend, entry in record["backends"].items():
+        cells = []
+        for name in CLAIMS:
+            of_name = [claim for claim in entry["claims"] if claim["name"] == name]
+            signs = {claim["dtype"]: TOLD.get(claim["told"], NEITHER) for claim in of_name}
+            sign = " ".join(signs.get(dtype, NEITHER) for dtype in DTYPES)
+            cells.append(f"**{sign}**" if any(claim["is_claimed"] for claim in of_name) else sign)
+            for claim in of_name:
+                if claim["told"] == DIFFERS:
+                    calls = f"{claim['differing']} of {claim['calls']} call{'s' * (claim['calls'] > 1)}"
+                    notes.append(
+                        f"- `{backend}`, {name.replace('_', ' ')}, {claim['dtype']}: {calls}; {claim['words']}"
+                    )
+        lines.append(row([f"`{backend}`", entry["version"], *cells]))
+    return [*lines, "", *notes, ""]
+
+
+def to_the_bit() -> list[str]:
+    """The tables of all records."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
+    return [line for record in records for line in measured(record)]
+
+
 def page() -> str:
     backends = every_backend()
     return "\n".join(
@@ -193,6 +296,10 @@ def page() -> str:
             "",
             *answered(backends, "cpu"),
             "",
+            "## What they give to the bit",
+            "",
+            *TO_THE_BIT.splitlines(),
+            *to_the_bit(),
             "## Environments",
             "",
             "A library that cannot be installed beside the others has its own environment",
@@ -205,6 +312,8 @@ def page() -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2], sys.argv[3:])
     wanted = page()
     if "--check" in sys.argv[1:]:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted:
