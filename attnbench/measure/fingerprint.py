@@ -61,8 +61,8 @@ def fingerprint_key(environment: dict[str, Any]) -> str:
 
 
 def git_state(folder: str | Path = ".") -> dict[str, Any]:
-    """`commit` (empty outside a repository) and `dirty`: whether tracked files differ from it."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    """`commit` (outside a repository ATTNBENCH_COMMIT, or empty) and `dirty`: whether tracked files differ from it."""
+    commit = _git(folder, "rev-parse", "HEAD") or os.environ.get("ATTNBENCH_COMMIT")
     dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or "", "dirty": bool(dirty)}
 
