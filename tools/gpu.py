@@ -53,7 +53,8 @@ STANDS_IN = {"triton": "naive", "sdpa_cudnn": "per_head", "flex": "mask_multiply
 class Step:
     """A name, the reason for it, a command, and the seconds that it should take on a GPU (estimated, not measured).
 
-    `suite` is the suite file that it reads, `rows` the file of JSON lines that it writes.
+    `suite` is the suite file that it reads, `rows` the file of JSON lines that it writes. `interprets`: a rehearsal runs
+    it in Triton's interpreter, since the fake GPU compiles nothing.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Step:
     command: tuple[str, ...]
     suite: str = ""
     rows: Path | None = None
+    interprets: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def steps(out: Path, machine: Machine = Machine()) -> Iterator[Step]:
         return (sys.executable, *words, *(("--rehearse",) if machine.rehearses else ()))
 
     why = "the order of the tiles, and persistent programs; later steps run with the fastest"
-    yield Step("walks", why, 60, tune("none", out / "walks"))
+    yield Step("walks", why, 60, tune("none", out / "walks"), interprets=True)
     plain = [grid(machine, length, 128, ("causal",)) for length in (1_024, 2_048)]
     yield sweep(machine, out, "naive", "the cost of a plain implementation", 40, plain, "triton,naive")
     for head_dim in (64, 256):
@@ -390,7 +392,6 @@ def main() -> int:
         return 0
     if options.pack:
         unpack(options.pack, out)
-    environment = surroundings(out, machine, options.commit)
 
     def save() -> None:
         if options.pack:
@@ -408,6 +409,7 @@ def main() -> int:
         print(f"run   {step.name} (about {step.seconds} s): {step.why}", flush=True)
         if step.name in options.fail:
             step = replace(step, command=(sys.executable, "-c", "raise SystemExit('made to fail')"))
+        environment = surroundings(out, Machine() if step.interprets else machine, options.commit)
         ok = perform(step, out, min(LIMIT_S, left_s), environment, save)
         failed += not ok
         print(
