@@ -53,8 +53,8 @@ STANDS_IN = {"triton": "naive", "sdpa_cudnn": "per_head", "flex": "mask_multiply
 class Step:
     """A name, the reason for it, a command, and the seconds that it should take on a GPU (estimated, not measured).
 
-    `suite` is the suite file that it reads, `rows` the file of JSON lines that it writes. `interprets`: a rehearsal runs
-    it in Triton's interpreter, since the fake GPU compiles nothing.
+    `suite` is the suite file that it reads, `rows` the file of JSON lines that it writes. `interprets`: a rehearsal
+    runs it in Triton's interpreter, since the fake GPU compiles nothing.
     """
 
     name: str
