@@ -32,7 +32,7 @@ _PUBLIC = {
         "parse_mask",
         "parse_score",
     ),
-    "attnbench.backend": ("Backend", "Capabilities", "attention"),
+    "attnbench.backend": ("Backend", "Capabilities", "as_backend", "attention"),
     "attnbench.layer": ("MultiheadAttention", "use_backend"),
     "attnbench.conformance": ("check", "parametrize_with_backends"),
     "attnbench.report": ("load",),
@@ -41,7 +41,7 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 if TYPE_CHECKING:
-    from attnbench.backend import Backend, Capabilities, attention
+    from attnbench.backend import Backend, Capabilities, as_backend, attention
     from attnbench.conformance import check, parametrize_with_backends
     from attnbench.errors import AttnbenchError
     from attnbench.layer import MultiheadAttention, use_backend
@@ -89,6 +89,7 @@ __all__ = [
     "Sink",
     "SlidingWindow",
     "Softcap",
+    "as_backend",
     "attention",
     "backends",
     "check",

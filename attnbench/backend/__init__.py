@@ -1,6 +1,7 @@
 """The interface of a backend, and the registry of all backends."""
 
 from attnbench.backend.attention import attention
+from attnbench.backend.declaration import as_backend
 from attnbench.backend.defects import KnownDefect
 from attnbench.backend.interface import (
     REPEATABLE,
@@ -28,6 +29,7 @@ __all__ = [
     "Output",
     "Prepared",
     "Refusal",
+    "as_backend",
     "attention",
     "declared_refusal",
     "entries",

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -398,15 +398,27 @@ class FunctionBackend(Backend):
     """A plain function as a backend: `fn(q, k, v, *, mask, scores, scale) -> [B, H, Q, Dv]`, gradients by autograd.
 
     `scores` carry their tensors (`score.tensor`). It may return more than out (see `output_of`). A
-    NotImplementedError refuses the case. Judged by the FLASH contract unless `capabilities` declare another.
+    NotImplementedError refuses the case. `declared` names the capabilities that the author declares; the others are
+    defaults, and a check may find out that they do not hold.
     """
 
     def __init__(
-        self, fn: Callable[..., Tensor], name: str, capabilities: Capabilities = Capabilities()
+        self,
+        fn: Callable[..., Tensor],
+        name: str,
+        capabilities: Capabilities = Capabilities(),
+        declared: frozenset[str] = frozenset(),
     ) -> None:
         self.fn = fn
         self.name = name
         self.capabilities = capabilities
+        changed = {f.name for f in fields(Capabilities) if getattr(capabilities, f.name) != f.default}
+        self.declared = declared | changed
+
+    def declaring(self, **capabilities: Any) -> FunctionBackend:
+        """The same function, with these capabilities declared beside its own."""
+        declared = self.declared | capabilities.keys()
+        return FunctionBackend(self.fn, self.name, replace(self.capabilities, **capabilities), declared)
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
@@ -414,6 +426,11 @@ class FunctionBackend(Backend):
 
         _let_compiled_code_run()
         return FunctionPrepared(case, inputs, compute, kernel=self.name, reusable=True)
+
+
+def finds_contract(backend: Backend, contract: str | None) -> bool:
+    """Whether a contract is looked for if flash fails: that of a plain function which declares none, unless given."""
+    return contract is None and isinstance(backend, FunctionBackend) and "contract" not in backend.declared
 
 
 def _let_compiled_code_run() -> None:

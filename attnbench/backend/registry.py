@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from attnbench.backend.declaration import as_backend, parse_declaration
 from attnbench.backend.environments import find, how_to_make, importable, overridden
-from attnbench.backend.interface import CONTRACTS, Backend, Capabilities, FunctionBackend
+from attnbench.backend.interface import Backend, FunctionBackend
 from attnbench.backend.sources import BACKENDS_PACKAGE, backends_in, bundled_folder
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 
@@ -156,24 +157,22 @@ def _as_backend(value: Any, name: str, contract: str | None = None) -> Backend:
 
 
 def function_backend(fn: Callable[..., Any], name: str = "", contract: str | None = None) -> FunctionBackend:
-    """A plain function as a backend, judged by `contract`, one of CONTRACTS, or else by FLASH."""
-    contracts = {each: each for each in CONTRACTS}
-    if contract not in (None, *contracts):
-        raise AttnbenchError(f"no contract {contract!r}; take one of {', '.join(CONTRACTS)}")
-    name = name or getattr(fn, "__name__", type(fn).__name__)
+    """A plain function as a backend: what its file declares of it, and `contract`, one of CONTRACTS, if given."""
+    backend = as_backend(fn, name)
     if inspect.isclass(fn):
-        raise AttnbenchError(f"{name} is a class; give an instance of it, or a function")
+        raise AttnbenchError(f"{backend.name} is a class; give an instance of it, or a function")
     try:
         # Of a torch module the signature says nothing, of its forward everything. A wrapper may add arguments.
         signature = inspect.signature(getattr(fn, "forward", fn), follow_wrapped=False)
         signature.bind(0, 0, 0, mask=0, scores=(), scale=0)
     except TypeError as error:
         raise AttnbenchError(
-            f"{name} cannot be called as fn(q, k, v, *, mask, scores, scale): {error}; wrap it in a function that can"
+            f"{backend.name} cannot be called as fn(q, k, v, *, mask, scores, scale): {error}; wrap it in a function "
+            "that can"
         ) from error
     except ValueError:
         pass  # it has no signature to look at
-    return FunctionBackend(fn, name, Capabilities(contract=contracts[contract or "flash"]))  # type: ignore[index]
+    return backend if contract is None else backend.declaring(**parse_declaration({"contract": contract}))
 
 
 def _load_file(spec_text: str, contract: str | None) -> Backend:

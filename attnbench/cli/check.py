@@ -37,6 +37,11 @@ def check_backend(
     contract: str | None = typer.Option(
         None, "--contract", help="Judge by flash, flash_splits or dense, not by what the backend declares."
     ),
+    declare: str | None = typer.Option(
+        None,
+        "--declare",
+        help="What a plain function promises: contract=dense,empty_rows=mean_v,gqa=no,lengths=equal,backward=no.",
+    ),
     only: list[str] | None = typer.Option(
         None, "--only", help="Only these checks: oracle, protocol, claims, or a property or claim by name."
     ),
@@ -72,7 +77,8 @@ def check_backend(
         raise AttnbenchError("--distribution needs --case; add it or drop --distribution")
     one = None if case is None else case_of(case)
     options: dict[str, Any] = {"masks": texts(mask), "dtypes": texts(dtype), "directions": texts(direction)}
-    options |= {"only": texts(only), "where": where, "contract": contract, "repeats": repeats}
+    options |= {"only": texts(only), "where": where, "contract": contract, "declare": declare}
+    options |= {"repeats": repeats}
     options |= {"case": one, "distribution": distribution}
 
     def checked() -> int:

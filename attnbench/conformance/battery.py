@@ -35,6 +35,7 @@ from attnbench.conformance.battery_factors import (
     masks_for,
 )
 from attnbench.errors import AttnbenchError, CaseError, MaskError, ScoreError
+from attnbench.judge.contracts import is_beyond
 from attnbench.problem import Case, Mask
 
 LEVELS = ("smoke", "standard", "exhaustive")
@@ -66,13 +67,6 @@ class Request:
         q_len, k_len = row.lengths
         q_heads, kv_heads = row.heads
         head_dim, v_dim = row.head_dims
-        # DENSE may round q k^T before it is scaled, which overflows in fp16.
-        if row.distribution == "huge_negative" and self.dtype == "fp16" and self.contract == "dense":
-            return None
-        # DENSE rounds dP, which is nearly one number along a row here: the errors agree from key to key, and the
-        # rounding model takes them as independent.
-        if row.distribution == "cancelling_dq" and self.contract == "dense":
-            return None
         try:
             mask = self.masks[row.mask](Sizes(q_len, k_len, row.batch, q_heads))
             case = Case(
@@ -95,19 +89,11 @@ class Request:
         projection = case.batch * max(q_len, k_len) * (q_heads * head_dim) ** 2
         if self.capabilities.layer_level and self.level != "exhaustive" and projection > LARGEST_PROJECTION:
             return None
-        if self.contract == "dense" and self.dtype == "bf16" and _winners_are_rounded(row, head_dim):
+        if is_beyond(self.contract, case, row.distribution):
             return None
         if self.where is not None and not self.where(case):
             return None
         return None if declared_refusal(self.capabilities, case, self.device) else case
-
-
-def _winners_are_rounded(row: Row, head_dim: int) -> bool:
-    """Whether rounding the scores to bf16 moves them by more than 1, and so sometimes decides which key wins a row.
-
-    That is rarer than the draws of the noise can show.
-    """
-    return row.distribution == "large" and row.scale is not None and row.scale * head_dim**0.5 > 1
 
 
 def battery(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from attnbench.backend.interface import CLAIMS, FunctionBackend
 from attnbench.conformance.battery import SIZES, Request, ordinary
 from attnbench.conformance.battery_factors import Row, with_single_masks
 from attnbench.conformance.claims import CAUSES, measure, varying
+from attnbench.conformance.contract import Search
 from attnbench.conformance.diagnosis.observation import Observation, observe
+from attnbench.conformance.empty_rows import WORDS as OF_EMPTY_ROWS
+from attnbench.conformance.empty_rows import given_without_key
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import is_known
 from attnbench.conformance.limits import FACTORS, covering_factor, grouped, without_numbers
@@ -23,6 +27,7 @@ from attnbench.conformance.protocol import protocol_faults
 from attnbench.conformance.report import Report
 from attnbench.conformance.subject import Failed, Raised, Refused, Subject
 from attnbench.errors import AttnbenchError
+from attnbench.judge.contracts import is_beyond
 from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
 
@@ -46,6 +51,7 @@ class ChecksOfDtype:
         self.is_function = isinstance(plan.backend, FunctionBackend)
         self.raised: list[RaisedCase] = []  # of a dtype in which a plain function computes nothing
         self.explainer = Explainer(plan, self.subject, report)
+        self.search = Search() if plan.finds_contract else None
 
     def run(self) -> None:
         """Every check of the plan, in the order of CHECKS."""
@@ -224,35 +230,84 @@ class ChecksOfDtype:
 
     def check_case(self, case: Case, distribution: str, reports_exceptions: bool = True) -> None:
         """One case against the oracle; raises Raised if exceptions of the backend are not to be reported here."""
+        if self.search is not None and is_beyond(self.search.found, case, distribution):
+            return
         try:
             observation = observe(self.subject, self.subject.inputs(case, distribution))
         except Refused as refusal:
             self._add(ORACLE, case, distribution, REFUSED, str(refusal))
             return
-        except Failed as failure:
-            if isinstance(failure, Raised) and not reports_exceptions:
+        except Failed as error:
+            if isinstance(error, Raised) and not reports_exceptions:
                 raise
-            self._fail(self._broken(ORACLE, case, distribution, str(failure)))
+            self._fail(self._broken(ORACLE, case, distribution, str(error)))
             return
         if observation.verdict.ok:
             self._add(ORACLE, case, distribution, OK, "", observation.verdict.error_over_budget)
             return
-        tensor, error = _worst(observation.verdict)
-        self._fail(
-            Failure(
-                check=ORACLE,
-                case=case,
-                distribution=distribution,
-                seed=self.plan.seed,
-                tensor=tensor,
-                worst=error.worst,
-                z=error.max_z,
-                error_over_budget=error.over_budget,
-                reason=error.reason,
-                tensors=tuple(observation.verdict.wrong),
-            ),
-            observation,
+        tensor, worst = _worst(observation.verdict)
+        failure = Failure(
+            check=ORACLE,
+            case=case,
+            distribution=distribution,
+            seed=self.plan.seed,
+            tensor=tensor,
+            worst=worst.worst,
+            z=worst.max_z,
+            error_over_budget=worst.over_budget,
+            reason=worst.reason,
+            tensors=tuple(observation.verdict.wrong),
         )
+        if not self._is_of_empty_rows(failure, observation):
+            self._fail_unless_held(failure, observation)
+
+    def _is_of_empty_rows(self, failure: Failure, observation: Observation) -> bool:
+        """Whether a function gives something known for rows without a key: told once, then taken as declared."""
+        backend = self.plan.backend
+        if not isinstance(backend, FunctionBackend) or "empty_rows" in backend.declared:
+            return False
+        given = given_without_key(observation)
+        if given:
+            reason = f"rows without a key give {OF_EMPTY_ROWS[given]}, and 0 is right"
+            answer = f"if that is meant, --declare empty_rows={given}; cases with such rows are then refused"
+            failure = replace(failure, tensor="out", reason=reason, causes=(answer,))
+            self._add(
+                ORACLE, failure.case, failure.distribution, WRONG, reason, failure.error_over_budget, ("out",)
+            )
+            self.report.failures.append(self.explainer.as_it_is(failure))
+            self.plan = replace(self.plan, backend=backend.declaring(empty_rows=given))
+            self.subject.backend, self.explainer.plan = self.plan.backend, self.plan
+        return bool(given)
+
+    def _fail_unless_held(self, failure: Failure, observation: Observation) -> None:
+        """Hold a failure back if another contract allows it; take that contract if it explains the error as well."""
+        search = self.search
+        if search is None or search.found:
+            self._fail(failure, observation)
+        elif not search.fits(self.subject, observation):
+            self.settle_contract("")
+            self._fail(replace(failure, reason=failure.reason + search.hint), observation)
+        else:
+            search.hold(failure, observation)
+            if search.found:
+                self.plan = replace(self.plan, contract=search.found, given_contract=search.found)
+                self.subject.contract, self.explainer.plan = search.found, self.plan
+                self.settle_contract(search.found)
+
+    def settle_contract(self, found: str) -> None:
+        """Report the failures that were held back, unless the contract that was found allows them all."""
+        search = self.search
+        if search is None:
+            return
+        held, search.held = search.held, []
+        for failure, observation, hint in held:
+            if found in search.fitting:
+                self._add(failure.check, failure.case, failure.distribution, OK)
+                continue
+            words = failure.reason + hint if search.fitting else failure.reason
+            self._fail(replace(failure, reason=words), observation)
+        if not search.fitting:
+            self.search = None
 
     def check_property(self, name: str) -> None:
         """One property: it passes as a whole if any case was computed. Failures before an exception count."""
@@ -264,8 +319,8 @@ class ChecksOfDtype:
                 broken.append(each)
         except Refused as refusal:
             status, reason = REFUSED, str(refusal)
-        except Failed as failure:
-            status, reason = WRONG, str(failure)
+        except Failed as error:
+            status, reason = WRONG, str(error)
             if self.subject.is_limit(reason):
                 self._add(name, None, "randn", REFUSED, reason)
                 return
@@ -276,23 +331,39 @@ class ChecksOfDtype:
             status, reason = REFUSED, "takes no case of it"
         if status == WRONG or not broken:
             self._add(name, None, "randn", status, reason)
+        search = self.search if broken and status == OK else None
+        if search is not None and not search.found and not search.narrow(partial(self._holds_under, name)):
+            self.settle_contract("")
         for f in broken:
             z = f.error_over_budget if f.error_over_budget < LARGEST else None
-            self._fail(
-                Failure(
-                    check=name,
-                    case=f.case,
-                    distribution=f.distribution,
-                    seed=self.plan.seed,
-                    tensor=f.tensor,
-                    worst=f.worst,
-                    z=z,
-                    error_over_budget=f.error_over_budget,
-                    reason=f.reason,
-                    causes=f.causes,
-                    tensors=(f.tensor,),
-                )
+            failure = Failure(
+                check=name,
+                case=f.case,
+                distribution=f.distribution,
+                seed=self.plan.seed,
+                tensor=f.tensor,
+                worst=f.worst,
+                z=z,
+                error_over_budget=f.error_over_budget,
+                reason=f.reason,
+                causes=f.causes,
+                tensors=(f.tensor,),
             )
+            if search is not None and not search.found and search.fitting:
+                search.hint = f"; --contract {search.fitting[-1]} allows it"
+                search.hold(failure)
+            else:
+                self._fail(failure)
+
+    def _holds_under(self, name: str, contract: str) -> bool:
+        """Whether a property that does not hold under flash holds under another contract."""
+        own, self.subject.contract = self.subject.contract, contract
+        try:
+            return next(iter(PROPERTIES[name].run(self.subject)), None) is None
+        except (Refused, Failed):
+            return False
+        finally:
+            self.subject.contract = own
 
     def _without_jitter(self, name: str, broken: list[PropertyFailure]) -> list[PropertyFailure]:
         """The failures but those of a tensor whose bits differ from call to call anyway, which is told as a claim."""
@@ -349,6 +420,11 @@ class ChecksOfDtype:
             self._add(PROTOCOL, case, distribution, OK)
         for fault in faults:
             self._fail(self._broken(PROTOCOL, case, distribution, fault, (fault,)))
+
+    def fail_for_another_contract(self, words: str) -> None:
+        """Report the first answer that needs another contract than other dtypes."""
+        if self.search is not None and self.search.first is not None:
+            self._fail(replace(self.search.first, reason=words, causes=(words,)))
 
     def _broken(
         self, name: str, case: Case, distribution: str, reason: str, causes: tuple[str, ...] = ()

@@ -50,6 +50,11 @@ class Explainer:
         command = self._command(failure, smallest)
         return replace(failure, causes=causes, smallest=smallest.case, command=command)
 
+    def as_it_is(self, failure: Failure) -> Failure:
+        """The failure with its command alone: its cause is known, and a smaller case might show another."""
+        command = self._command(failure, Smallest(failure.case, failure.distribution))
+        return replace(failure, smallest=failure.case, command=command)
+
     def _diagnose(self, failure: Failure, observation: Observation | None) -> tuple[str, ...]:
         by_words = of_words(failure.reason)
         if by_words:
@@ -71,7 +76,9 @@ class Explainer:
             return None
 
     def _command(self, failure: Failure, smallest: Smallest) -> str:
-        again = Again(self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract)
+        again = Again(
+            self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract, self.plan.declare
+        )
         if failure.check in (ORACLE, PROTOCOL):
             return again.on(smallest.case, smallest.distribution)
         plan = self.plan

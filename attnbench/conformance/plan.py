@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.backend.interface import CLAIMS, Backend
+from attnbench.backend.declaration import Declared, declaration_text, parse_declaration
+from attnbench.backend.interface import CLAIMS, Backend, FunctionBackend, finds_contract
 from attnbench.backend.registry import function_backend, resolve
 from attnbench.conformance.battery import LEVELS
 from attnbench.conformance.claims import REPEATS
@@ -28,7 +29,8 @@ class Plan:
     """One backend, and what of it is checked; `masks` None stands for all that it takes.
 
     `where_text` is the text of `where`, if it was a text. `is_restricted`: the caller keeps the check to some masks or
-    checks, or to the level smoke.
+    checks, or to the level smoke. `declare`: the declaration of a plain function that came with the request, as a text.
+    `finds_contract`: another contract than flash is looked for if flash fails.
     """
 
     backend: Backend
@@ -45,6 +47,8 @@ class Plan:
     where_text: str = ""
     is_restricted: bool = False
     repeats: int = REPEATS
+    declare: str = ""
+    finds_contract: bool = False
 
 
 def plan_of(
@@ -60,6 +64,7 @@ def plan_of(
     only: Iterable[str] | None = None,
     where: str | Callable[[Case], bool] | None = None,
     repeats: int = REPEATS,
+    declare: Declared | None = None,
 ) -> Plan:
     """The request to `check`, within what the backend declares; AttnbenchError if a word is unknown."""
     if level not in LEVELS:
@@ -67,6 +72,13 @@ def plan_of(
     if repeats < 1:
         raise AttnbenchError(f"repeats is a whole number of at least 1, not {repeats}")
     backend = _backend(given, contract)
+    declared = {} if declare is None else parse_declaration(declare)
+    if declared and not isinstance(backend, FunctionBackend):
+        raise AttnbenchError(
+            f"words declare a plain function; {backend.name} is a backend with `capabilities` of its own"
+        )
+    if isinstance(backend, FunctionBackend):
+        backend = backend.declaring(**declared)
     can = backend.capabilities
     checks = CHECKS if only is not None or level != "smoke" else QUICK_CHECKS
     wanted_dtypes = among("dtype", dtypes, tuple(DTYPES))
@@ -86,6 +98,8 @@ def plan_of(
         where if isinstance(where, str) else "",
         masks is not None or only is not None or level == "smoke",
         repeats,
+        declaration_text(declared),
+        finds_contract(backend, contract),
     )
 
 

@@ -35,10 +35,11 @@ class Report:
 
     `limits`: what a plain function raises for instead of refusing it. `is_restricted`: the request kept the check to
     some cases, masks or checks, so that being short is no shortfall. `without_backward`: dtypes in which the backward
-    is refused and the forward checked in full, with the words. `known` and `gone`: the declared defects of its
-    library that were seen, and those that should have been seen and were not, by their keys with reason, link and
-    versions. One that is gone is not `ok`: remove its declaration. `undeclared`: those seen in a version of the library
-    that is later than every one that was tried.
+    is refused and the forward checked in full, with the words. `not_flash`: what a plain function that declares no
+    contract does beyond flash, if it is judged by the `contract` that allows it. `known` and `gone`: the declared
+    defects of its library that were seen, and those that should have been seen and were not, by their keys with reason,
+    link and versions. One that is gone is not `ok`: remove its declaration. `undeclared`: those seen in a version of
+    the library that is later than every one that was tried.
     """
 
     backend: str
@@ -55,6 +56,7 @@ class Report:
     without_backward: dict[str, str] = field(default_factory=dict)
     is_restricted: bool = False
     claims: list[Claim] = field(default_factory=list)
+    not_flash: str = ""
 
     @property
     def verdict(self) -> str:
@@ -104,6 +106,7 @@ class Report:
                 "device",
                 "seed",
                 "contract",
+                "not_flash",
                 "verdict",
                 "ok",
                 "known",
@@ -132,8 +135,10 @@ class Report:
             if self.limits and verdict == RIGHT
             else ""
         )
+        word += f" under the {self.contract} contract" if self.not_flash and verdict == RIGHT else ""
         defects = len(self.known) + len(self.undeclared)
         word += f", with {_many(defects, 'known defect')}" if defects else ""
+        word += f"; not under flash: {self.not_flash}" if self.not_flash else ""
         head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
         counts = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
         counts += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
@@ -189,6 +194,7 @@ class Again:
     check: str
     seed: int
     contract: str | None = None
+    declare: str = ""
 
     def on(self, case: Case, distribution: str) -> str:
         """On one case, without the fields that have their defaults."""
@@ -221,5 +227,6 @@ class Again:
 
     def _command(self, only: list[str], words: list[str]) -> str:
         contract = ["--contract", self.contract] if self.contract else []
+        declare = ["--declare", self.declare] if self.declare else []
         seed = ["--seed", str(self.seed)]
-        return shlex.join(["attnbench", "check", self.backend, *only, *words, *contract, *seed])
+        return shlex.join(["attnbench", "check", self.backend, *only, *words, *declare, *contract, *seed])

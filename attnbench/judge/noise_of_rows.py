@@ -59,6 +59,8 @@ def row_noise(problem: Problem, rows: Rows, rounding: Rounding, uniform: Uniform
     row_max, lse = finite(rows.row_max), finite(rows.lse)
     of_scores = rounding.scores(problem, part, block)
     of_argument = rounding.forward_argument(of_scores, distance_from_max(block, row_max))
+    if rounding.splits:  # P may be taken from an LSE, as in the backward
+        of_argument = torch.maximum(of_argument, rounding.backward_argument(of_scores, block, lse))
     v64 = problem.v(part)
 
     # Forward. exp in units of the final LSE: without noise its sum (with the sink) is 1.
@@ -80,7 +82,10 @@ def row_noise(problem: Problem, rows: Rows, rounding: Rounding, uniform: Uniform
     underflow = rounding.exp_underflow(row_max, lse)[..., None] * block.allowed
     of_p = rounding.weights(p, _wide(underflow, work))
     weights = p + u_pair() * of_p * math.sqrt(rounding.roundings)
-    out = _by_key_head(problem, weights, v64.to(work)) / total[..., None]
+    divisor = total
+    if rounding.splits:  # by exp(LSE), which float32 holds, and not by the sum of these weights
+        divisor = total * torch.exp(uniform(b, h, n, r) * _wide(rounding.lse(lse, row_max), work))
+    out = _by_key_head(problem, weights, v64.to(work)) / divisor[..., None]
     sum_out = sum_noise(k_len, problem.by_key_head(rows.p**2, v64**2), largest_partial(problem, rows.p, v64))
     of_out = torch.sqrt(sum_out**2 + rounding.rounded(rows.out) ** 2)
     empty = rows.lse == -math.inf

@@ -77,6 +77,8 @@ def row_variances(problem: Problem, rows: Rows, rounding: Rounding) -> tuple[Ten
         # At most the variance of dP over the row's weights: that of the splits' means is smaller.
         apart = (rows.p * (rows.dp - rows.delta[..., None]).square()).sum(-1)
         var_delta = var_delta + rounding.split_weight(lse, row_max) ** 2 * apart / 3
+        # What the LSE is off by is a factor of out.
+        var_delta = var_delta + rows.delta**2 * var_lse
     var_delta = var_delta + rounding.delta(case.v_dim, o_square, weighted, rows.delta) ** 2 / 3
     # Of out: its float32 sum over the keys, and in DENSE its second rounding, taken as one of delta.
     of_out = accumulated(case.k_len, weighted.sqrt()) ** 2 + rounding.dense_u**2 * rows.delta**2

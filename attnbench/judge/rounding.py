@@ -10,8 +10,10 @@ FLASH  scores and statistics in float32; P, dS and the results are rounded to th
        2 u32 (|s| + |lse|); a float32 sum of L products by 2 u32 sqrt(L) sqrt(sum (x y)^2).
 DENSE  every intermediate is rounded to the dtype as well: scores after each step, exp, its sum, P, dP, delta,
        dS.
-FLASH_SPLITS  as FLASH, and the weight of each split of the keys is off by 2 u32 |lse|, common to its keys: it is
-       exp of a difference of two LSE that float32 holds.
+FLASH_SPLITS  as FLASH, and P in the forward may be taken from an LSE that float32 holds, as in the backward: the
+       argument of exp is off by 2 u32 (|s| + |lse|), and the row as a whole by what the LSE is off, since nothing is
+       divided by the sum of such weights; the weight of each split of the keys is off by 2 u32 |lse|, common to its
+       keys: it is exp of a difference of two LSE.
 
 `sigma^2 = 1/2 (second moment of the element's noise) + 1/2 (its mean over the element's row)`, plus `u/2
 |ref|`: sixteen runs leave an element's own moment uncertain by a third, and the row's mean is steadier. Head dim,

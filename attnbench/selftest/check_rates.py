@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -14,6 +16,7 @@ from attnbench.backend.interface import Backend, Capabilities
 from attnbench.conformance.battery import Request, ordinary
 from attnbench.conformance.battery_factors import MASKS
 from attnbench.conformance.checks import ChecksOfDtype
+from attnbench.conformance.conformance import settle_contracts
 from attnbench.conformance.diagnosis.observation import Observation
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import settle_known_defects
@@ -71,17 +74,20 @@ def _run(
     references: References,
     seed: int = 0,
     directions: tuple[str, ...] = DIRECTIONS,
+    finds_contract: bool = False,
 ) -> Report:
     """The checks of one dtype as `check` runs them, but for what follows a failure."""
     plan = plan_of(
         backend, level=level, device="cpu", seed=seed, dtypes=(dtype,), where=where, directions=directions
     )
+    plan = replace(plan, finds_contract=plan.finds_contract or (finds_contract and plan.contract == "flash"))
     report = Report(backend.name, level, plan.device, seed, plan.contract)
     with clocks_watched(), torch.random.fork_rng(devices=[]):
         checks = ChecksOfDtype(plan, report, dtype)
         checks.subject.references = references
         checks.explainer = explainer(plan, checks.subject, report)
         checks.run()
+        settle_contracts([checks], report)
     settle_known_defects(backend, report)
     return report
 
@@ -93,11 +99,19 @@ def first_failure(
     family: str = ALL_CASES,
     references: References | None = None,
 ) -> Failure | None:
-    """The first failure of a check of one dtype, or None."""
-    where = FAMILIES.get(family)
+    """The first failure of a check, as of a plain function that declares no contract; None if it is right.
+
+    Only this dtype is checked, unless another contract than flash is taken in it: that has to fit every dtype.
+    """
     references = {} if references is None else references
+    check = partial(
+        _run, _EndsAtFirst, backend, level=level, where=FAMILIES.get(family), references=references
+    )
+    check = partial(check, directions=directions_of(family), finds_contract=True)
     try:
-        _run(_EndsAtFirst, backend, dtype, level, where, references, directions=directions_of(family))
+        if check(dtype).not_flash:
+            for other in sorted(backend.capabilities.dtypes - {dtype}):
+                check(other)
     except _Found as found:
         return found.failure
     return None

@@ -1,4 +1,7 @@
-"""Properties that hold in every bit: they see a fault of any size, at any length and dtype."""
+"""Properties that hold in every bit of every right algorithm: they see a fault of any size, at any length and dtype.
+
+Each says why it has no tolerance. What differs between two calls of one kind anyway is left to the claims.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from attnbench.conformance.properties.property import PropertyFailure, differing_bits, holds
+from attnbench.conformance.properties.property import PropertyFailure, differing_bits, holds, judged
 from attnbench.conformance.subject import Subject, allowed_pairs, changed
 
 HUGE_UNSEEN = "huge_unseen"  # the distribution with finite huge keys and values where no query attends
@@ -16,7 +19,10 @@ HUGE_UNSEEN = "huge_unseen"  # the distribution with finite huge keys and values
 
 @holds("off by one, skipped tiles, unwritten rows, a mask of another batch row or head")
 def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
-    """With q = 0 all allowed keys weigh the same; with V a slice of the identity, out > 0 is the mask."""
+    """With q = 0 all allowed keys weigh the same; with V a slice of the identity, out > 0 is the mask.
+
+    Exact: out sums terms that are 0 or positive, so no rounding makes an allowed pair 0 or a masked one positive.
+    """
     more = ({"q_len": q_len, "k_len": k_len} for q_len, k_len in subject.more_lengths)
     for lengths in ({}, *more):
         for _, case in subject.any_case(**lengths, direction="fwd"):
@@ -41,7 +47,10 @@ def mask_probe(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("leaks from masked keys, causality, padding")
 def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
-    """Huge finite keys and values that a row may not attend change no bit of the row."""
+    """Huge finite keys and values that a row may not attend change no bit of the row.
+
+    Exact: their weight is 0 whatever the scores are taken relative to, and a sum with 0 * V added is the same sum.
+    """
     huge = 1e3 if subject.dtype == "fp16" else 1e30
     for _, case in subject.any_case(direction="fwd"):
         allowed = allowed_pairs(case, subject.device)
@@ -66,7 +75,10 @@ def masked_keys_do_not_leak(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("masks in the backward")
 def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[PropertyFailure]:
-    """dk and dv of a key that no query may attend are exactly 0, however large the key and its value are."""
+    """dk and dv of a key that no query may attend are exactly 0, however large the key and its value are.
+
+    Exact: they sum products with P = 0 and with dS = 0 * (dP - delta), all of them finite.
+    """
     if not subject.backward:
         return
     for _, case in subject.any_case():
@@ -86,7 +98,11 @@ def unseen_keys_get_no_gradient(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("no maximum taken off, products of elements, wrong row fetched")
 def one_hot_retrieval(subject: Subject) -> Iterator[PropertyFailure]:
-    """A query that scores 200 at one key and 0 elsewhere gives the bits of that key's value."""
+    """A query that scores 200 at one key and 0 elsewhere gives that key's value, within the noise of the case.
+
+    Not exact: only a softmax relative to the row's exact maximum has the weight 1. Relative to a whole exponent, a
+    stale maximum or the LSE, exp is rounded: once in the weight, and once in the sum that divides it.
+    """
     case = subject.case("full", q_len=63, k_len=63, direction="fwd") or subject.case(
         "full", q_len=64, k_len=64, direction="fwd"
     )
@@ -100,16 +116,18 @@ def one_hot_retrieval(subject: Subject) -> Iterator[PropertyFailure]:
     keys = torch.arange(case.k_len, device=k.device)
     k[:, :, keys, keys] = height
     q[:, :, torch.arange(len(target), device=q.device), target] = height
-    out = subject.answer(changed(inputs, q=q, k=k)).output.out
-    wanted = inputs.v.repeat_interleave(case.group, 1)[:, :, target]
-    yield from differing_bits(
-        case, {"out": out[:, :, : len(target)]}, {"out": wanted}, "one key is asked for"
-    )
+    asked = changed(inputs, q=q, k=k)
+    answer = subject.answer(asked)
+    yield from judged(case, subject.reference(asked), answer, asked, "one key is asked for")
 
 
 @holds("the scale: missing, twice, of another head dim, cached by shape")
 def scale_moves_between_q_and_scale(subject: Subject) -> Iterator[PropertyFailure]:
-    """(q / 4, 4 scale) gives the same bits as (q, scale): powers of two round nothing."""
+    """(q / 4, 4 scale) gives the same bits as (q, scale).
+
+    Exact: a power of two commutes with every rounding (of the product, of sqrt(scale), of scale * log2(e)), so the
+    scaled scores have the same bits wherever the scale is put.
+    """
     if subject.dtype == "fp16":
         return  # q / 4 may be subnormal
     for scale in (None, 0.3):
@@ -120,15 +138,17 @@ def scale_moves_between_q_and_scale(subject: Subject) -> Iterator[PropertyFailur
             inputs = subject.inputs(case)
             before = subject.answer(inputs).output.out.clone()
             after = subject.answer(changed(inputs, case=moved, q=inputs.q / 4)).output.out
-            yield from differing_bits(
-                case, {"out": after}, {"out": before}, "(q / 4, 4 scale) differs from (q, scale)"
-            )
+            words = "(q / 4, 4 scale) differs from (q, scale)"
+            yield from differing_bits(case, {"out": after}, {"out": before}, words)
             break
 
 
 @holds("intermediates of eight bits, fixed offsets, saturation")
 def powers_of_two_pass_through(subject: Subject) -> Iterator[PropertyFailure]:
-    """4 V gives 4 out, and with 8 dO: 32 dq, 32 dk and 8 dv, in every bit (not fp16, which has subnormals)."""
+    """4 V gives 4 out, and with 8 dO: 32 dq, 32 dk and 8 dv, in every bit (not fp16, which has subnormals).
+
+    Exact: P does not depend on V and dO, everything else is linear in them, and a power of two commutes with rounding.
+    """
     if subject.dtype == "fp16":
         return
     for _, case in subject.any_case():
@@ -146,7 +166,10 @@ def powers_of_two_pass_through(subject: Subject) -> Iterator[PropertyFailure]:
 
 @holds("sign handling, strides of q and k")
 def signs_cancel(subject: Subject) -> Iterator[PropertyFailure]:
-    """(-q, -k) gives the same bits of out."""
+    """(-q, -k) gives the same bits of out.
+
+    Exact: (-a)(-b) has the bits of a b, and the products are added up in the same order.
+    """
     for _, case in subject.any_case(direction="fwd"):
         inputs = subject.inputs(case)
         before = subject.answer(inputs).output.out.clone()
