@@ -15,7 +15,15 @@ import numpy as np
 from attnbench.gate.arms import ArmResult, ArmRunner
 from attnbench.gate.sequential import Outcome, Rule, decide
 from attnbench.gate.touched import BASE_ARM, BackendVersions
-from attnbench.gate.verdict import Finding, Gate, bigger, gathered, status_finding
+from attnbench.gate.verdict import (
+    Finding,
+    Gate,
+    bigger,
+    contract_finding,
+    contract_width,
+    gathered,
+    status_finding,
+)
 from attnbench.statuses import BROKEN, DECLINED
 from attnbench.sweep.result import Result
 from attnbench.sweep.suite import Planned
@@ -141,13 +149,18 @@ def _findings(name: str, paired: PairedResults, rule: Rule) -> Iterator[Finding]
         return
     worst = max(
         paired.head,
-        key=lambda group: (_severity(paired.head[group].status), _severity(paired.base[group].status)),
+        key=lambda group: (
+            _severity(paired.head[group].status),
+            _severity(paired.base[group].status),
+            contract_width(paired.head[group]),
+        ),
     )
     decided = status_finding(paired.base[worst], paired.head[worst])
     yield from decided
     if decided:
         return
-    yield from _less_accurate(name, paired)
+    of_contract = contract_finding(paired.base[worst], paired.head[worst])
+    yield from of_contract or _less_accurate(name, paired)
     yield from _memory(name, paired)
     case = paired.plan.case.id
     for which in paired.passes:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from attnbench.backend.interface import CONTRACTS
 from attnbench.errors import UnknownBackend, did_you_mean
 from attnbench.gate.comparison import PASSES
 from attnbench.gate.pairing import ResultSet, differences, pair, require_alike
@@ -124,6 +125,7 @@ def gate(
         findings.append(Finding(kind, new.case_id, new.backend, f"is new: {_status_text(new)}"))
     for one, two in pairs.both:
         findings += status_finding(one, two) or [
+            *contract_finding(one, two),
             *_memory_findings(one, two),
             *_speed_findings(one, two, margin),
         ]
@@ -163,6 +165,20 @@ def status_finding(base: Result, head: Result) -> list[Finding]:
     if head.status in BROKEN:
         return finding("broken", f"is {_status_text(head)}; base is {base.status}")
     return [] if head.status == "ok" else finding("same", f"is {_status_text(head)}; base is {base.status}")
+
+
+def contract_width(result: Result) -> int:
+    """The place of a result's contract among all, the narrowest first; -1 if it is not known."""
+    return next((place for place, contract in enumerate(CONTRACTS) if contract == result.contract), -1)
+
+
+def contract_finding(base: Result, head: Result) -> list[Finding]:
+    """A finding if head, right as base is, is so under a wider contract alone."""
+    if not -1 < contract_width(base) < contract_width(head):
+        return []
+    message = f"is right under the {head.contract} contract alone, base under {base.contract}"
+    why = next((f": {note}" for note in head.notes if "not under flash" in note), "")
+    return [Finding("less accurate", head.case_id, head.backend, message + why)]
 
 
 def _memory_findings(base: Result, head: Result) -> Iterator[Finding]:

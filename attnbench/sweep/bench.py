@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from attnbench.backend import Backend, Gradients, Output, Prepared, function_backend, resolve
+from attnbench.backend.interface import finds_contract
 from attnbench.device import work_on
 from attnbench.judge import judge, reference_files
+from attnbench.judge.contracts import explains
 from attnbench.measure import (
     Clock,
     GpuState,
@@ -103,6 +105,7 @@ class Bench:
             "name": loaded.name,
             "version": loaded.version(),
             "contract": contract or loaded.capabilities.contract,
+            "finds_contract": finds_contract(loaded, contract),
             "timed": loaded.capabilities.timed,
             "compiles": loaded.capabilities.compiles,
             "clock": self._clock.name,
@@ -156,10 +159,13 @@ class Bench:
         refusal = self._opened.refuses(Case.from_json(case), self._device)
         return {"refusal": None if refusal is None else refusal.reason}
 
-    def judge(self, case: dict[str, Any], seed: int, distribution: str, reference: str) -> dict[str, Any]:
+    def judge(
+        self, case: dict[str, Any], seed: int, distribution: str, reference: str, rejected_by: str = ""
+    ) -> dict[str, Any]:
         """Prepare the case, run it and judge the answer; if it is right, measure memory and warm up until stable.
 
-        The warm-up gives the paces that the blocks need.
+        The warm-up gives the paces that the blocks need. `rejected_by`: the reference of flash, if it rejects the
+        answer; the contract of `reference` then has to explain that as well.
         """
         self.release()
         self._phase("making the inputs")
@@ -178,6 +184,9 @@ class Bench:
             self._phase("the first backward")
             on.gradients, prepare_ms["first_backward"] = _timed(partial(prepared.backward, inputs.dout))
         judged = self._verdict()
+        if judged["ok"] and rejected_by:
+            flash = reference_files.load(Path(rejected_by))
+            judged["ok"] = explains(on.reference.contract, inputs, flash, on.output.out) is True
         judged |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
         if judged["ok"]:
             judged["kernel"], judged["notes"] = self._proven_kernel()

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from attnbench.backend import declared_refusal
+from attnbench.judge.contracts import HYPOTHESES
 from attnbench.measure import Pace
 from attnbench.problem import Case
 from attnbench.sweep.result import Result
@@ -73,13 +74,9 @@ class CaseRun:
                 self._end("refused", refusal)
                 return
             reference = self.reference(about["contract"])
-            judged = self._call(
-                "judge",
-                case=self.blank.case,
-                seed=self.blank.seed,
-                distribution=self.blank.distribution,
-                reference=reference,
-            )
+            judged = self._judged_by(reference)
+            if not judged["ok"] and about.get("finds_contract"):
+                judged = self._judged_otherwise(judged, reference)
         except StepError as error:
             self._fail(error)
             return
@@ -99,6 +96,22 @@ class CaseRun:
             {name: Pace(**pace) for name, pace in judged["paces"].items()},
             judged.get("clock") or about["clock"],
         )
+
+    def _judged_by(self, reference: str, rejected_by: str = "") -> dict[str, Any]:
+        """The answer, judged by the reference at a path."""
+        about = {name: getattr(self.blank, name) for name in ("case", "seed", "distribution")}
+        return self._call("judge", **about, reference=reference, rejected_by=rejected_by)
+
+    def _judged_otherwise(self, rejected: dict[str, Any], flash: str) -> dict[str, Any]:
+        """Judged by a contract that allows and explains what flash rejects; as rejected if there is none."""
+        for contract, words in HYPOTHESES.items():
+            judged = self._judged_by(self.reference(contract), rejected_by=flash)
+            if judged["ok"]:
+                self._values["contract"] = contract
+                why = words.format(dtype=self.blank.case["dtype"])
+                self._notes.append(f"right under the {contract} contract; not under flash: {why}")
+                return judged
+        return rejected
 
     def _set_warm_up(self, paces: dict[str, Pace], clock: str) -> None:
         self._values["clock"] = clock

@@ -50,6 +50,16 @@ def test_a_planted_fault_fails_and_is_named(result: Any, result_set: Any, change
     assert verdict.exit_code() == 1
 
 
+def test_a_change_to_a_wider_contract_is_less_accurate(result: Any, result_set: Any) -> None:
+    note = "right under the dense contract; not under flash: scores are rounded to bf16"
+    flash, dense = result(contract="flash"), result(contract="dense", notes=[note])
+    (finding,) = gate(result_set(flash), result_set(dense)).failures
+    assert finding.kind == "less accurate"
+    assert "scores are rounded to bf16" in finding.message
+    for base in (dense, result(contract="")):
+        assert not gate(result_set(base), result_set(flash)).failures
+
+
 def test_a_case_that_is_gone_fails(result: Any, result_set: Any) -> None:
     verdict = gate(result_set(result(), result(backend="flex")), result_set(result()))
     assert [(f.kind, f.backend) for f in verdict.failures] == [("missing", "flex")]

@@ -1,12 +1,19 @@
-"""Timing one case ends in bounded time, whatever else the machine does."""
+"""One case is judged by the contract that it keeps, and its timing ends in bounded time, whatever else runs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from attnbench.problem import Case
+from attnbench.sweep.bench import Bench
 from attnbench.sweep.case_run import CaseRun, TimingSettings
 from attnbench.sweep.result import Result
+from tests.conformance.eager import in_float32, llama_eager
 
 
 class StalledSlot:
@@ -38,3 +45,39 @@ def test_within_its_time_every_round_is_run() -> None:
     run = rounds_done(case_seconds=60.0)
     assert len(run._rounds) == 10
     assert run._notes == []
+
+
+class BenchSlot:
+    """A slot whose steps run in this process."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.bench = Bench("cpu")
+        self.about = self.bench.open(function)
+
+    def ready(self) -> dict[str, Any]:
+        return self.about
+
+    def call(self, step: str, timeout_s: float, **fields: Any) -> dict[str, Any]:
+        return getattr(self.bench, step)(**fields)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("function", "contract"), [(llama_eager, "dense"), (in_float32, "flash")])
+def test_a_function_is_timed_under_the_contract_that_allows_and_explains_its_error(
+    tmp_path: Path, function: Callable[..., Any], contract: str
+) -> None:
+    case = Case(q_len=65, k_len=65, q_heads=2, head_dim=32, dtype="bf16")
+    blank = Result.blank(case, backend="mine", distribution="negative_lse")
+    slot = BenchSlot(function)
+
+    def reference(contract: str) -> str:
+        path = str(tmp_path / f"{contract}.npz")
+        slot.bench.reference(blank.case, blank.seed, blank.distribution, contract, path)
+        return path
+
+    run = CaseRun(slot, blank, TimingSettings(), reference)  # type: ignore[arg-type]
+    run.judge()
+    run.leave_untimed("a test of the verdict")
+    assert run.result is not None
+    assert (run.result.status, run.result.contract) == ("ok", contract)
+    words = "right under the dense contract; not under flash: scores are rounded to bf16"
+    assert (words in run.result.notes) == (contract == "dense")
