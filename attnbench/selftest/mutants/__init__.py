@@ -8,6 +8,7 @@ from attnbench.selftest.mutants import (
     layout,
     masks,
     not_given,
+    reported,
     score_changes,
     softmax,
     split,
@@ -18,4 +19,16 @@ from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, varian
 __all__ = ["MUTANTS", "Mutant", "Tiled", "TiledBackend", "Tiling", "variant"]
 
 # Importing a module enters its mutants in the catalogue.
-MODULES = (masks, score_changes, softmax, layout, split, backward, cheats, kept, not_given, autograd)
+MODULES = (
+    masks,
+    score_changes,
+    softmax,
+    layout,
+    split,
+    backward,
+    cheats,
+    kept,
+    not_given,
+    autograd,
+    reported,
+)
