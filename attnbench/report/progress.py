@@ -91,14 +91,18 @@ class Progress:
     def __init__(self, folder: Path | None = None) -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
         self.course = Course()
         self._folder = folder
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = progress.Progress(
-            progress.BarColumn(bar_width=20),
+            progress.BarColumn(bar_width=12),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("{task.description}", markup=False),
+            progress.TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+            ),
+            expand=True,
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,

@@ -100,6 +100,21 @@ def test_an_interpreter_is_judged_and_not_timed(plans: Plans) -> None:
     assert any("not timed" in note for note in result.notes)
 
 
+def test_an_interpreter_runs_once_for_its_verdict_and_its_memory(plans: Plans) -> None:
+    calls: list[int] = []
+
+    def counted(q: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        calls.append(q.shape[2])
+        return right(q, *arguments, **options)
+
+    interpreter = FunctionBackend(counted, "interpreter", Capabilities(timed=False))
+    results = run_sweep(plans(16, 24, 32, direction="fwd_bwd"), [interpreter], **QUICK)
+    assert calls == [16, 16, 24, 32]  # the first run of a process also loads libraries
+    assert [set(result.errors) >= {"out", "dq", "dk", "dv"} for result in results] == [True] * 3
+    peaks = [result.memory_bytes["bwd_peak"] / result.least_peak_bytes for result in results]  # type: ignore[operator]
+    assert all(1 <= peak < 20 for peak in peaks), peaks
+
+
 def test_rounds_interleave_the_backends_in_changing_order(plans: Plans) -> None:
     rounds = 12
     backends = [FunctionBackend(right, name) for name in "abc"]
