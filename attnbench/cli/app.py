@@ -72,23 +72,23 @@ app = typer.Typer(
     help="Is an attention backend right, how fast, how big, and did a change make it worse?",
     epilog="Start with [bold]attnbench run quick[/bold], or [bold]attnbench doctor[/bold] if something is missing.",
 )
-for name, command in (
-    ("list", list_command.list_what_there_is),
-    ("check", check.check_backend),
-    ("run", run_options.run_suite),
-    ("report", report.report_results),
-    ("compare", compare.compare_results),
-    ("gate", gate.gate_change),
-    ("doctor", doctor.examine_machine),
-    ("selftest", selftest.judge_the_judge),
-    ("show", show.show_case),
-    ("profile", profile.profile_one_case),
-    ("compile", compile.compile_kernels),
-    ("tune", tune.tune_kernels),
-    ("cache", cache.show_or_clear_cache),
+for panel, name, command in (
+    ("Right, fast, big", "run", run_options.run_suite),
+    ("Right, fast, big", "check", check.check_backend),
+    ("Right, fast, big", "report", report.report_results),
+    ("Right, fast, big", "show", show.show_case),
+    ("Worse", "compare", compare.compare_results),
+    ("Worse", "gate", gate.gate_change),
+    ("What is here", "list", list_command.list_what_there_is),
+    ("What is here", "doctor", doctor.examine_machine),
+    ("What is here", "cache", cache.show_or_clear_cache),
+    ("Kernels", "profile", profile.profile_one_case),
+    ("Kernels", "compile", compile.compile_kernels),
+    ("Kernels", "tune", tune.tune_kernels),
+    ("The judge", "selftest", selftest.judge_the_judge),
 ):
-    app.command(name, cls=Command)(command)
-app.add_typer(env.app, name="env")
+    app.command(name, cls=Command, rich_help_panel=panel)(command)
+app.add_typer(env.app, name="env", rich_help_panel="What is here")
 
 
 @app.callback(invoke_without_command=True)

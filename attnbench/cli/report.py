@@ -41,7 +41,7 @@ def report_results(
     details: bool = typer.Option(False, "--details", help="Print the table of every case, too."),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON; write no files."),
 ) -> None:
-    """Print the results as a table and write Markdown, CSV, Parquet and charts; or a page, with --html.
+    """Print the results on one screen and write Markdown, CSV, Parquet and charts; or a page, with --html.
 
     Example: [bold]attnbench report runs/quick --html quick.html[/bold], or to compare
     [bold]attnbench report runs/before runs/after --html compared.html[/bold]
