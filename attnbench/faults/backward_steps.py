@@ -76,6 +76,8 @@ def _of_delta(backward: DenseBackward, of: OfSteps) -> Iterator[Hypothesis]:
     yield with_delta("delta is added, not subtracted: dS = P * (dP + delta)", -delta)
     yield with_delta("delta is subtracted twice: dS = P * (dP - 2 delta)", 2 * delta)
     yield with_delta("delta alone is scaled: dS = P * (dP - scale * delta)", backward.scale * delta)
+    words = "dP alone is scaled: dS = P * (scale * dP - delta)"
+    yield of(words, ds=lambda p: p * (backward.scale * dp - delta[..., None]) * slope)
     yield with_delta("delta is the sum of dO, not of dO * O", backward.dout.sum(-1))
     words = "dS lacks its factor P: dS = dP - delta"
     yield of(words, ds=lambda p: (p > 0) * (dp - delta[..., None]) * slope)

@@ -1,8 +1,8 @@
-"""Faults of state: the answer is that of a mask, scale or cap of an earlier call."""
+"""Faults of state: the answer is that of a mask, scale, cap or slopes of an earlier call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from attnbench.faults.causes import Hypothesis
 from attnbench.faults.dense import Dense
-from attnbench.faults.leaves import pairs_of
+from attnbench.faults.places import pairs_of
 from attnbench.judge.oracle import Exact
-from attnbench.problem import Case, Mask
+from attnbench.problem import ALiBi, Case, Mask
 
 CAUSE = "protocol"
 MOST = 40  # earlier masks, scales and caps that are tried
 
 
-def of_earlier(dense: Dense, earlier: Iterable[Case]) -> Iterator[Hypothesis]:
-    """The masks of earlier calls of the same lengths, and earlier scales and caps, in place of the case's own."""
+def of_earlier(dense: Dense, earlier: Sequence[Case]) -> Iterator[Hypothesis]:
+    """Masks of earlier calls of the same lengths, earlier scales, caps and slopes, in place of the case's own."""
     case = dense.case
     own = _sizes(case)
     masks = {str(other.mask): other.mask for other in earlier if _sizes(other) == own}
@@ -37,6 +37,15 @@ def of_earlier(dense: Dense, earlier: Iterable[Case]) -> Iterator[Hypothesis]:
         if cap != dense.cap:
             words = f"the softcap is that of an earlier call, {cap:g}"
             yield dense.if_scores_are(CAUSE, words, _capped(dense, cap))
+
+    alibi = dense.score("alibi")
+    if not isinstance(alibi, ALiBi):
+        return
+    slopes = [score for other in earlier for score in other.scores if isinstance(score, ALiBi)]
+    for score in list(dict.fromkeys(slopes))[:MOST]:
+        if score != alibi and (score.slopes is None or len(score.slopes) == case.q_heads):
+            words = "the alibi slopes are those of an earlier call"
+            yield dense.if_scores_are(CAUSE, words, partial(_sloped, dense, score))
 
 
 def _sizes(case: Case) -> tuple[int, ...]:
@@ -58,3 +67,7 @@ def _scaled(dense: Dense, scale: float) -> Tensor:
 def _capped(dense: Dense, cap: float) -> Callable[[], Tensor]:
     rest = dense.s - dense.capped(dense.raw)
     return lambda: cap * torch.tanh(dense.raw / cap) + rest
+
+
+def _sloped(dense: Dense, alibi: ALiBi) -> Tensor:
+    return dense.scored(alibi=-dense.slopes(alibi) * dense.distances())

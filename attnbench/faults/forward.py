@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -25,7 +25,7 @@ LOG2_E = math.log2(math.e)
 
 
 def of_problem(
-    inputs: Inputs, allowed: Tensor, whole: Exact, rows: Tensor | None = None, earlier: Iterable[Case] = ()
+    inputs: Inputs, allowed: Tensor, whole: Exact, rows: Tensor | None = None, earlier: Sequence[Case] = ()
 ) -> Iterator[Hypothesis]:
     """Changes of the problem, each with its exact out (and LSE), the more particular ones first.
 
@@ -64,7 +64,9 @@ def _of_scale(dense: Dense) -> Iterator[Hypothesis]:
     yield scaled("the scale is 1 / D instead of 1 / sqrt(D)", 1 / case.head_dim)
     yield scaled("the sign of the scale is wrong", -scale)
     if case.scale is not None:
-        yield scaled("the caller's scale is ignored", case.head_dim**-0.5)
+        words = "the caller's scale is ignored"
+        words += ": 0 is taken for `not given`" if scale == 0 else ""
+        yield scaled(words, case.head_dim**-0.5)
     if case.v_dim != case.head_dim:
         yield scaled("the scale is that of v_dim, not head_dim", case.v_dim**-0.5)
     for heads, what in ((case.q_heads, "H * D"), (case.kv_heads, "Hkv * D")):

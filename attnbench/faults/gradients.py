@@ -70,6 +70,8 @@ def _of_factor(name: str, exact: Tensor, scale: float, group: int = 1) -> Iterat
         words = f"{name} of a key head is averaged, not summed, over the group (GQA)"
         yield Hypothesis(GROUP, words, partial(torch.mul, exact, 1 / group))
     if group > 1:
+        words = f"{name} is divided by the size of the group (GQA)"
+        yield Hypothesis(GROUP, words, partial(torch.mul, exact, 1 / group))
         words = f"{name} is multiplied by the size of the group (GQA)"
         yield Hypothesis(GROUP, words, partial(torch.mul, exact, group))
 

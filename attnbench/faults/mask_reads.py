@@ -113,6 +113,15 @@ def of_missing_keys(dense: Dense) -> Iterator[Change]:
             words = f"the last, ragged tile of {tile} keys is left out"
             yield only(words, j < k_len // tile * tile)
             yield only(words, j < k_len // tile * tile, "tail tile")
+    for splits in (2, 3, 4, 8):
+        if k_len > splits and -(-k_len // splits) not in TILES:
+            start = -(-k_len // splits) * (splits - 1)
+            yield only(
+                f"the keys of the last of {splits} equal splits are left out (from {start} on)", j < start
+            )
+        if splits < k_len and k_len % splits and k_len // splits not in TILES:
+            words = f"the keys past {splits} splits of k_len // {splits} are left out"
+            yield only(words, j < k_len // splits * splits)
     ends = {-(-k_len // tile) - 1 for tile in TILES} | {0}
     for tile in TILES:
         tiles = -(-k_len // tile)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from attnbench.faults.causes import Hypothesis
 from attnbench.faults.dense import Dense
-from attnbench.faults.leaves import changed_leaf, pairs_of
+from attnbench.faults.leaves import changed_leaf
 from attnbench.faults.mask_reads import Change, of_missing_keys, of_table, row_sums_of_all
+from attnbench.faults.places import Places, pairs_of
 from attnbench.judge.oracle import Exact
-from attnbench.problem import Case, Full, Mask
+from attnbench.problem import Case, Causal, Full, Mask, Padding
 from attnbench.problem.masks import And, Not, Or
 
 
@@ -86,5 +87,14 @@ def _of_combination(mask: Mask, case: Case, device: torch.device) -> Iterator[Ch
         yield "mask shape", words, joined
         yield "mask ignored", f"the mask is `{mask.left}` alone", left
         yield "mask ignored", f"the mask is `{mask.right}` alone", right
+    lengths = next((leaf for leaf in _leaves(mask) if isinstance(leaf, Padding)), None)
+    if lengths is not None and len(lengths.lengths) in (1, case.batch):
+        places = Places(case, device)
+        own = torch.tensor(lengths.lengths, device=device)[:, None, None, None] - case.q_len
+        for number, leaf in enumerate(_leaves(mask)):
+            if isinstance(leaf, Causal):
+                words = "the causal mask is aligned to each batch row's own key length, not to k_len"
+                pairs = places.where(places.j <= places.i + own)
+                yield "mask alignment", words, partial(_with_leaf, mask, case, device, number, pairs)
     if isinstance(mask, Not):
         yield "mask shape", "the mask is not inverted (~)", partial(pairs_of, mask.mask, case, device)

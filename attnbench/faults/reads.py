@@ -21,6 +21,7 @@ def of_reads(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
     yield from _of_heads(dense)
     yield from _of_batch_rows(dense)
     yield from _of_keys(dense)
+    yield from _of_order(dense)
     yield from _of_features(dense, right)
     yield from _of_strides(dense)
     yield from _of_out(dense, right)
@@ -101,7 +102,31 @@ def _of_keys(dense: Dense) -> Iterator[Hypothesis]:
             yield from at("layout", words, places)
             yield from at("layout", words, torch.where(keys < tail, keys, keys - page))
         if page < case.k_len:
+            words = f"the last row of each tile of {page} values stands for the others"
+            last = (keys // page * page + page - 1).clamp_max(case.k_len - 1)
+            yield from _read(dense, "layout", words, lambda x, n=last: x[:, :, n], "v")  # type: ignore[misc]
             yield from at("layout", f"every page of {page} keys is the first one", keys % page)
+
+
+def _of_order(dense: Dense) -> Iterator[Hypothesis]:
+    """Keys and values in another order than the mask's: chunks of ranks (ring attention), not put back."""
+    keys = dense.keys
+    for chunks in (2, 4, 8):
+        if len(keys) % chunks or len(keys) == chunks:
+            continue
+        parts = keys.view(chunks, -1)
+        ends = [n // 2 if n % 2 == 0 else chunks - 1 - n // 2 for n in range(chunks)]
+        for order, places in (
+            ("zigzag", parts[ends].flatten()),
+            ("zigzag", parts[ends].flatten().argsort()),
+            ("reverse", parts.flip(0).flatten()),
+            ("striped", parts.T.flatten()),
+            ("striped", parts.T.flatten().argsort()),
+        ):
+            words = (
+                f"keys and values are in {order} order of {chunks} chunks under the mask of the plain order"
+            )
+            yield from _read(dense, "layout", words, lambda x, n=places: x[:, :, n])  # type: ignore[misc]
 
 
 def _of_features(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
@@ -161,6 +186,10 @@ def _of_q_without_strides(dense: Dense) -> Tensor:
     return dense.scored(dense.product(dense.of_rows(ignoring_strides(dense.inputs.q)).double()))
 
 
+def _added(out: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    return out + other * where
+
+
 def _of_out(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
     """The right numbers at the wrong places of out."""
     case, out = dense.case, right.out
@@ -182,6 +211,16 @@ def _of_out(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
         yield Hypothesis("layout", words, lambda: grouped)
         other = out.unflatten(1, (case.group, case.kv_heads)).transpose(1, 2).flatten(1, 2)
         yield Hypothesis("layout", words, lambda: other)
+    i = torch.arange(case.q_len, device=out.device)[:, None]
+    for rows in (1, *TILES):
+        if rows < case.q_len:
+            before = out.roll(rows, 2)
+            words = f"out of {rows} rows is added to that of the next {rows}: the accumulator is not set to 0"
+            yield Hypothesis("missing rows", words, partial(_added, out, before, i % (2 * rows) >= rows))
+            yield Hypothesis("missing rows", words, partial(_added, out, before, i >= rows))
     if case.batch > 1:
+        first = torch.arange(case.batch, device=out.device)[:, None, None, None] == 0
+        words = "batch rows past the first attend nothing: their out is 0"
+        yield Hypothesis("missing rows", words, partial(torch.mul, out, first))
         yield Hypothesis("layout", "every batch row of out is that of row 0", lambda: out[:1].expand_as(out))
         yield Hypothesis("layout", "batch rows of out are in another order", lambda: out.flip(0))

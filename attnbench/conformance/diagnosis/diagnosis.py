@@ -21,6 +21,7 @@ from attnbench.conformance.subject import Failed, Refused, Subject
 from attnbench.faults.causes import Guess
 
 PLAIN = "randn"
+LITTLE = 4.0  # times the budget: more is no matter of few bits
 FAR_LESS = 3  # a distribution shows a bug if normal numbers give an error at least this many times smaller
 
 
@@ -140,11 +141,13 @@ def _of_distribution(subject: Subject, observation: Observation) -> list[Guess]:
     plain = _on_plain_numbers(subject, observation)
     if plain is None:
         return []
-    # A wrong formula is wrong on all numbers.
-    if not plain.verdict.ok and (
-        FAR_LESS * plain.verdict.error_over_budget > observation.verdict.error_over_budget
-        or not is_slight(plain)
-    ):
-        return []
+    # A wrong formula or mask is wrong on all numbers; few bits may show a little on plain ones.
+    if not plain.verdict.ok:
+        far_less = FAR_LESS * plain.verdict.error_over_budget < observation.verdict.error_over_budget
+        if not (far_less and plain.verdict.error_over_budget < LITTLE and is_slight(plain)):
+            return []
+        causes = tuple(cause for cause in causes if cause[0] == "low precision")
+        if not causes:
+            return []
     backward = [] if observation.is_wrong_in_forward else [of_backward(observation.wrong)]
     return [*backward, *(Guess(*cause) for cause in causes)]

@@ -93,6 +93,7 @@ def patterns(observation: Observation) -> Iterator[Guess]:
         z = ((x.double() - value).abs() / sigma.clamp_min(1e-300)).nan_to_num(nan=math.inf)
         off = z > min(FAR, float(z.max()) / 2)
         yield from _not_finite(name, x, observation)
+        yield from _of_row_factors(name, x, value, sigma)
         yield from _slight(name, x, value, off)
         yield from backward
         yield from _of_rows(name, x, value, off, observation)
@@ -161,6 +162,26 @@ def _not_finite(name: str, x: Tensor, observation: Observation) -> Iterator[Gues
         )
         if any(score.kind == "sink" for score in case.scores):
             yield Guess("sink", f"{at}: exp of the sink overflows, as if it were left out of the maximum")
+
+
+def _of_row_factors(name: str, x: Tensor, value: Tensor, sigma: Tensor) -> Iterator[Guess]:
+    """Each row is right but for a factor of its own, as a wrong row sum, maximum or LSE gives it."""
+    if name not in ("out", "dq") or x.shape[3] < 8 or not bool(x.isfinite().all()):
+        return
+
+    def beyond(right: Tensor) -> float:
+        return root_mean_square(((x.double() - right).abs() - 4 * sigma).clamp_min(0.0))
+
+    factor = (x.double() * value).sum(-1, keepdim=True) / value.square().sum(-1, keepdim=True).clamp_min(
+        1e-300
+    )
+    is_of_rows = float(factor.min()) > 0.1 and factor.numel() > 1 and float(factor.std()) > 0.0
+    if is_of_rows and beyond(factor * value) < 0.1 * beyond(value):
+        few_bits = root_mean_square(factor - 1) < SLIGHT
+        what = "the row sum, the LSE or the maximum of the forward"
+        words = f"each row of {name} is off by a factor of its own: {what} is off"
+        words += " by few bits (P = exp(S - LSE) in the forward does that)" if few_bits else ""
+        yield Guess("low precision" if few_bits else "online softmax", words)
 
 
 def _slight(name: str, x: Tensor, value: Tensor, off: Tensor) -> Iterator[Guess]:
