@@ -42,6 +42,7 @@ from attnbench.measure.kernels import attention_kernels, family_mismatch, gpu_ke
 from attnbench.measure.timing import slowed
 from attnbench.problem import Case, Inputs, make_inputs
 from attnbench.sweep.limits import limit_memory
+from attnbench.sweep.refilled import KEPT, keeps_its_answer, last_row
 from attnbench.sweep.step_errors import StepError, one_line
 
 Phase = Callable[[str], None]
@@ -248,12 +249,15 @@ class Bench:
     def recheck(self) -> dict[str, Any]:
         """Judge what the last timed calls returned; on a GPU, also time by the other clocks."""
         self._phase("checking again after the timed loop")
+        on = self._case
+        before = last_row(on.output) if on.block_ms else None
         judged = self._verdict()
+        if judged["ok"] and before is not None and keeps_its_answer(on.prepared, on.inputs, before):
+            return judged | {"ok": False, "reason": KEPT}
         if judged["ok"] and self._device.startswith("cuda") and self._case.block_ms:
             self._phase("timing with a warm L2 and as a CUDA graph")
             free, _ = torch.cuda.mem_get_info(self._device)
             l2 = torch.cuda.get_device_properties(self._device).L2_cache_size
-            on = self._case
             times, notes = other_clocks(torch.cuda, on.prepared, on.inputs, on.block_ms, on.host_ms, l2, free)
             judged |= {"other_clocks_ms": times, "notes": notes}
         return judged

@@ -265,6 +265,28 @@ def test_samples_are_what_the_clock_says(plans: Plans, tmp_path: Path) -> None:
     assert bench.recheck()["ok"]
 
 
+def test_an_answer_that_is_kept_while_it_is_timed_is_wrong(plans: Plans, tmp_path: Path) -> None:
+    clock = FakeClock()
+    kept: list[Tensor] = []
+
+    def remembering(*arguments: Any, **options: Any) -> Tensor:
+        clock.advance(3.0)
+        if len(kept) < 3:  # right while it is judged and warmed up
+            kept.append(right(*arguments, **options))
+        return kept[-1]
+
+    bench = Bench("cpu", clock=clock)
+    bench.open(remembering)
+    case = plans(16)[0].case.to_json()
+    path = str(tmp_path / "reference.npz")
+    bench.reference(case, 0, "randn", "flash", path)
+    assert bench.judge(case, 0, "randn", path)["ok"]
+    bench.block(12.0)
+    recheck = bench.recheck()
+    assert not recheck["ok"]
+    assert "the answer is kept" in recheck["reason"]
+
+
 class ScriptedSlot:
     """A slot whose warm-up finds a call of `call_ms`."""
 
