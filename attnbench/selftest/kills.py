@@ -130,12 +130,14 @@ def _protocol_kills(
                 _note_kill(tally, dtype, mutant.name, f"protocol: {trial.name}", alarms)
 
 
-# Of calls that differ in one thing; a trial is one call.
+# Of calls that differ in one thing, and of sizes and dtypes that no trial has; a trial is one call.
 PROPERTIES_OF_CALLS = (
     "changed_masks_are_read",
     "changed_scales_are_read",
     "changed_scores_are_read",
     "some_gradients_are_those_of_all",
+    "unusual_sizes_are_right",
+    "mixed_dtypes_are_refused_or_right",
 )
 
 

@@ -14,6 +14,7 @@ from attnbench.conformance import check
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.subject import Refused, Subject
 from attnbench.problem import Case, Inputs
+from attnbench.selftest.mutants import MUTANTS, TiledBackend
 from tests.conformance.functions import attention, right, with_fault
 from tests.conformance.handed import parameters
 
@@ -29,7 +30,7 @@ def test_a_property_holds_for_a_right_function(name: str) -> None:
             list(PROPERTIES[name].run(subject))
         return
     assert list(PROPERTIES[name].run(subject)) == []
-    assert subject.answers
+    assert subject.answers or name == "mixed_dtypes_are_refused_or_right"
 
 
 def _leaky(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
@@ -128,7 +129,25 @@ def test_halves_merge_only_by_a_right_lse(off: float, failures: int) -> None:
 
 
 def test_every_property_has_a_fault_that_breaks_it() -> None:
-    assert set(PROPERTIES) == {*PROPERTY_FAULTS, "halves_merge_by_lse"}
+    elsewhere = {"halves_merge_by_lse", *BY_MUTANTS}
+    assert set(PROPERTIES) == {*PROPERTY_FAULTS, *elsewhere}
+
+
+BY_MUTANTS = {
+    "unusual_sizes_are_right": "features past 256 not read",
+    "mixed_dtypes_are_refused_or_right": "float32 read as half precision",
+}
+
+
+@pytest.mark.parametrize("name", BY_MUTANTS)
+def test_a_property_finds_its_mutant_and_accepts_the_right_one(name: str) -> None:
+    subjects = [
+        Subject(backend, dtype="bf16", masks=("causal",))
+        for backend in (MUTANTS[BY_MUTANTS[name]].backend(), TiledBackend("right"))
+    ]
+    wrong, right_one = (list(PROPERTIES[name].run(subject)) for subject in subjects)
+    assert wrong
+    assert not right_one
 
 
 @pytest.mark.parametrize("name", PROPERTY_FAULTS)

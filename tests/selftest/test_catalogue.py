@@ -22,7 +22,12 @@ BY_NAME = {trial.name: trial for trial in TRIALS}
 ONLY_BY_SEVERAL_CALLS = {
     "ALiBi slopes cached by shape",
     "bias cached by shape",
+    "LSE of grouped decoding by key head",
     "cached by q alone",
+    "features past 256 not read",
+    "float32 read as half precision",
+    "pair index in float32",
+    "the last odd feature not read",
     "cached by the first elements",
     "cached by the mean and norm",
     "cached by the sum",

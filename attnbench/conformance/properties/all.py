@@ -13,6 +13,7 @@ from attnbench.conformance.properties import (
     gradients,
     some_gradients,
     symmetries,
+    unusual_sizes,
 )
 from attnbench.conformance.properties.property import Property
 
@@ -38,5 +39,7 @@ _ALL: tuple[Property, ...] = (
     changed_scores.changed_scales_are_read,
     changed_scores.changed_scores_are_read,
     some_gradients.some_gradients_are_those_of_all,
+    unusual_sizes.unusual_sizes_are_right,
+    unusual_sizes.mixed_dtypes_are_refused_or_right,
 )
 PROPERTIES = {each.name: each for each in _ALL}

@@ -129,7 +129,7 @@ def _scores_in_turn(subject: Subject, tried: Tried, inputs: Inputs) -> Iterator[
         ("softcap", Softcap(30.0), Softcap(3.0)),
         ("ALiBi slope", ALiBi(), ALiBi(own), ALiBi(zeros)),
         ("sink", Sink(1.5), Sink(0.0)),
-        ("bias", Bias("hqk"), Bias("hqk", std=0.0)),
+        ("bias", Bias("hqk"), Bias("hqk", std=0.0), Bias("hqk", std=2.0)),
         ("relative bias", RelativeBias("t5(32,128,bidirectional)"), RelativeBias("t5(32,64,bidirectional)")),
     ):
         before = with_scores(inputs, first)

@@ -9,9 +9,11 @@ from attnbench.selftest.mutants import (
     masks,
     not_given,
     reported,
+    unusual,
     score_changes,
     softmax,
     split,
+    unusual,
 )
 from attnbench.selftest.mutants.catalogue import MUTANTS, Mutant
 from attnbench.selftest.mutants.tiled import Tiled, TiledBackend, Tiling, variant
@@ -31,4 +33,5 @@ MODULES = (
     not_given,
     autograd,
     reported,
+    unusual,
 )
