@@ -9,7 +9,6 @@ from attnbench.selftest.mutants import (
     masks,
     not_given,
     reported,
-    unusual,
     score_changes,
     softmax,
     split,
