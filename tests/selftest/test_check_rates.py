@@ -43,9 +43,9 @@ def test_a_check_ends_at_its_first_failure_and_explains_nothing(monkeypatch: pyt
     failure = first_failure(MUTANTS["no scale"].backend(), "bf16", "smoke", references=references)
     assert failure is not None
     assert (failure.causes, failure.smallest, failure.command) == ((), None, "")
-    assert made == [failure.case.id]
+    assert made == 3 * [failure.case.id]  # by flash, and by the two contracts that might allow it
     first_failure(MUTANTS["zeros"].backend(), "bf16", "smoke", references=references)
-    assert made == [failure.case.id]  # the second check has the first one's reference
+    assert made == 3 * [failure.case.id]  # the second check has the first one's references
 
 
 def test_shared_references_are_of_the_inputs_as_drawn() -> None:
