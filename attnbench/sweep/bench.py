@@ -60,6 +60,8 @@ class _Open:
     reference: Any
     output: Output | None = None
     gradients: Gradients | None = None
+    prepare_ms: dict[str, float] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # if the first run measured it
     paces: dict[str, Pace] | None = None
     block_ms: dict[str, float] = field(default_factory=dict)  # median of the last block by direction
     host_ms: dict[str, float] = field(default_factory=dict)  # on a GPU: of the host, to enqueue a call
@@ -161,13 +163,10 @@ class Bench:
         refusal = self._opened.refuses(Case.from_json(case), self._device)
         return {"refusal": None if refusal is None else refusal.reason}
 
-    def judge(
-        self, case: dict[str, Any], seed: int, distribution: str, reference: str, rejected_by: str = ""
-    ) -> dict[str, Any]:
+    def judge(self, case: dict[str, Any], seed: int, distribution: str, reference: str) -> dict[str, Any]:
         """Prepare the case, run it and judge the answer; if it is right, measure memory and warm up until stable.
 
-        The warm-up gives the paces that the blocks need. `rejected_by`: the reference of flash, if it rejects the
-        answer; the contract of `reference` then has to explain that as well.
+        The warm-up gives the paces that the blocks need.
         """
         self.release()
         self._phase("making the inputs")
@@ -180,13 +179,12 @@ class Bench:
         prepare_ms = dict(prepared.prepare_ms)
         prepare_ms["other"] = max(0.0, (time.perf_counter() - start) * 1e3 - sum(prepare_ms.values()))
         self._on = on = _Open(problem, inputs, prepared, checksum, reference_files.load(Path(reference)))
-        memory_bytes: dict[str, int] = {}
         if not self._opened.capabilities.timed and self._has_answered:
             # An interpreter takes seconds: one run serves the verdict and the memory. Not the first run of a process,
             # which also loads libraries.
             self._phase("the first forward and backward, measuring memory")
             kept = _Kept(prepared)
-            memory_bytes = self._memory(kept)
+            on.memory_bytes = self._memory(kept)
             on.output, on.gradients = kept.output, kept.gradients
         if on.output is None:
             self._phase("the first forward")
@@ -195,16 +193,31 @@ class Bench:
                 self._phase("the first backward")
                 on.gradients, prepare_ms["first_backward"] = _timed(partial(prepared.backward, inputs.dout))
         self._has_answered = True
+        on.prepare_ms = {k: round(v, 3) for k, v in prepare_ms.items()}
+        return self._measured(self._verdict())
+
+    def judge_again(self, reference: str, rejected_by: str) -> dict[str, Any]:
+        """Judge the same answer by another contract's reference, which also has to explain the error; then as `judge`.
+
+        `rejected_by` is the path of the reference that rejects it.
+        """
+        on = self._case
+        on.reference = reference_files.load(Path(reference))
         judged = self._verdict()
-        if judged["ok"] and rejected_by:
-            flash = reference_files.load(Path(rejected_by))
-            judged["ok"] = explains(on.reference.contract, inputs, flash, on.output.out) is True
-        judged |= {"kernel": prepared.kernel, "prepare_ms": {k: round(v, 3) for k, v in prepare_ms.items()}}
+        if judged["ok"] and on.output is not None:
+            rejecting = reference_files.load(Path(rejected_by))
+            judged["ok"] = explains(on.reference.contract, on.inputs, rejecting, on.output.out) is True
+        return self._measured(judged)
+
+    def _measured(self, judged: dict[str, Any]) -> dict[str, Any]:
+        """The verdict, with memory and paces if it is right."""
+        on = self._case
+        judged |= {"kernel": on.prepared.kernel, "prepare_ms": on.prepare_ms}
         if judged["ok"]:
             judged["kernel"], judged["notes"] = self._proven_kernel()
             self._phase("measuring memory")
-            judged["memory_bytes"] = memory_bytes or self._memory(prepared)
-            judged["clock"] = prepared.clock  # empty: the clock of this process
+            judged["memory_bytes"] = on.memory_bytes or self._memory(on.prepared)
+            judged["clock"] = on.prepared.clock  # empty: the clock of this process
             if self._opened.capabilities.timed:
                 judged["paces"] = self._warm_up()
         self._free_cache()

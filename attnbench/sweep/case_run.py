@@ -74,7 +74,13 @@ class CaseRun:
                 self._end("refused", refusal)
                 return
             reference = self.reference(about["contract"])
-            judged = self._judged_by(reference)
+            judged = self._call(
+                "judge",
+                case=self.blank.case,
+                seed=self.blank.seed,
+                distribution=self.blank.distribution,
+                reference=reference,
+            )
             if not judged["ok"] and about.get("finds_contract"):
                 judged = self._judged_otherwise(judged, reference)
         except StepError as error:
@@ -97,15 +103,10 @@ class CaseRun:
             judged.get("clock") or about["clock"],
         )
 
-    def _judged_by(self, reference: str, rejected_by: str = "") -> dict[str, Any]:
-        """The answer, judged by the reference at a path."""
-        about = {name: getattr(self.blank, name) for name in ("case", "seed", "distribution")}
-        return self._call("judge", **about, reference=reference, rejected_by=rejected_by)
-
     def _judged_otherwise(self, rejected: dict[str, Any], flash: str) -> dict[str, Any]:
         """Judged by a contract that allows and explains what flash rejects; as rejected if there is none."""
         for contract, words in HYPOTHESES.items():
-            judged = self._judged_by(self.reference(contract), rejected_by=flash)
+            judged = self._call("judge_again", reference=self.reference(contract), rejected_by=flash)
             if judged["ok"]:
                 self._values["contract"] = contract
                 why = words.format(dtype=self.blank.case["dtype"])

@@ -50,6 +50,8 @@ def test_within_its_time_every_round_is_run() -> None:
 class BenchSlot:
     """A slot whose steps run in this process."""
 
+    declared = None
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self.bench = Bench("cpu")
         self.about = self.bench.open(function)
