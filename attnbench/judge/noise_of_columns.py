@@ -67,7 +67,7 @@ def column_answer(
         b, h, r, _ = noise.p.shape
         q, dout = problem.q(piece), problem.dout(piece)
         for x, (low, high), left, right in ((dk, range_dk, noise.clean, q), (dv, range_dv, noise.p, dout)):
-            step = -(-r // PARTIALS)
+            step = -(-r // (PARTIALS * problem.enlarged))
             for some in (slice(first, first + step) for first in range(0, r, step)):
                 x[here] += torch.matmul(left[:, :, some].transpose(-1, -2), right[:, :, some])
                 low[here] = torch.minimum(low[here], x[here])

@@ -84,7 +84,7 @@ class _Builder:
         self.rng = random.Random(f"{inputs.case.id}/{seed}")
         a_row = inputs.case.group * max(inputs.case.k_len, inputs.case.q_len) * 16
         noise_seed = zlib.crc32(f"{inputs.case.id}/{seed}/noise".encode())
-        largest = 2 * max(RUNS_AT_ONCE, a_row)
+        largest = 2 * max(RUNS_AT_ONCE * self.problem.enlarged, a_row)
         self.uniform = Uniform(noise_seed, inputs.device, self.rounding.run_dtype, largest)
 
     def build(self) -> Reference:

@@ -18,6 +18,8 @@ from attnbench.problem.grammar import parse_call
 from attnbench.problem.inputs import Inputs
 from attnbench.problem.scores import ALiBi, Bias, RelativeBias, Sink, Softcap
 
+AT_ONCE = {"cpu": 1, "cuda": 16}  # times the sizes that fit a core's cache
+
 
 @contextmanager
 def full_precision() -> Iterator[None]:
@@ -198,8 +200,17 @@ class Problem:
             return None
         return self.sink.tensor.double()[self.heads(part.kv_heads)][None, :, None]
 
+    @property
+    def enlarged(self) -> int:
+        """How many times as much as on a CPU, whose cores' caches set the sizes, is computed at once on this device."""
+        return AT_ONCE[self.device.type]
+
     def pieces(self, part: Part, scores_at_once: int) -> Iterator[Part]:
-        """The part in pieces of about `scores_at_once` scores, split over batches, key heads and rows, in order."""
+        """The part in pieces of about `scores_at_once` scores, split over batches, key heads and rows, in order.
+
+        On a GPU they are `enlarged`: a piece of a core's cache is done before the next is launched.
+        """
+        scores_at_once *= self.enlarged
         # Short rows cost as much as their features.
         a_row = self.case.group * max(len(part.columns), self.case.head_dim, self.case.v_dim)
         rows_at_once = max(1, min(len(part.rows), scores_at_once // a_row))

@@ -61,3 +61,30 @@ def test_a_check_passes_on_the_fake_device() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right" in done.stdout
     assert "cuda:1" in done.stdout
+
+
+def test_the_oracle_computes_more_at_once_on_a_gpu_and_answers_the_same() -> None:
+    program = """
+import torch
+from attnbench.judge import reference, scores
+from attnbench.judge.scores import Problem
+from attnbench.problem import Case, Causal, make_inputs
+case = Case(batch=2, q_len=257, k_len=257, q_heads=4, head_dim=16, dtype="bf16", mask=Causal(), direction="fwd_bwd")
+reference.RUNS_AT_ONCE = 1 << 14  # so that it takes many pieces
+answers, pieces = [], []
+for device in ("cpu", "cuda"):
+    inputs = make_inputs(case, device=device)
+    problem = Problem(inputs)
+    pieces.append(sum(1 for _ in problem.pieces(problem.whole(), 1 << 12)))
+    answers.append(reference.make_reference(inputs).expected)
+assert pieces[0] >= scores.AT_ONCE["cuda"] / 2 * pieces[1], pieces
+assert set(answers[0]) == set(answers[1]) == {"out", "lse", "dq", "dk", "dv"}
+for name, one in answers[0].items():
+    other = answers[1][name]
+    value, again = (torch.as_tensor(x.value).cpu() for x in (one, other))
+    assert torch.allclose(value, again, rtol=1e-9, atol=1e-12, equal_nan=True), name
+    ratio = torch.as_tensor(other.sigma).cpu().mean() / torch.as_tensor(one.sigma).cpu().mean()
+    assert 0.9 < ratio < 1.1, (name, ratio)
+"""
+    done = on_fake_cuda("-c", program)
+    assert done.returncode == 0, done.stderr
