@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from attnbench.errors import AttnbenchError
 
 
@@ -35,6 +37,18 @@ def work_on(device: str) -> str:
 
         torch.cuda.set_device(device)
     return device
+
+
+_LOST = re.compile(
+    r"illegal memory access|illegal instruction|illegal address|misaligned address|unspecified launch failure"
+    r"|device-side assert|invalid program counter|uncorrectable",
+    re.IGNORECASE,
+)
+
+
+def is_context_lost(error: BaseException) -> bool:
+    """Whether no later call of this process on the GPU can succeed."""
+    return bool(_LOST.search(str(error)))
 
 
 def cuda_index(device: str) -> int:

@@ -41,18 +41,34 @@ def block_mask(mask: Mask, case: Case, device: torch.device) -> BlockMask:
     )
 
 
-def score_mod(scores: tuple[Score, ...], case: Case, device: torch.device) -> Callable[..., Tensor] | None:
-    """The score changes as FlexAttention's score_mod, in canonical order, or None if there are none."""
+def constants(scores: tuple[Score, ...], case: Case, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of score changes that no gradient goes to, by the change's kind: made once, not in a call."""
+    made = {}
+    for score in scores:
+        if isinstance(score, ALiBi):
+            made[score.kind] = torch.tensor(score.slopes_for(case.q_heads), device=device)  # [H]
+        elif isinstance(score, RelativeBias):
+            made[score.kind] = score.index(case.extent).to(device)  # [Q, K]
+    return made
+
+
+def score_mod(
+    scores: tuple[Score, ...], case: Case, fixed: dict[str, Tensor]
+) -> Callable[..., Tensor] | None:
+    """The score changes as FlexAttention's score_mod, in canonical order, or None if there are none.
+
+    `fixed` are their `constants`.
+    """
     steps: list[Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = []
     shift = case.k_len - case.q_len
     for score in scores:
         if isinstance(score, Softcap):
             steps.append(lambda s, b, h, q, k, cap=score.cap: cap * torch.tanh(s / cap))  # type: ignore[misc]
         elif isinstance(score, ALiBi):
-            slopes = torch.tensor(score.slopes_for(case.q_heads), device=device)  # [H]
+            slopes = fixed[score.kind]
             steps.append(lambda s, b, h, q, k, slopes=slopes: s - slopes[h] * (q + shift - k).abs())  # type: ignore[misc]
         elif isinstance(score, RelativeBias):
-            index = score.index(case.extent).to(device)  # [Q, K]
+            index = fixed[score.kind]
             table = score.tensor  # [H, entries]
             steps.append(lambda s, b, h, q, k, table=table, index=index: s + table[h, index[q, k]])  # type: ignore[misc]
         elif isinstance(score, Bias):
@@ -107,7 +123,7 @@ class Flex(Backend):
         needs_mask = simple.kinds != {"full"} or simple.is_combined
 
         def compute(q: Tensor, k: Tensor, v: Tensor, scores: tuple[Score, ...]) -> Tensor:
-            changed = score_mod(scores, case, inputs.device) if case.needs_backward else fixed
+            changed = score_mod(scores, case, fixed) if case.needs_backward else unchanging
             return compiled(
                 q,
                 k,
@@ -121,7 +137,8 @@ class Flex(Backend):
         prepared = AutogradPrepared(case, inputs, compute, kernel="flex_attention, compiled", reusable=True)
         with prepared.step("mask"):
             mask = block_mask(case.mask, case, inputs.device) if needs_mask else None
-        fixed = score_mod(inputs.scores, case, inputs.device)
+        fixed = constants(inputs.scores, case, inputs.device)
+        unchanging = score_mod(inputs.scores, case, fixed)
         with prepared.step("compile"):
             prepared.forward()
         return prepared

@@ -59,6 +59,8 @@ def _gpu() -> Iterator[Symptom]:
         import torch
     except ImportError:
         return
+    from attnbench.measure import GpuState
+
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -66,7 +68,15 @@ def _gpu() -> Iterator[Symptom]:
                 torch.cuda.get_device_name(index),
                 torch.cuda.get_device_properties(index).total_memory,
             )
-            yield Symptom(f"cuda:{index}", "fine", f"{name}, {memory / GIB:.0f} GiB")
+            found = f"{name}, {memory / GIB:.0f} GiB"
+            state = GpuState.of(f"cuda:{index}")
+            if state is not None and state.is_exclusive():
+                found += (
+                    ", in exclusive compute mode: only one process may use it, and each backend has its own"
+                )
+                yield Symptom(f"cuda:{index}", "bad", found, f"nvidia-smi -i {index} -c DEFAULT (as root)")
+            else:
+                yield Symptom(f"cuda:{index}", "fine", found)
         return
     if not driver and not torch.version.cuda:
         yield Symptom("gpu", "note", "no NVIDIA driver and a CPU build of torch: everything runs on the CPU")

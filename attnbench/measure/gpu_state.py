@@ -64,6 +64,11 @@ class GpuState:
         }
         return {name: value for name, value in figures.items() if value is not None}
 
+    def is_exclusive(self) -> bool:
+        """Whether only one process may use this GPU at a time; workers of a second backend cannot start then."""
+        mode = self._query(lambda: self._nvml.nvmlDeviceGetComputeMode(self._handle))
+        return mode not in (None, self._nvml.NVML_COMPUTEMODE_DEFAULT)
+
     def process_bytes(self) -> int | None:
         """The GPU memory of this process, of all libraries; None if NVML does not report it (in containers)."""
         listed = self._query(lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)) or []

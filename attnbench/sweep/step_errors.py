@@ -21,7 +21,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 _ALLOCATION = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
 _CUDA_CONTEXT_LOST = re.compile(
-    r"CUDA error|device-side assert|CUDA driver error|cudaError|CUBLAS_STATUS|CUDNN_STATUS"
+    r"CUDA error|Triton Error \[CUDA\]|device-side assert|CUDA driver error|cudaError|CUBLAS_STATUS|CUDNN_STATUS"
 )
 _LIBRARY_FILE = re.compile(r"[\\/](site-packages|attnbench|lib[\\/]python[\d.]+)[\\/]")
 

@@ -23,6 +23,7 @@ from statistics import median
 import torch
 
 from attnbench.backend import Gradients, Output
+from attnbench.device import is_context_lost
 from attnbench.errors import AttnbenchError
 from attnbench.judge import judge, make_reference
 from attnbench.problem import Case, Causal, Full, Inputs, SlidingWindow, make_inputs
@@ -155,7 +156,12 @@ def fastest(
     for tried in candidates:
         try:
             median_ms = milliseconds(inputs, kernel, tiles_with(case, capability, kernel, tried))
-        except Exception as error:  # noqa: BLE001 - Triton raises many kinds for what does not compile or fit
+        except Exception as error:  # Triton raises many kinds for what does not compile or fit
+            if is_context_lost(error):
+                raise AttnbenchError(
+                    f"{kernel} {tried} lost the GPU's context ({error}): each later figure would be an error; run "
+                    "again, what is tuned is kept"
+                ) from error
             sys.stderr.write(f"{kernel} {tried}: {type(error).__name__}\n")
             continue
         measured.append((median_ms, tried))

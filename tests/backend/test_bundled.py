@@ -164,3 +164,21 @@ def test_tensors_that_are_no_attention_problem_are_named() -> None:
         ab.attention(x, x, x, scores=(ab.Bias("hqk"),))
     with pytest.raises(AttnbenchError, match="sdpa_flash refuses this case: has no softcap"):
         ab.attention(x, x, x, scores=(ab.Softcap(3.0),), backend="sdpa_flash")
+
+
+def test_mask_multiply_needs_no_gradient_of_clamp_at_its_bound(
+    a_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is 1 up to torch 2.13 and 0 from 2.14 on; each row's largest score lies there."""
+    case = a_case(direction="fwd_bwd")
+    inputs = make_inputs(case)
+    assert inputs.dout is not None
+
+    def clamp_max(x: torch.Tensor, most: float) -> torch.Tensor:
+        return torch.where(x < most, x, most)
+
+    monkeypatch.setattr(torch.Tensor, "clamp_max", clamp_max)
+    prepared = resolve("mask_multiply").prepare(case, inputs)
+    output = prepared.forward()
+    verdict = judge(make_reference(inputs, "dense"), output, prepared.backward(inputs.dout), inputs)
+    assert verdict.ok, verdict.reason

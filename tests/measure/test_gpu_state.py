@@ -21,6 +21,7 @@ class Nvml:
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_COMPUTEMODE_DEFAULT, compute_mode = 0, 0
     nvmlClocksEventReasonGpuIdle = 1  # noqa: N815
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815
     nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815 - a driver without the newer name
@@ -45,6 +46,9 @@ class Nvml:
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any) -> int:
         return self.reasons.pop(0) if len(self.reasons) > 1 else self.reasons[0]
 
+    def nvmlDeviceGetComputeMode(self, handle: Any) -> int:
+        return self.compute_mode
+
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:
         return 651_234
 
@@ -53,6 +57,13 @@ class Nvml:
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:
         return [SimpleNamespace(pid=os.getpid() + 1, usedGpuMemory=1), *self.processes]
+
+
+def test_a_gpu_for_one_process_at_a_time_is_noticed() -> None:
+    nvml = Nvml([1980], [0])
+    assert not GpuState(nvml, "handle").is_exclusive()
+    nvml.compute_mode = 3
+    assert GpuState(nvml, "handle").is_exclusive()
 
 
 def taken(nvml: Nvml | None) -> tuple[Timed, dict[str, Any], list[float]]:

@@ -153,6 +153,7 @@ def test_the_right_one_beside_them_is_complete(swept: Swept) -> None:
         (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "oom", "asked for 2.50 GiB"),
         (MemoryError(), "oom", "MemoryError"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "error", "illegal memory access"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "error", "Triton Error"),
     ],
 )  # fmt: skip
 def test_these_leave_the_worker_unfit_for_the_next_case(error: Exception, status: str, reason: str) -> None:

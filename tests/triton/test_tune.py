@@ -47,6 +47,22 @@ def test_a_rehearsal_tries_every_walk_of_every_kernel_and_keeps_one(tune: Any, t
     assert (out / "tried.jsonl").read_text() == before
 
 
+def test_a_lost_context_ends_the_tuning(tune: Any, a_case: Any, monkeypatch: Any) -> None:
+    from attnbench_backends.triton.configurations import Configuration
+
+    tried: list[int] = []
+
+    def milliseconds(inputs: Any, kernel: str, tiles: Any) -> float:
+        tried.append(tiles(kernel).block_q)
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(tune, "milliseconds", milliseconds)
+    candidates = [Configuration(16, n, 4, 1) for n in (16, 32)]
+    with pytest.raises(AttnbenchError, match="lost the GPU's context"):
+        tune.fastest(make_inputs(a_case()), "forward", (9, 0), candidates, lambda *_: None)
+    assert len(tried) == 1
+
+
 def test_the_fastest_that_is_wrong_is_not_kept(tune: Any, a_case: Any, monkeypatch: Any) -> None:
     from attnbench_backends.triton.configurations import Configuration
 
