@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import traceback
 from collections.abc import Iterable
+
+SIGNALLED = "Ctrl-C or a signal"  # what stopped a check
+_LIBRARY_FILE = re.compile(r"[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]")
+_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class AttnbenchError(Exception):
@@ -50,6 +57,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'causal'?` if one of the choices is near, else an empty text."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def is_library_file(path: str) -> bool:
+    """Whether a frame's file belongs to Python, a library or attnbench, and not to the code under test."""
+    return bool(_LIBRARY_FILE.search(path)) or path.startswith((_OWN_FOLDER, "<"))
+
+
+def place_of(error: BaseException) -> str:
+    """` (mine.py:12)`: the innermost line of the code under test that an exception came through; empty if none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library_file(f.filename)]
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 
 
 class EnvironmentUnavailable(AttnbenchError):

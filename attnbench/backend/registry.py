@@ -175,11 +175,17 @@ def function_backend(fn: Callable[..., Any], name: str = "", contract: str | Non
     return backend if contract is None else backend.declaring(**parse_declaration({"contract": contract}))
 
 
-def _load_file(spec_text: str, contract: str | None) -> Backend:
-    path_text, _, attribute = spec_text.rpartition(":")
+def _existing(spec_text: str) -> Path:
+    path_text = spec_text.rpartition(":")[0]
     path = Path(path_text)
     if not path.is_file():
         raise UnknownBackend(f"no file {path_text!r}; give path/to/file.py:function")
+    return path
+
+
+def _load_file(spec_text: str, contract: str | None) -> Backend:
+    path_text, _, attribute = spec_text.rpartition(":")
+    path = _existing(spec_text)
     spec = importlib.util.spec_from_file_location(f"attnbench_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UnknownBackend(f"{path_text!r} is no Python file; give path/to/file.py:function")
@@ -204,15 +210,14 @@ def _importing(name: str, load: Callable[[], Any]) -> Any:
         raise BackendUnavailable(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def resolve(name: str, folder: Path | None = None, contract: str | None = None) -> Backend:
-    """Load a backend by name, or a function by `path/to/file.py:function`.
+def find_named(name: str, folder: Path | None = None) -> Entry | None:
+    """The entry of a backend's name, or None for a `path/to/file.py:function` whose file exists; imports nothing.
 
     Raises UnknownBackend (with the nearest name) and BackendUnavailable (with the reason and the install command).
-    The backend's `name` is this name.
     """
     if ".py:" in name:
-        return _load_file(name, contract)
-    folder = folder or bundled_folder()
+        _existing(name)
+        return None
     listed = {entry.name: entry for entry in entries(folder)}
     if name not in listed:
         installed = ", ".join(entry.name for entry in listed.values() if entry.available)
@@ -224,6 +229,19 @@ def resolve(name: str, folder: Path | None = None, contract: str | None = None) 
     if not entry.available:
         hint = f"; to have it: {entry.install}" if entry.install else ""
         raise BackendUnavailable(f"{name}: {entry.reason}{hint}")
+    return entry
+
+
+def resolve(name: str, folder: Path | None = None, contract: str | None = None) -> Backend:
+    """Load a backend by name, or a function by `path/to/file.py:function`.
+
+    Raises UnknownBackend (with the nearest name) and BackendUnavailable (with the reason and the install command).
+    The backend's `name` is this name.
+    """
+    entry = find_named(name, folder)
+    if entry is None:
+        return _load_file(name, contract)
+    folder = folder or bundled_folder()
     if name in backends_in(folder):
         module = _importing(name, lambda: importlib.import_module(f"{_folder_package(folder)}.{name}"))
         if not hasattr(module, "backend"):

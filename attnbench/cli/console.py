@@ -25,15 +25,20 @@ def out() -> Console:
     from rich.console import Console
 
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=max(WIDTH_OF_A_FILE, shutil.get_terminal_size((0, 0)).columns))
+        return Console(highlight=False, markup=False, emoji=False)
+    return Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=max(WIDTH_OF_A_FILE, shutil.get_terminal_size((0, 0)).columns),
+    )
 
 
 def err() -> Console:
     """Stderr, for progress and remarks."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
@@ -48,6 +53,25 @@ def remark(message: str) -> None:
     from rich.text import Text
 
     err().print(Text(_inert(message)))
+
+
+def say_once(lines: Iterable[str], most: int) -> None:
+    """Lines of libraries and backends, each once, on stderr; `most` of them."""
+    once = list(dict.fromkeys(lines))
+    if not once:
+        return
+    remark("warnings and output of the backend and its libraries, each line once:")
+    for line in once[:most]:
+        remark(f"  {line}")
+    if len(once) > most:
+        remark(f"  and {len(once) - most} more; -v shows all")
+
+
+def require_backend(name: str) -> None:
+    """UnknownBackend or BackendUnavailable, before torch is imported, if the name or path leads to no backend."""
+    from attnbench.backend.registry import find_named
+
+    find_named(name)
 
 
 def _inert(message: str) -> str:

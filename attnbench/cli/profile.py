@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from attnbench.cli.console import out, print_all, print_json, remark
+from attnbench.cli.console import out, print_all, print_json, remark, require_backend
 from attnbench.cli.show import the_case
 from attnbench.errors import AttnbenchError
 
@@ -39,6 +39,7 @@ def profile_one_case(
     Example: [bold]attnbench profile '{"q_len": 1024, "k_len": 1024, "q_heads": 8, "head_dim": 64, "dtype": "fp32",
     "mask": "causal", "direction": "fwd_bwd"}' --backend sdpa_flash[/bold]
     """
+    require_backend(backend)
     from attnbench.backend.registry import resolve
     from attnbench.device import work_on
     from attnbench.measure.profile import profile_case

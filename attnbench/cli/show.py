@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from attnbench.cli.check import case_of
-from attnbench.cli.console import out, remark
+from attnbench.cli.console import out, remark, require_backend
 from attnbench.errors import AttnbenchError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def show_case(
     Example: [bold]attnbench show '{"q_len": 200, "k_len": 200, "q_heads": 4, "head_dim": 64, "dtype": "fp32",
     "mask": "causal"}' --backend sdpa_flash --out pictures[/bold]
     """
+    require_backend(backend)
     from attnbench.conformance.one_case import inspect_case
     from attnbench.device import work_on
     from attnbench.report.charts.one_case import draw_pictures

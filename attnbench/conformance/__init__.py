@@ -4,5 +4,6 @@ from attnbench.conformance.conformance import check
 from attnbench.conformance.outcome import Failure
 from attnbench.conformance.parametrize import parametrize_with_backends
 from attnbench.conformance.report import Report
+from attnbench.conformance.steps import CheckProgress
 
-__all__ = ["Failure", "Report", "check", "parametrize_with_backends"]
+__all__ = ["CheckProgress", "Failure", "Report", "check", "parametrize_with_backends"]

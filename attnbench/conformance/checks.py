@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,16 +24,18 @@ from attnbench.conformance.outcome import LIMIT, OK, ORACLE, PROTOCOL, REFUSED, 
 from attnbench.conformance.plan import Plan
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.properties.property import PropertyFailure
-from attnbench.conformance.protocol import protocol_faults
+from attnbench.conformance.protocol import FIRST_IS_WRONG, protocol_faults
 from attnbench.conformance.report import Report
-from attnbench.conformance.subject import Failed, Raised, Refused, Subject
-from attnbench.errors import AttnbenchError
+from attnbench.conformance.steps import CRASHED_WORDS, Failed, Record, Steps, Stopped
+from attnbench.conformance.subject import Raised, Refused, Subject
+from attnbench.errors import AttnbenchError, place_of
 from attnbench.judge.contracts import is_beyond
 from attnbench.judge.verdict import LARGEST, TensorError, Verdict
 from attnbench.problem import Case, make_inputs
 
 # With the exception's words, and the factor that it covers if that is known.
 RaisedCase = tuple[Row, Case, str, str]
+MOST_FAILED = 12  # cases of one dtype and direction, after which the rest of its battery is left out
 LARGEST_ASKED = 1 << 25  # elements of q, or scores: a larger case is not run only to learn whether it raises
 CRASHED = "it crashed here, and computes other cases with each of these values: no limit of its domain"
 
@@ -40,10 +43,15 @@ CRASHED = "it crashed here, and computes other cases with each of these values: 
 class ChecksOfDtype:
     """Runs the checks of one dtype; each adds its outcomes and failures to the report."""
 
-    def __init__(self, plan: Plan, report: Report, dtype: str, settles: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, report: Report, dtype: str, settles: bool = True, steps: Steps | None = None
+    ) -> None:
         self.plan, self.report, self.dtype, self.settles = plan, report, dtype, settles
+        self.steps = steps or Steps()
         self.subject = Subject(
-            plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks, where=plan.where
+            *(plan.backend, plan.device, dtype, plan.seed, plan.contract, plan.masks),
+            where=plan.where,
+            steps=self.steps,
         )
         self.without_backward = self._refused_backward() if len(plan.directions) == 2 else None
         self.directions = plan.directions if self.without_backward is None else ("fwd",)
@@ -152,17 +160,37 @@ class ChecksOfDtype:
                 accepted.append(row)
 
         for row, case in rows:
+            if self._is_enough(direction):
+                return accepted, raised
             check(row, case)
         narrow = self._narrow(request)
         for row, case in narrow.further(accepted, SIZES[level] - len(accepted)):
+            if self._is_enough(direction):
+                return accepted, raised
             check(row, case)
         for factor, row, case in narrow.turned_down:
             words, is_exception = self.subject.turned_down(case)
-            if is_exception and self.is_function:
+            if words.startswith(CRASHED_WORDS):
+                self._fail(self._broken(ORACLE, case, row.distribution, words))
+            elif is_exception and self.is_function:
                 raised.append((row, case, words, factor))
             else:
                 self._add(ORACLE, case, row.distribution, REFUSED, words)
         return accepted, raised
+
+    def _is_enough(self, direction: str) -> bool:
+        """Whether the battery of a direction may end, since many of its cases failed: more tell nothing new."""
+        settled = [
+            f
+            for f in self.report.failures
+            if f.check == ORACLE and f.case.dtype == self.dtype and f.case.direction == direction
+        ]
+        failed = sum(not is_known(self.plan.backend, self.plan.device, f) for f in settled)
+        if failed < MOST_FAILED:
+            return False
+        if self.dtype not in self.report.cut_short:
+            self.report.cut_short.append(self.dtype)
+        return True
 
     def _settle_raised(self, raised: list[RaisedCase], accepted: list[Row]) -> None:
         """Tell the suspected limits of a plain function from its crashes."""
@@ -228,10 +256,49 @@ class ChecksOfDtype:
         if words:
             self.report.without_backward[self.dtype] = Counter(words).most_common(1)[0][0]
 
+    def _step(self, name: str, case: Case | None, distribution: str, work: Callable[[], None]) -> None:
+        """Do one step of the check, or take over what an earlier process found in it; `work` may raise Raised."""
+        report, before = self.report, (len(self.report.outcomes), len(self.report.failures))
+        worked, searched = False, self._searched()
+
+        def record() -> Record:
+            nonlocal worked
+            worked, words, known = True, "", self.subject.known()
+            self.steps.tell(name, self.dtype, case, report.outcomes)
+            try:
+                work()
+            except Raised as error:
+                words = str(error)
+            outcomes, failures = report.outcomes[before[0] :], report.failures[before[1] :]
+            return {
+                "is_done": bool(words or outcomes or failures) and searched == self._searched(),
+                "raised": words,
+                "outcomes": [o.to_json() for o in outcomes],
+                "failures": [f.to_json() for f in failures],
+                "known": self.subject.learned(known),
+            }
+
+        where = "its own cases" if case is None else f"{case.id} {distribution}"
+        found = self.steps.once(f"{name} {self.dtype} {where}", record)
+        if not worked:
+            report.outcomes += [CheckOutcome.from_json(o) for o in found["outcomes"]]
+            report.failures += [Failure.from_json(f) for f in found["failures"]]
+            self.subject.learn(found["known"])
+        if found["raised"]:
+            raise Raised(found["raised"])
+
+    def _searched(self) -> tuple[Any, ...]:
+        """What the search for a contract and for a declaration has come to: a step that changes it is done again."""
+        search = self.search
+        return self.plan, search, search and search.found, search and len(search.held)
+
     def check_case(self, case: Case, distribution: str, reports_exceptions: bool = True) -> None:
         """One case against the oracle; raises Raised if exceptions of the backend are not to be reported here."""
         if self.search is not None and is_beyond(self.search.found, case, distribution):
             return
+        self._step(ORACLE, case, distribution, lambda: self._judge(case, distribution, reports_exceptions))
+
+    def _judge(self, case: Case, distribution: str, reports_exceptions: bool) -> None:
         try:
             observation = observe(self.subject, self.subject.inputs(case, distribution))
         except Refused as refusal:
@@ -311,12 +378,17 @@ class ChecksOfDtype:
 
     def check_property(self, name: str) -> None:
         """One property: it passes as a whole if any case was computed. Failures before an exception count."""
+        self._step(name, None, "randn", lambda: self._run_property(name))
+
+    def _run_property(self, name: str) -> None:
         broken: list[PropertyFailure] = []
+        base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
         before = self.subject.answers
         status, reason = OK, ""
         try:
-            for each in PROPERTIES[name].run(self.subject):
-                broken.append(each)
+            with self.steps.call(base, "randn", name):
+                for each in PROPERTIES[name].run(self.subject):
+                    broken.append(each)
         except Refused as refusal:
             status, reason = REFUSED, str(refusal)
         except Failed as error:
@@ -324,7 +396,6 @@ class ChecksOfDtype:
             if self.subject.is_limit(reason):
                 self._add(name, None, "randn", REFUSED, reason)
                 return
-            base = Case(q_len=65, k_len=65, q_heads=4, head_dim=64, dtype=self.dtype)  # type: ignore[arg-type]
             self._fail(self._broken(name, base, "randn", reason), listed=False)
         broken = self._without_jitter(name, broken) if status == OK else broken
         if status == OK and self.subject.answers == before:
@@ -403,23 +474,38 @@ class ChecksOfDtype:
 
     def check_protocol_of(self, case: Case, distribution: str = "randn") -> None:
         """One case against the protocol: inputs untouched, calls repeatable, nothing cached by storage."""
+        self._step(PROTOCOL, case, distribution, lambda: self._run_protocol(case, distribution))
+
+    def _run_protocol(self, case: Case, distribution: str) -> None:
         inputs = self.subject.inputs(case, distribution)
         others = make_inputs(case, self.plan.seed + 1, self.plan.device, distribution)
         references = self.subject.reference(inputs), self.subject.reference(others)
         try:
             self.subject.answer(inputs)
-            faults = protocol_faults(self.plan.backend, inputs, others, *references)
+            with self.steps.call(case, distribution, PROTOCOL):
+                faults = protocol_faults(self.plan.backend, inputs, others, *references)
         except (Refused, NotImplementedError) as refusal:
             self._add(PROTOCOL, case, distribution, REFUSED, str(refusal))
             return
         except Failed as failure:
             faults = [str(failure)]
         except Exception as error:  # noqa: BLE001 - any exception of a backend is a failure of that backend
-            faults = [f"raises {type(error).__name__}: {error}"]
+            faults = [f"raises {type(error).__name__}: {error}{place_of(error)}"]
         if not faults:
             self._add(PROTOCOL, case, distribution, OK)
+        is_wrong = any(FIRST_IS_WRONG in fault for fault in faults)
         for fault in faults:
-            self._fail(self._broken(PROTOCOL, case, distribution, fault, (fault,)))
+            # If the first call is wrong, so are the others: that is no fault of the protocol.
+            follows = is_wrong and "wrong" in fault
+            broken = self._broken(PROTOCOL, case, distribution, fault, () if follows else (fault,))
+            self._fail(replace(broken, tensors=("out",)) if follows else broken)
+
+    def add_crashes(self) -> None:
+        """Report the calls of this dtype that ended a process while the check only asked whether a case is taken."""
+        for crash in self.steps.crashed.values():
+            case, told = Case.from_json(crash["case"]), [f.reason for f in self.report.failures]
+            if case.dtype == self.dtype and crash["words"] not in told:
+                self._fail(self._broken(ORACLE, case, crash["distribution"], crash["words"]))
 
     def fail_for_another_contract(self, words: str) -> None:
         """Report the first answer that needs another contract than other dtypes."""
@@ -474,8 +560,15 @@ class ChecksOfDtype:
                 failure.tensors,
             )
         # A known defect is not explained, unless the caller names the case.
-        known = self.settles and is_known(self.plan.backend, self.plan.device, failure)
-        self.report.failures.append(failure if known else self.explainer.explain(failure, observation))
+        if self.settles and is_known(self.plan.backend, self.plan.device, failure):
+            self.report.failures.append(failure)
+            return
+        try:
+            explained = self.explainer.explain(failure, observation)
+        except (Stopped, KeyboardInterrupt):  # the failure is told without its explanation
+            self.report.failures.append(self.explainer.as_it_is(failure))
+            raise
+        self.report.failures.append(explained)
 
 
 def _worst(verdict: Verdict) -> tuple[str, TensorError]:

@@ -92,10 +92,10 @@ class Claim:
         return plain | {"words": words, "case_id": "" if self.difference is None else self.difference.case.id}
 
 
-def options_of(repeats: int, level: str) -> list[str]:
+def options_of(repeats: int, level: str) -> dict[str, Any]:
     """The options of `attnbench check` with which the claims are measured in the same way."""
-    more = [] if repeats == REPEATS else ["--repeats", str(repeats)]
-    return more + ([] if level == "standard" else ["--level", level])
+    more: dict[str, Any] = {} if repeats == REPEATS else {"repeats": repeats}
+    return more | ({} if level == "standard" else {"level": level})
 
 
 def lines_of(claims: Iterable[Claim]) -> list[str]:

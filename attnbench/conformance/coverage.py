@@ -53,6 +53,11 @@ class FactorCoverage:
         text = f"{self.factor:<12} {_some(self.taken) or 'none'}"
         return text + (f"; refused {_some(self.refused)}: {self.words}" if self.refused else "")
 
+    @property
+    def refusal(self) -> str:
+        """The line without what was computed."""
+        return f"{self.factor:<12} refused {_some(self.refused)}: {self.words}"
+
 
 def _some(values: tuple[str, ...]) -> str:
     more = len(values) - SHOWN

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 
 from attnbench.backend.interface import CLAIMS
+from attnbench.conformance.again import Again, address_of
 from attnbench.conformance.claims import options_of
 from attnbench.conformance.diagnosis.diagnosis import guesses, of_words
 from attnbench.conformance.diagnosis.observation import Observation, observe
@@ -13,12 +18,17 @@ from attnbench.conformance.diagnosis.shrink import Smallest, first_words, smalle
 from attnbench.conformance.outcome import ORACLE, PROTOCOL, Failure
 from attnbench.conformance.plan import Plan
 from attnbench.conformance.properties.all import PROPERTIES
-from attnbench.conformance.report import Again, Report
+from attnbench.conformance.report import Report
+from attnbench.conformance.steps import CRASHED_WORDS
 from attnbench.conformance.subject import Failed, Refused, Subject
+from attnbench.device import resolve_device
 from attnbench.problem import Case
 
 MOST_SHRUNK = 3  # failures of the oracle for which a smaller case is searched: each costs some dozens of runs
 MOST_DIAGNOSED = 8  # failures for which causes are guessed; a report shows no more
+# Explanations may take this share of the time of the check so far, and this long in any case.
+SHARE, AT_LEAST_S = 0.2, 10.0
+LARGE = 300_000  # scores: of a larger case, the smallest one found is diagnosed instead
 
 
 class Explainer:
@@ -26,29 +36,70 @@ class Explainer:
 
     def __init__(self, plan: Plan, subject: Subject, report: Report) -> None:
         self.plan, self.subject, self.report = plan, subject, report
-        self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}  # by case and distribution
+        # By case and distribution.
+        self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}
         self._exact: dict[tuple[str, ...], frozenset[str]] = {}  # by causes: those whose answer was observed
+        self._right: dict[tuple[Case, str], bool] = {}
+
+    @cached_property
+    def address(self) -> str:
+        """What a command calls the backend."""
+        return address_of(self.plan.backend)
+
+    @cached_property
+    def device(self) -> str:
+        """The device that a command must name; empty if it is the one that it takes anyway."""
+        return "" if resolve_device("auto") == self.plan.device else self.plan.device
 
     def explain(self, failure: Failure, observation: Observation | None = None) -> Failure:
         """The failure with causes, smallest case and command; `observation` is the run that failed, if it came back."""
+        if failure.reason.startswith(CRASHED_WORDS):  # to call it again would end another process
+            return self.as_it_is(failure)
         # One exception fails every case in the same words: it is explained once.
         by_reason = {f.reason: f for f in self.report.failures if f.command}
         is_new = failure.reason not in by_reason
         shrinks = is_new and sum(f.check == ORACLE for f in by_reason.values()) < MOST_SHRUNK
         causes = failure.causes if is_new else by_reason[failure.reason].causes
-        diagnoses = not causes and len(by_reason) < MOST_DIAGNOSED
-        if diagnoses:
-            # Before any smaller case is run, which may write into the memory of the observed answer.
-            causes = self._diagnose(failure, observation)
-        smallest = Smallest(failure.case, failure.distribution)
-        if shrinks and failure.check == ORACLE:
-            way = first_words(failure.reason) if observation is None else observation.way_of_failing
-            smallest = smallest_failing(self.subject, smallest, way)
-        if diagnoses and not self._exact.get(causes) and smallest.observation is not None:
-            of_smallest = self._words(smallest.observation)
-            causes = of_smallest if self._exact.get(of_smallest) or not causes else causes
-        command = self._command(failure, smallest)
-        return replace(failure, causes=causes, smallest=smallest.case, command=command)
+        if failure.check in PROPERTIES and failure.tensors and not self._is_right_as_drawn(failure):
+            causes = ()  # that the property does not hold follows
+        else:
+            causes = causes or tuple(guess.words for guess in of_words(failure.reason))
+        with self._timed() as left_s:
+            smallest = Smallest(failure.case, failure.distribution)
+            diagnoses = not causes and len(by_reason) < MOST_DIAGNOSED and (left_s > 0 or not by_reason)
+            is_large = failure.check == ORACLE and failure.case.rows * failure.case.k_len > LARGE
+            if diagnoses and not is_large:
+                # Before any smaller case is run, which may write into the memory of the observed answer.
+                causes = self._diagnose(failure, observation)
+            if shrinks and left_s and failure.check == ORACLE:
+                way = first_words(failure.reason) if observation is None else observation.way_of_failing
+                smallest = smallest_failing(self.subject, smallest, way, left_s)
+            if diagnoses and not self._exact.get(causes) and smallest.observation is not None:
+                of_smallest = self._words(smallest.observation)
+                causes = of_smallest if self._exact.get(of_smallest) or not causes else causes
+            elif diagnoses and is_large and not by_reason:
+                causes = self._diagnose(failure, None)
+        return replace(
+            failure, causes=causes, smallest=smallest.case, command=self._command(failure, smallest)
+        )
+
+    def _is_right_as_drawn(self, failure: Failure) -> bool:
+        """Whether the case of a property is right without what the property does to it."""
+        key = failure.case, failure.distribution
+        if key not in self._right:
+            observation = self._observe(failure)
+            self._right[key] = observation is None or observation.verdict.ok
+        return self._right[key]
+
+    @contextmanager
+    def _timed(self) -> Iterator[float]:
+        """Yields the seconds that are left for explanations, 0 if none, and counts those spent inside."""
+        steps, start = self.subject.steps, time.monotonic()
+        left_s = max(AT_LEAST_S, SHARE * (start - steps.started)) - steps.explaining_s
+        try:
+            yield max(0.0, left_s)
+        finally:
+            steps.explaining_s += time.monotonic() - start
 
     def as_it_is(self, failure: Failure) -> Failure:
         """The failure with its command alone: its cause is known, and a smaller case might show another."""
@@ -56,12 +107,9 @@ class Explainer:
         return replace(failure, smallest=failure.case, command=command)
 
     def _diagnose(self, failure: Failure, observation: Observation | None) -> tuple[str, ...]:
-        by_words = of_words(failure.reason)
-        if by_words:
-            return tuple(guess.words for guess in by_words)
         key = failure.case, failure.distribution
         if key not in self._causes:
-            if observation is None and failure.check != ORACLE:
+            if observation is None:
                 observation = self._observe(failure)
             self._causes[key] = () if observation is None else self._words(observation)
         if not self._causes[key] and failure.check in PROPERTIES:
@@ -76,13 +124,19 @@ class Explainer:
             return None
 
     def _command(self, failure: Failure, smallest: Smallest) -> str:
+        plan = self.plan
         again = Again(
-            self.plan.backend.name, failure.check, failure.seed, self.plan.given_contract, self.plan.declare
+            self.address,
+            failure.check,
+            failure.seed,
+            plan.given_contract,
+            self.device,
+            plan.backend.name,
+            plan.declare,
         )
         if failure.check in (ORACLE, PROTOCOL):
             return again.on(smallest.case, smallest.distribution)
-        plan = self.plan
-        more = options_of(plan.repeats, plan.level) if failure.check in CLAIMS else []
+        more = options_of(plan.repeats, plan.level) if failure.check in CLAIMS else {}
         return again.on_its_own_cases(
             self.subject.dtype, plan.masks, self.subject.backward, plan.where_text, more
         )

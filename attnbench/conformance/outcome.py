@@ -45,6 +45,24 @@ class Failure:
         """The likeliest cause in one line."""
         return self.causes[0] if self.causes else "no known pattern"
 
+    def to_json(self) -> dict[str, Any]:
+        """The failure as JSON values, the case also as its id."""
+        record = vars(self) | {
+            "case": self.case.to_json(),
+            "case_id": self.case.id,
+            "worst": list(self.worst),
+        }
+        small = None if self.smallest is None else self.smallest.to_json()
+        return record | {"causes": list(self.causes), "tensors": list(self.tensors), "smallest": small}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Failure:
+        """The failure of such a record."""
+        values = {name: value for name, value in record.items() if name != "case_id"}
+        values |= {name: tuple(record[name]) for name in ("worst", "causes", "tensors")}
+        small = None if record["smallest"] is None else Case.from_json(record["smallest"])
+        return cls(**(values | {"case": Case.from_json(record["case"]), "smallest": small}))
+
     def __str__(self) -> str:
         lines = [f"{self.check}: {self.reason}", f"  case   {self.case.id}"]
         lines[1] += "" if self.distribution == "randn" else f" on {self.distribution}"
@@ -75,6 +93,17 @@ class CheckOutcome:
     @property
     def case_id(self) -> str:
         return "" if self.case is None else self.case.id
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as JSON values, with its whole case."""
+        case = None if self.case is None else self.case.to_json()
+        return vars(self) | {"case": case, "tensors": list(self.tensors)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> CheckOutcome:
+        """The outcome of such a record."""
+        case = None if record["case"] is None else Case.from_json(record["case"])
+        return cls(**(record | {"case": case, "tensors": tuple(record["tensors"])}))
 
     def record(self) -> dict[str, Any]:
         """The outcome as JSON values, the case as its id."""

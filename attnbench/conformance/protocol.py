@@ -22,6 +22,7 @@ from attnbench.judge.verdict import judge
 from attnbench.problem import Inputs
 
 CLOCKS = ("perf_counter", "perf_counter_ns", "time", "monotonic", "monotonic_ns", "process_time", "time_ns")
+FIRST_IS_WRONG = "the first call is wrong"
 CALLS = 4  # the last one reaches a fast path that starts after a few calls
 ATTENTION_OPERATORS = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
 
@@ -116,7 +117,7 @@ def protocol_faults(
             first, gradients = run()
         verdict = judge(reference, first, gradients, held)
         if not verdict.ok:
-            faults.append(f"the first call is wrong: {verdict.reason}")
+            faults.append(f"{FIRST_IS_WRONG}: {verdict.reason}")
         kept = first.out.clone()
         again = [run() for _ in range(CALLS)]
         if held.checksum() != before:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from attnbench.conformance.blocks import CauseBlock, blocks
 from attnbench.conformance.claims import Claim, lines_of
 from attnbench.conformance.coverage import coverage, shortfall
 from attnbench.conformance.limits import SuspectedLimit
@@ -16,14 +15,12 @@ from attnbench.conformance.outcome import (
     KNOWN,
     LIMIT,
     OK,
-    ORACLE,
     OUTCOME,
     REFUSED,
     WRONG,
     CheckOutcome,
     Failure,
 )
-from attnbench.problem import Case
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +37,8 @@ class Report:
     defects of its library that were seen, and those that should have been seen and were not, by their keys with reason,
     link and versions. One that is gone is not `ok`: remove its declaration. `undeclared`: those seen in a version of
     the library that is later than every one that was tried.
+    `stopped`: what ended the check before its end, such as a time limit; it is never right then. `cut_short`: dtypes
+    whose battery ended early, since enough of it failed.
     """
 
     backend: str
@@ -57,13 +56,15 @@ class Report:
     is_restricted: bool = False
     claims: list[Claim] = field(default_factory=list)
     not_flash: str = ""
+    stopped: str = ""
+    cut_short: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """`right`, `wrong` or `too little checked`: nothing passed, or an unrestricted check stands on too little."""
+        """`right`, `wrong` or `too little checked`: nothing passed, it was stopped, or an unrestricted one is thin."""
         if self.failures or self.gone:
             return VERDICT_WRONG
-        if self.shortfall or not any(o.status == OK for o in self.outcomes):
+        if self.stopped or self.shortfall or not any(o.status == OK for o in self.outcomes):
             return TOO_LITTLE
         return RIGHT
 
@@ -80,6 +81,10 @@ class Report:
     def refused(self) -> list[CheckOutcome]:
         return [o for o in self.outcomes if o.status == REFUSED]
 
+    def causes(self) -> list[CauseBlock]:
+        """The failures by cause, each told once."""
+        return blocks(self.failures)
+
     def frame(self) -> pd.DataFrame:
         """One row per outcome: check, case_id, dtype, distribution, status, reason, error_over_budget."""
         import pandas as pd
@@ -89,15 +94,6 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        failures = []
-        for f in self.failures:
-            record = {name: value for name, value in vars(f).items() if name not in ("case", "smallest")}
-            record |= {"case": f.case.to_json(), "case_id": f.case.id, "worst": list(f.worst)}
-            record |= {
-                "causes": list(f.causes),
-                "smallest": None if f.smallest is None else f.smallest.to_json(),
-            }
-            failures.append(record)
         head = {
             name: getattr(self, name)
             for name in (
@@ -114,10 +110,17 @@ class Report:
                 "undeclared",
                 "shortfall",
                 "without_backward",
+                "stopped",
+                "cut_short",
             )
         }
         head["limits"] = [vars(limit) for limit in self.limits]
         head["claims"] = [claim.record() for claim in self.claims]
+        head["blocks"] = [
+            {"causes": list(block.causes), "words": block.words, "count": len(block.failures)}
+            for block in self.causes()
+        ]
+        failures = [f.to_json() for f in self.failures]
         return head | {"failures": failures, "outcomes": [o.record() for o in self.outcomes]}
 
     def _repr_html_(self) -> str:
@@ -127,24 +130,14 @@ class Report:
         return f'<pre style="white-space:pre-wrap"><b style="color:{colour}">{head}</b>\n{rest}</pre>'
 
     def __str__(self) -> str:
-        count = {s: sum(o.status == s for o in self.outcomes) for s in (OK, WRONG, REFUSED, KNOWN, LIMIT)}
+        return self.text()
+
+    def text(self, verbose: bool = False) -> str:
+        """The report for a reader: the verdict, what it stands on, and each cause once; `verbose`: all there is."""
+        lines = [self._head(), self._counts()]
+        lines += [f"stopped by {self.stopped}: this is what it found so far"] if self.stopped else []
         verdict = self.verdict
-        word = verdict.upper() if verdict == VERDICT_WRONG else verdict
-        word += (
-            f" but for {_many(len(self.limits), 'suspected limit')}"
-            if self.limits and verdict == RIGHT
-            else ""
-        )
-        word += f" under the {self.contract} contract" if self.not_flash and verdict == RIGHT else ""
-        defects = len(self.known) + len(self.undeclared)
-        word += f", with {_many(defects, 'known defect')}" if defects else ""
-        word += f"; not under flash: {self.not_flash}" if self.not_flash else ""
-        head = f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
-        counts = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
-        counts += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
-        counts += f", {count[LIMIT]} raised at suspected limits" if count[LIMIT] else ""
-        lines = [head, counts]
-        if not count[OK] and not self.failures:
+        if not any(o.status == OK for o in self.outcomes) and not self.failures:
             reasons = sorted({o.reason for o in self.refused})
             lines.append("nothing was computed" + (f": {'; '.join(reasons[:3])}" if reasons else ""))
         lines += [f"too little: {words}" for words in self.shortfall] if verdict == TOO_LITTLE else []
@@ -153,10 +146,10 @@ class Report:
             "the forward is checked in full"
             for words in dict.fromkeys(self.without_backward.values())
         ]
-        lines += [f"suspected limit, {limit}" for limit in self.limits]
-        if verdict != VERDICT_WRONG and not self.is_restricted:
-            lines += [f"  {entry}" for entry in coverage(self.outcomes) if entry.taken or entry.refused]
-        lines += lines_of(self.claims) if verdict != VERDICT_WRONG else []
+        limits = self.limits if verbose else self.limits[:MOST_LIMITS]
+        lines += [f"suspected limit, {limit}" for limit in limits]
+        lines += _more(len(self.limits) - len(limits), "suspected limit")
+        lines += lines_of(self.claims) if verbose or verdict != VERDICT_WRONG else []
         lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
         lines += [
             f"the known defect, not yet declared for this version, {key}: {words}"
@@ -166,19 +159,58 @@ class Report:
             f"known defect gone, {key}: it passes now; take it out of known_defects, or narrow its versions: {words}"
             for key, words in self.gone.items()
         ]
-        alike: dict[str, list[Failure]] = {}
-        for failure in self.failures:
-            alike.setdefault(failure.reason, []).append(failure)
-        for first, *others in list(alike.values())[:MOST_SHOWN]:
-            lines += ["", str(first)]
-            lines += [f"  also   in {_many(len(others), 'other check')}"] if others else []
-        left_out = sum(len(same) for same in list(alike.values())[MOST_SHOWN:])
-        if left_out:
-            lines += ["", f"and {left_out} more; .failures and .frame() have them all"]
-        return "\n".join(lines)
+        if verbose or not (verdict == VERDICT_WRONG or self.is_restricted):
+            lines += self._coverage(verbose or verdict == TOO_LITTLE)
+        return "\n".join([*lines, *self._cause_lines(verbose)])
+
+    def _head(self) -> str:
+        verdict = self.verdict
+        word = verdict.upper() if verdict == VERDICT_WRONG else verdict
+        if self.limits and verdict == RIGHT:
+            word += f" but for {_many(len(self.limits), 'suspected limit')}"
+        word += f" under the {self.contract} contract" if self.not_flash and verdict == RIGHT else ""
+        defects = len(self.known) + len(self.undeclared)
+        word += f", with {_many(defects, 'known defect')}" if defects else ""
+        word += f"; not under flash: {self.not_flash}" if self.not_flash else ""
+        return f"{self.backend}: {word} ({self.level}, {self.device}, contract {self.contract}, seed {self.seed})"
+
+    def _counts(self) -> str:
+        count = Counter(o.status for o in self.outcomes)
+        counts = f"{count[OK]} checks passed, {count[WRONG]} failed, {count[REFUSED]} refused"
+        counts += f", {count[KNOWN]} failed as known" if count[KNOWN] else ""
+        counts += f", {count[LIMIT]} raised at suspected limits" if count[LIMIT] else ""
+        many = f"; the battery of {', '.join(self.cut_short)} ended early: enough failed"
+        return counts + (many if self.cut_short else "")
+
+    def _coverage(self, verbose: bool) -> list[str]:
+        """A line per factor; else one line of how many values each took, and those of which some were refused."""
+        entries = [entry for entry in coverage(self.outcomes) if entry.taken or entry.refused]
+        if verbose or not entries:
+            return [f"  {entry}" for entry in entries]
+        counted = ", ".join(f"{entry.factor} {len(entry.taken)}" for entry in entries)
+        return [f"values tried: {counted}", *(f"  {entry.refusal}" for entry in entries if entry.refused)]
+
+    def _cause_lines(self, verbose: bool) -> list[str]:
+        """A block per cause; if they are many, the first one whole, and a line of the others."""
+        found = self.causes()
+        if verbose:
+            lines = []
+            for block in found:
+                lines += ["", *block.lines()]
+                lines += [
+                    f"  of     {f.case.id} on {f.distribution}: {f.check}: {f.reason}" for f in block.failures
+                ]
+            return lines
+        whole = len(found) if len(found) <= MOST_BLOCKS else 1
+        lines = [line for block in found[:whole] for line in ("", *block.lines())]
+        others = found[whole:]
+        lines += [""] if others else []
+        lines += [f"also {block.words}; in {block.counted()}" for block in others[:MOST_ALSO]]
+        return lines + _more(len(others) - MOST_ALSO, "cause")
 
 
-MOST_SHOWN = 8  # reasons
+# Of a report that is not verbose: whole causes, causes in one line, limits.
+MOST_BLOCKS, MOST_ALSO, MOST_LIMITS = 2, 4, 3
 RIGHT, VERDICT_WRONG, TOO_LITTLE = "right", "wrong", "too little checked"
 
 
@@ -186,47 +218,9 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-@dataclass(frozen=True)
-class Again:
-    """The commands that run a check again, to paste into a shell."""
-
-    backend: str
-    check: str
-    seed: int
-    contract: str | None = None
-    declare: str = ""
-
-    def on(self, case: Case, distribution: str) -> str:
-        """On one case, without the fields that have their defaults."""
-        plain = {name: value for name, value in case.to_json().items() if value is not None and value != []}
-        defaults = {"batch": 1, "layout": "bhsd", "direction": "fwd", "mask": "full"}
-        plain = {name: value for name, value in plain.items() if defaults.get(name) != value}
-        if plain["kv_heads"] == plain["q_heads"]:
-            del plain["kv_heads"]
-        if plain["v_dim"] == plain["head_dim"]:
-            del plain["v_dim"]
-        words = ["--case", json.dumps(plain)]
-        words += ["--distribution", distribution] if distribution != "randn" else []
-        return self._command([] if self.check == ORACLE else ["--only", self.check], words)
-
-    def on_its_own_cases(
-        self,
-        dtype: str,
-        masks: tuple[str, ...] | None,
-        backward: bool,
-        where: str = "",
-        more: Sequence[str] = (),
-    ) -> str:
-        """On the cases that a property chooses in a dtype."""
-        words = ["--dtype", dtype]
-        for mask in masks or ():
-            words += ["--mask", mask]
-        words += ["--where", where] if where else []
-        words += more
-        return self._command(["--only", self.check], words + ([] if backward else ["--direction", "fwd"]))
-
-    def _command(self, only: list[str], words: list[str]) -> str:
-        contract = ["--contract", self.contract] if self.contract else []
-        declare = ["--declare", self.declare] if self.declare else []
-        seed = ["--seed", str(self.seed)]
-        return shlex.join(["attnbench", "check", self.backend, *only, *words, *declare, *contract, *seed])
+def _more(count: int, what: str) -> list[str]:
+    return (
+        [f"and {_many(count, f'more {what}')}; -v shows all, as .text(verbose=True) does"]
+        if count > 0
+        else []
+    )

@@ -13,7 +13,8 @@ from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Out
 from attnbench.conformance.battery_factors import Makers, Sizes, masks_for
 from attnbench.conformance.limits import without_numbers
 from attnbench.conformance.protocol import memory_poisoned
-from attnbench.errors import CaseError, MaskError, ScoreError
+from attnbench.conformance.steps import Crashed, Failed, Record, Steps
+from attnbench.errors import CaseError, MaskError, ScoreError, place_of
 from attnbench.judge.reference import Reference
 from attnbench.judge.reference_files import reference_of
 from attnbench.problem import Case, Inputs, make_inputs
@@ -22,10 +23,6 @@ from attnbench.problem.inputs import blank_inputs
 
 class Refused(Exception):
     """The backend does not take this case, by declaration or by NotImplementedError; the message says why."""
-
-
-class Failed(Exception):
-    """The backend gave no output for a case that it had not refused; the message says what."""
 
 
 class Raised(Failed):
@@ -77,6 +74,7 @@ class Subject:
     limits: set[str] = field(default_factory=set)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict, repr=False)
     makers: Makers = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps, repr=False)
     _before: dict[str, Case] = field(default_factory=dict, repr=False)
     _computed: dict[str, bool] = field(default_factory=dict, repr=False)
     _broken: dict[str, str] = field(default_factory=dict, repr=False)
@@ -92,7 +90,7 @@ class Subject:
         if refusal is not None:
             raise Refused(refusal.reason)
         try:
-            with memory_poisoned():
+            with self.steps.call(case, inputs.distribution), memory_poisoned():
                 prepared = self.backend.prepare(case, inputs)
                 output = prepared.forward()
                 gradients = None
@@ -102,8 +100,12 @@ class Subject:
         except NotImplementedError as error:
             self._computed[case.id] = False
             raise Refused(f"NotImplementedError: {error}") from error
+        except Crashed:
+            self._computed[case.id] = False
+            raise
         except Exception as error:
-            words = f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            first = str(error).splitlines()[0] if str(error) else "no message"
+            words = f"raises {type(error).__name__}: {first}{place_of(error)}"
             self._computed[case.id] = False
             raise Raised(words) from error
         if not isinstance(output, Output) or not isinstance(output.out, Tensor):
@@ -153,20 +155,52 @@ class Subject:
         if self.backend.refuses(case, self.device) is not None:
             return False
         if case.id not in self._computed:
-            before = self.answers
-            try:
-                self.answer(blank_inputs(case, self.device))
-            except Refused as refusal:
-                self._refused[case.id] = str(refusal)
-                self._broken.pop(case.id, None)
-            except Failed as failure:
-                self._broken[case.id] = str(failure)
-            self.answers = before
+            self.learn(self.steps.once(f"takes {case.id}", lambda: self._ask(case)))
         return self._computed.get(case.id, False)
 
     def has_computed(self, case: Case) -> bool:
         """Whether the backend has given an output for the case in this check."""
         return self._computed.get(case.id, False)
+
+    def _ask(self, case: Case) -> Record:
+        """Call the backend on blank inputs, whatever is known of the case."""
+        before = self.answers
+        refused, broken = {}, {}
+        try:
+            self.answer(blank_inputs(case, self.device))
+        except Refused as refusal:
+            refused, broken = {case.id: str(refusal)}, {case.id: ""}
+        except Failed as failure:
+            broken = {case.id: str(failure)}
+        self.answers = before
+        computed = {case.id: self._computed[case.id]} if case.id in self._computed else {}
+        return {"computed": computed, "refused": refused, "broken": broken, "answers": 0}
+
+    def known(self) -> Record:
+        """What is known of the cases: which are computed, refused or broken, and in which words."""
+        answers = {"answers": self.answers}
+        return {
+            "computed": dict(self._computed),
+            "refused": dict(self._refused),
+            "broken": dict(self._broken),
+        } | answers
+
+    def learned(self, before: Record) -> Record:
+        """What became known since `before`."""
+        now = self.known()
+        new = {
+            name: {key: value for key, value in now[name].items() if before[name].get(key) != value}
+            for name in ("computed", "refused", "broken")
+        }
+        return new | {"answers": self.answers - before["answers"]}
+
+    def learn(self, record: Record) -> None:
+        """Take over what became known in a step."""
+        self._computed |= record["computed"]
+        self._refused |= record["refused"]
+        self._broken |= record["broken"]
+        self._broken = {case_id: words for case_id, words in self._broken.items() if words}
+        self.answers += record["answers"]
 
     def computes_now(self, case: Case) -> bool:
         """Whether another call gives an output, whatever the last one did."""

@@ -10,14 +10,16 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from attnbench.errors import is_library_file
 from attnbench.sweep.channel import Channel, Closed, Late
 from attnbench.sweep.starting import Anew, ForkServer, Started
-from attnbench.sweep.step_errors import StepError, is_library_file, one_line, out_of_memory_in
-from attnbench.sweep.worker import do_step
+from attnbench.sweep.step_errors import StepError, one_line, out_of_memory_in
+from attnbench.sweep.worker import BENCH, do_step
 
 KEPT_OUTPUT_BYTES = 1 << 16
 NOTE_CHARACTERS = 2000
@@ -89,8 +91,9 @@ class WorkerProcess:
         python: str = sys.executable,
         threads: int | None = None,
         server: ForkServer | None = None,
+        bench: str = BENCH,
     ) -> None:
-        self._anew = Anew(device, python, threads)
+        self._anew = Anew(device, python, threads, bench)
         self._server = server
         self._process: _Process | None = None
 
@@ -98,6 +101,11 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """The worker's process id; None if it is not running."""
         return None if self._process is None else self._process.started.pid
+
+    @property
+    def printed(self) -> str:
+        """The end of what the running worker wrote to stdout and stderr."""
+        return "" if self._process is None else self._process.output.text()
 
     def start(self) -> None:
         if self._process is not None:
@@ -124,7 +132,14 @@ class WorkerProcess:
                 return self._server.start(*ends)
         return self._anew.start(*ends)
 
-    def call(self, step: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
+    def call(
+        self,
+        step: str,
+        timeout_s: float | None = None,
+        on_phase: Callable[[Any], float | None] | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """Do a step; `on_phase` gets each phase that it tells, and gives the seconds until the next, if limited."""
         self.start()
         process = self._process
         assert process is not None
@@ -133,7 +148,11 @@ class WorkerProcess:
             process.channel.send({"step": step, "fields": fields})
             while True:
                 message = process.channel.receive(deadline)
-                if "phase" in message:
+                if "phase" in message and on_phase is not None:
+                    process.phase = step
+                    timeout_s = on_phase(message["phase"])
+                    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+                elif "phase" in message:
                     process.phase = message["phase"]
                 elif "error" in message:
                     step_error = StepError(**message["error"])

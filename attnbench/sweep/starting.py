@@ -32,15 +32,19 @@ class Started(Protocol):
 
 
 class Anew:
-    """Starts each worker as a new interpreter. `threads`: the number of torch's threads."""
+    """Starts each worker as a new interpreter. `threads`: the number of torch's threads; `bench`: of another sort."""
 
-    def __init__(self, device: str, python: str = sys.executable, threads: int | None = None) -> None:
+    def __init__(
+        self, device: str, python: str = sys.executable, threads: int | None = None, bench: str = ""
+    ) -> None:
         self._device, self._python, self._threads = device, python, threads
+        self._bench = ["--bench", bench] if bench else []
 
     def start(self, channel: int, alive: int, output: int) -> Started:
         """Start a worker on its end of the channel, the pipe that ends it, and its stdout; may raise OSError."""
         command = [self._python, "-P", "-m", "attnbench.sweep.worker", "--device", self._device]
         command += ["--channel-fd", str(channel), "--alive-fd", str(alive), "--parent", str(os.getpid())]
+        command += self._bench
         popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from attnbench.errors import AttnbenchError, BackendUnavailable, ForeignDied, UnknownBackend
+from attnbench.errors import AttnbenchError, BackendUnavailable, ForeignDied, UnknownBackend, place_of
 
 REASON_CHARACTERS = 300
 TRACE_CHARACTERS = 2000
@@ -23,7 +22,6 @@ _ALLOCATION = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i
 _CUDA_CONTEXT_LOST = re.compile(
     r"CUDA error|Triton Error \[CUDA\]|device-side assert|CUDA driver error|cudaError|CUBLAS_STATUS|CUDNN_STATUS"
 )
-_LIBRARY_FILE = re.compile(r"[\\/](site-packages|attnbench|lib[\\/]python[\d.]+)[\\/]")
 
 
 @dataclass
@@ -61,7 +59,7 @@ def step_error_of(error: BaseException) -> StepError:
         return StepError("crashed", text, [str(error)[-TRACE_CHARACTERS:]])
     if isinstance(error, AttnbenchError):
         return StepError("error", text, list(getattr(error, "__notes__", [])))
-    return StepError("error", f"{named}{_place(error)}", [_trace(error)])
+    return StepError("error", f"{named}{place_of(error)}", [_trace(error)])
 
 
 def one_line(text: str) -> str:
@@ -74,11 +72,6 @@ def one_line(text: str) -> str:
 def out_of_memory_in(text: str) -> bool:
     """Whether the output of a dying worker says that memory ran out."""
     return bool(_OUT_OF_MEMORY.search(text))
-
-
-def is_library_file(path: str) -> bool:
-    """Whether a frame's file belongs to Python, a library or attnbench, and not to the code under test."""
-    return bool(_LIBRARY_FILE.search(path))
 
 
 def _with_size(text: str, named: str) -> str:
@@ -97,11 +90,6 @@ def _readable(size_bytes: int) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} TiB"
-
-
-def _place(error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library_file(f.filename)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def _trace(error: BaseException) -> str:

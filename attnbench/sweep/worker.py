@@ -12,12 +12,14 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from attnbench.sweep.channel import Channel, Closed
 from attnbench.sweep.limits import become_worker
 from attnbench.sweep.step_errors import StepError, step_error_of
 
+BENCH = "attnbench.sweep.bench:Bench"  # module:class of what does the steps of a sweep
 STEPS = (
     "pin",
     "open",
@@ -31,6 +33,8 @@ STEPS = (
     "block",
     "recheck",
     "release",
+    "load",  # these two are of the process of `attnbench check`
+    "check",
 )
 
 
@@ -47,9 +51,9 @@ def do_step(bench: Any, step: str, fields: dict[str, Any]) -> dict[str, Any]:
         raise StepError("error", f"called sys.exit({error.code!r})") from error
 
 
-def serve(channel: Channel, device: str) -> None:
+def serve(channel: Channel, device: str, bench_class: str) -> None:
     """Do steps until the runner is gone."""
-    bench = _make_bench(channel, device)
+    bench = _make_bench(channel, device, bench_class)
     while True:
         try:
             request = channel.receive()
@@ -68,26 +72,25 @@ def serve(channel: Channel, device: str) -> None:
             channel.send({"error": not_json.to_json()})
 
 
-def _make_bench(channel: Channel, device: str) -> Any:
+def _make_bench(channel: Channel, device: str, bench_class: str) -> Any:
     """The bench, made before the first request so that workers import torch side by side; or why there is none."""
     try:
-        from attnbench.sweep.bench import Bench
-
-        return Bench(device, phase=lambda name: channel.send({"phase": name}))
+        module, _, name = bench_class.partition(":")
+        return getattr(import_module(module), name)(device, phase=lambda name: channel.send({"phase": name}))
     except Exception as error:
         step_error = step_error_of(error)
         step_error.fatal = True
         return step_error
 
 
-def work(channel_fd: int, alive_fd: int, parent: int, device: str) -> None:
+def work(channel_fd: int, alive_fd: int, parent: int, device: str, bench_class: str = BENCH) -> None:
     """Be a worker of the process `parent` until the runner is gone."""
     # Before torch is imported, so that a crash in an import is located too.
     faulthandler.enable()
     become_worker(parent, alive_fd)
     for fd in (channel_fd, alive_fd):
         os.set_inheritable(fd, False)  # processes of a plug-in must not hold the channel open
-    serve(Channel(socket.socket(fileno=channel_fd)), device)
+    serve(Channel(socket.socket(fileno=channel_fd)), device, bench_class)
     sys.stdout.flush()
 
 
@@ -97,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--alive-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
+    parser.add_argument("--bench", default=BENCH, help="module:class of what does the steps")
     options = parser.parse_args(arguments)
-    work(options.channel_fd, options.alive_fd, options.parent, options.device)
+    work(options.channel_fd, options.alive_fd, options.parent, options.device, options.bench)
     # Threads that a plug-in left behind would hold up a normal exit.
     os._exit(0)
 

@@ -62,13 +62,17 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def attnbench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`attnbench("gate", "--base", a)`: run in this process; has .exit_code, .stdout, .stderr."""
+    """`attnbench("gate", "--base", a)`: run in this process; has .exit_code, .stdout, .stderr.
+
+    `check` calls the backend in this process, too: another one would import torch. test_check_process.py starts some.
+    """
     from attnbench.cli.app import app
 
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
 
     def invoke(*arguments: object) -> Any:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        words = [str(argument) for argument in arguments]
+        return CliRunner().invoke(app, words + (["--in-process"] if words[0] == "check" else []))
 
     return invoke

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from attnbench.cli.check import show_command
 
 RIGHT_WITHOUT_MASKS = """
 def plain(q, k, v, *, mask, scores, scale):
@@ -58,7 +62,7 @@ def test_what_is_right_exits_0(mine: str, attnbench: Any) -> None:
     done = attnbench("check", mine, "--case", case("full"))
     assert done.exit_code == 0, done.output
     assert "1 checks passed, 0 failed" in done.stdout
-    assert done.stderr.startswith("device cpu")
+    assert done.stderr.startswith("checking ")
 
 
 def test_what_is_wrong_exits_1_and_the_printed_command_shows_it_again(mine: str, attnbench: Any) -> None:
@@ -72,10 +76,10 @@ def test_what_is_wrong_exits_1_and_the_printed_command_shows_it_again(mine: str,
 def test_a_picture_is_offered_of_wrong_values_and_not_of_how_they_came_about(
     mine: str, attnbench: Any
 ) -> None:
-    assert "to see where: attnbench show" in attnbench("check", mine, "--case", case("causal")).stdout
+    assert "  show   attnbench show" in attnbench("check", mine, "--case", case("causal")).stdout
     done = attnbench("check", mine, "--case", case("causal"), "--only", "protocol")
     assert "protocol: the first call is wrong" in done.stdout
-    assert "to see where" not in done.stdout
+    assert "attnbench show" not in done.stdout
 
 
 def test_json_has_the_failure_with_its_case_and_place(mine: str, attnbench: Any) -> None:
@@ -190,3 +194,40 @@ def test_a_page_of_the_self_test_that_cannot_be_written_is_refused_before_anythi
     done = attnbench("selftest", "--write", tmp_path)
     assert done.exit_code == 2, done.output
     assert "is a folder" in done.stderr
+
+
+def test_the_picture_of_a_command_keeps_its_variables() -> None:
+    check = """TRITON_INTERPRET=1 attnbench check /a/m.py:llama --case '{"q_len": 1}' --seed 0"""
+    shown = (
+        """TRITON_INTERPRET=1 attnbench show '{"q_len": 1}' --backend /a/m.py:llama --seed 0 --out pictures"""
+    )
+    assert show_command(check) == shown
+
+
+def test_a_name_that_is_an_emoji_or_markup_is_printed_as_it_is(tmp_path: Path, attnbench: Any) -> None:
+    for name in ("llama", "cat"):
+        (tmp_path / "[red]x.py").write_text(RIGHT_WITHOUT_MASKS.replace("plain", name))
+        done = attnbench("check", f"{tmp_path}/[red]x.py:{name}", "--case", case("full"))
+        assert f"[red]x.py:{name}: right" in done.stdout
+        assert f"[red]x.py:{name}" in done.stderr
+
+
+def test_nothing_is_imported_for_a_name_or_a_file_that_is_not_there() -> None:
+    for words in (
+        ("check", "nope.py:f"),
+        ("check", "nave"),
+        ("show", "{}", "--backend", "nave"),
+        ("profile", "{}", "--backend", "nave"),
+    ):
+        program = f"import sys; sys.argv[1:] = {list(words)!r}\nfrom attnbench.cli import main\ntry: main()\n"
+        program += "except SystemExit as end: assert end.code == 2 and 'torch' not in sys.modules, end.code"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_v_shows_every_failure(mine: str, attnbench: Any) -> None:
+    arguments = ("check", mine, *SMALL, "--mask", "causal")
+    assert "  of     " not in attnbench(*arguments).stdout
+    shown = attnbench(*arguments, "-v").stdout
+    failed = len(json.loads(attnbench(*arguments, "--json").stdout)["failures"])
+    assert shown.count("  of     ") == failed > 0

@@ -22,6 +22,7 @@ TOUCHES: dict[str, tuple[str, str]] = {
     "backend/locks.py": ("reads", "locks of environments"),
     "backend/registry.py": ("reads", "literals of a backend's file"),
     "backend/sources.py": ("reads", "the code that a backend is made of"),
+    "cli/check_process.py": ("starts", "ends the process of a check that hangs"),
     "cli/console.py": ("reads writes", "tries output files before the work"),
     "cli/gate.py": ("reads writes", "summary, JUnit and JSON of a verdict"),
     "cli/profile.py": ("writes", "the trace"),

@@ -149,5 +149,6 @@ def _of_distribution(subject: Subject, observation: Observation) -> list[Guess]:
         causes = tuple(cause for cause in causes if cause[0] == "low precision")
         if not causes:
             return []
-    backward = [] if observation.is_wrong_in_forward else [of_backward(observation.wrong)]
+    names_backward = bool(observation.wrong) and not observation.is_wrong_in_forward
+    backward = [of_backward(observation.wrong)] if names_backward else []
     return [*backward, *(Guess(*cause) for cause in causes)]

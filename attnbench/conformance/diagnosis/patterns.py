@@ -82,7 +82,7 @@ def patterns(observation: Observation) -> Iterator[Guess]:
         if scores and len(scores) == len(wrong):
             words = f"only {', '.join(scores)} is wrong: the reduction or the chain of that gradient"
             yield Guess("score change", words)
-        backward = [of_backward(wrong)]
+        backward = [of_backward(wrong)] if wrong else []
     for name in ("out", "dq", "dk", "dv"):
         if name not in wrong:
             continue

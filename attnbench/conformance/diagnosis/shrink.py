@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,23 +26,27 @@ class Smallest(NamedTuple):
     observation: Observation | None = None
 
 
-def smallest_failing(subject: Subject, first: Smallest, way: str) -> Smallest:
-    """The smallest case that fails in the same way as the first; the first itself if no smaller one does.
+def smallest_failing(
+    subject: Subject, first: Smallest, way: str, limit_s: float = math.inf, runs_at_most: int = MOST_RUNS
+) -> Smallest:
+    """The smallest case that fails in the same way as the first; the first itself if no smaller one does in the limits.
 
     The same way: with the same kind of exception, a result of the wrong form, a wrong forward, or a wrong backward
     after a right forward. A smaller case that fails otherwise shows another fault.
     """
-    runs = 0
+    runs, end = 0, time.monotonic() + limit_s
     smallest = first
     if not way or first.case.rows * first.case.k_len > MOST_SCORES:
         return first
     tried = {(first.case, first.distribution)}
     shrunk = True
-    while shrunk and runs < MOST_RUNS:
+    while shrunk and runs < runs_at_most:
         shrunk = False
         for case, distribution in _smaller(smallest.case, smallest.distribution, subject.masks is None):
-            if (case, distribution) in tried or runs >= MOST_RUNS:
+            if (case, distribution) in tried:
                 continue
+            if runs >= runs_at_most or time.monotonic() >= end:
+                return smallest
             tried.add((case, distribution))
             runs += 1
             other, observation = run(subject, case, distribution)
