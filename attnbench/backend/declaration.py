@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from attnbench.backend.interface import CONTRACTS, SCORE_KINDS, FunctionBackend
+from attnbench.backend.interface import CLAIMS, CONTRACTS, SCORE_KINDS, FunctionBackend
 from attnbench.errors import AttnbenchError, did_you_mean
 from attnbench.problem import MASK_KINDS
 from attnbench.problem.case import DTYPES
@@ -43,6 +43,7 @@ WORDS = {
     "dtypes": Word("dtypes", {each: each for each in DTYPES}, joins=True),
     "masks": Word("masks", {each: each for each in sorted(MASK_KINDS)}, joins=True),
     "scores": Word("scores", {each: each for each in (*sorted(SCORE_KINDS), "none")}, joins=True),
+    "claims": Word("claims", {each: each for each in CLAIMS}, joins=True),
 }
 
 

@@ -141,6 +141,17 @@ def test_a_failed_claim_names_the_calls_the_place_and_the_command() -> None:
     assert "--repeats 7 --level exhaustive" in failure.command
 
 
+def test_a_plain_function_claims_by_declaring() -> None:
+    claim = "bitwise_repeatable_backward"
+    told = check(atomic_dq, dtypes={"fp32"}, only={claim}, repeats=3)
+    assert told.verdict == "right", str(told)
+    report = check(
+        atomic_dq, dtypes={"fp32"}, only={claim}, repeats=3, declare=f"claims={claim}+batch_invariant"
+    )
+    (failure,) = report.failures
+    assert "--declare claims=" in failure.command
+
+
 def test_a_forward_that_differs_within_the_noise_is_told_and_fails_no_other_check() -> None:
     report = check(
         random_order, dtypes={"bf16"}, masks={"full"}, directions={"fwd"}, where="q_len <= 65 and not scores"
