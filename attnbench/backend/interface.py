@@ -56,6 +56,8 @@ class Capabilities:
                     intermediate may be rounded to the dtype
     claims          what holds in every bit, of CLAIMS; `check` measures all, and one that is claimed and fails is wrong
     empty_rows      its output for a query that may attend no key; unless "zero", such cases are refused
+    masked_nan      "ignored": NaN and infinity at places that a query may not attend change nothing for it;
+                    "may_spread": they may reach it, as 0 * NaN does, but no other head or batch row
     varlen          whether packed documents are computed without padding
     timed           False if its times mean nothing (an interpreter)
     compiles        whether `prepare` compiles: a sweep prepares all its cases once before any is timed
@@ -80,6 +82,7 @@ class Capabilities:
     contract: Contract = "flash"
     claims: frozenset[Claim] = frozenset()
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
+    masked_nan: Literal["ignored", "may_spread"] = "may_spread"
     timed: bool = True
     compiles: bool = False
     layer_level: bool = False

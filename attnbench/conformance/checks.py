@@ -56,6 +56,7 @@ class ChecksOfDtype:
         self.without_backward = self._refused_backward() if len(plan.directions) == 2 else None
         self.directions = plan.directions if self.without_backward is None else ("fwd",)
         self.subject.backward = "fwd_bwd" in self.directions
+        self.subject.facts = report.facts
         self.is_function = isinstance(plan.backend, FunctionBackend)
         self.raised: list[RaisedCase] = []  # of a dtype in which a plain function computes nothing
         self.explainer = Explainer(plan, self.subject, report)

@@ -36,7 +36,8 @@ class Report:
     contract does beyond flash, if it is judged by the `contract` that allows it. `known` and `gone`: the declared
     defects of its library that were seen, and those that should have been seen and were not, by their keys with reason,
     link and versions. One that is gone is not `ok`: remove its declaration. `undeclared`: those seen in a version of
-    the library that is later than every one that was tried.
+    the library that is later than every one that was tried. `facts`: what the backend does where it may do either, by
+    a name.
     `stopped`: what ended the check before its end, such as a time limit; it is never right then. `cut_short`: dtypes
     whose battery ended early, since enough of it failed.
     """
@@ -58,6 +59,7 @@ class Report:
     not_flash: str = ""
     stopped: str = ""
     cut_short: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -114,6 +116,7 @@ class Report:
                 "cut_short",
             )
         }
+        head["facts"] = self.facts
         head["limits"] = [vars(limit) for limit in self.limits]
         head["claims"] = [claim.record() for claim in self.claims]
         head["blocks"] = [
@@ -149,6 +152,7 @@ class Report:
         limits = self.limits if verbose else self.limits[:MOST_LIMITS]
         lines += [f"suspected limit, {limit}" for limit in limits]
         lines += _more(len(self.limits) - len(limits), "suspected limit")
+        lines += [f"{name}: {words}" for name, words in self.facts.items()]
         lines += lines_of(self.claims) if verbose or verdict != VERDICT_WRONG else []
         lines += [f"known defect, {key}: {words}" for key, words in self.known.items()]
         lines += [

@@ -56,8 +56,9 @@ class Subject:
 
     `masks` restricts the masks to those of these words (`makers` are they), `where` the cases; `sizes` are those of
     cases that a property draws, `more_lengths` further lengths for properties that ask for masks, `limits` the words
-    with which a plain function raises instead of refusing. Subjects on one device may share `references`. `answers`
-    counts the calls that gave an output, without those that ask whether a case is taken.
+    with which a plain function raises instead of refusing, `facts` what a property tells by a name and does not call
+    wrong. Subjects on one device may share `references`. `answers` counts the calls that gave an output, without those
+    that ask whether a case is taken.
     """
 
     backend: Backend
@@ -72,6 +73,7 @@ class Subject:
     sizes: dict[str, int] = field(default_factory=lambda: dict(SIZES))
     more_lengths: tuple[tuple[int, int], ...] = MORE_LENGTHS
     limits: set[str] = field(default_factory=set)
+    facts: dict[str, str] = field(default_factory=dict)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict, repr=False)
     makers: Makers = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps, repr=False)

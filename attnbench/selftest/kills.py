@@ -148,7 +148,8 @@ def _property_kills(
     references: dict[ReferenceKey, Reference] = {}
     for mutant in mutants:
         ours = {(c, d) for c in (OURS, NO_LSE) for d in directions_of(mutant)}
-        for name in PROPERTIES_OF_CALLS if ours & alive[mutant.name] else ():
+        names = (mutant.found_by,) if mutant.found_by else PROPERTIES_OF_CALLS
+        for name in names if ours & alive[mutant.name] else ():
             subject = Subject(mutant.backend(), "cpu", dtype, seed, references=references)
             why = first_fault(subject, name)
             if why:

@@ -91,6 +91,9 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "large_inputs_stay_finite": lambda q, k, v, *, mask, scores, scale: attention(
         q.clamp(-50, 50), k, v, mask, scores, scale
     ),
+    "nan_and_infinity_stay_where_they_belong": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v.nan_to_num(), mask, scores, scale
+    ),
     "a_batch_row_alone_is_the_same": lambda q, k, v, *, mask, scores, scale: attention(
         q, k, v if v.shape[0] > 1 else v * 2, mask, scores, scale
     ),

@@ -56,6 +56,16 @@ ONLY_BY_SEVERAL_CALLS = {
 }
 
 
+BY_PROPERTY = {m.name for m in MUTANTS.values() if m.found_by}
+
+
+@pytest.mark.parametrize("name", sorted(BY_PROPERTY))
+def test_the_property_of_a_mutant_finds_it_and_no_trial_does(name: str) -> None:
+    planted = MUTANTS[name]
+    tally = kill_mutants("fp32", TRIALS[:2], mutants=[planted])
+    assert tally.killers["fp32"] == {name: [f"property: {planted.found_by}"]}, tally.reasons
+
+
 @pytest.mark.parametrize("dtype", DTYPE_ORDER)
 def test_each_dtype_has_the_whole_catalogue(dtype: str) -> None:
     assert len(catalogue(dtype)) >= 122
@@ -94,7 +104,7 @@ def right_answer(trial: str, dtype: str, tiling: Tiling) -> TrialAnswer:
     return answer_of(TiledBackend("right", tiling=tiling), BY_NAME[trial].inputs(dtype, seed=5))
 
 
-@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ONLY_BY_SEVERAL_CALLS))
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ONLY_BY_SEVERAL_CALLS - BY_PROPERTY))
 def test_a_mutant_computes_something_else_and_only_where_it_may(name: str) -> None:
     planted = MUTANTS[name]
     if "cpu" not in planted.devices:

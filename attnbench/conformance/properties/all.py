@@ -11,6 +11,7 @@ from attnbench.conformance.properties import (
     changed_scores,
     exact,
     gradients,
+    nonfinite,
     some_gradients,
     symmetries,
     unusual_sizes,
@@ -41,5 +42,6 @@ _ALL: tuple[Property, ...] = (
     some_gradients.some_gradients_are_those_of_all,
     unusual_sizes.unusual_sizes_are_right,
     unusual_sizes.mixed_dtypes_are_refused_or_right,
+    nonfinite.nan_and_infinity_stay_where_they_belong,
 )
 PROPERTIES = {each.name: each for each in _ALL}

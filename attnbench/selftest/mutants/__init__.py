@@ -4,6 +4,7 @@ from attnbench.selftest.mutants import (
     autograd,
     backward,
     cheats,
+    invocation,
     kept,
     layout,
     masks,
@@ -33,4 +34,5 @@ MODULES = (
     autograd,
     reported,
     unusual,
+    invocation,
 )

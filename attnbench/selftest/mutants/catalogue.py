@@ -31,6 +31,7 @@ class Mutant:
     gradients_only      out and lse are right, so that only a backward shows it
     devices             the devices on which it can show
     shows_without_lse   False if only the LSE is wrong
+    found_by            the property that alone finds it; empty: a trial, the protocol or several calls do
     make                its backend, if that is more than the tiled attention
     """
 
@@ -44,6 +45,7 @@ class Mutant:
     shows: frozenset[str] | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     shows_without_lse: bool = True
+    found_by: str = ""
     make: Callable[[str], Backend] | None = None
 
     def backend(self) -> Backend:
@@ -51,7 +53,7 @@ class Mutant:
 
     def can_show(self, case: Case) -> bool:
         """Whether this case can tell it from the right one; if not, the two compute the same."""
-        if self.gradients_only and not case.needs_backward:
+        if self.found_by or (self.gradients_only and not case.needs_backward):
             return False
         kinds = case.mask.kinds | {score.kind for score in case.scores}
         masked = {"masked"} if case.mask.is_combined or case.mask.kinds != {"full"} else set()
@@ -72,6 +74,7 @@ def mutant(
     shows: str = "",
     devices: frozenset[str] = frozenset({"cpu", "cuda"}),
     shows_without_lse: bool = True,
+    found_by: str = "",
     make: Callable[[str], Backend] | None = None,
     **steps: Any,
 ) -> None:
@@ -89,6 +92,7 @@ def mutant(
         shows=frozenset(shows.split()) or None,
         devices=devices,
         shows_without_lse=shows_without_lse,
+        found_by=found_by,
         make=make,
     )
 
