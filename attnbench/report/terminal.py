@@ -5,6 +5,7 @@ Rich renderables; the caller prints them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -27,10 +28,11 @@ from attnbench.report.tables import (
 )
 from attnbench.statuses import STATUS
 
-MOST_REASONS = 10
-MOST_ROWS = 16  # of the grid
+MOST_REASONS = 8
+MOST_ROWS = 17  # of the grid
 MOST_LENGTHS = 3
 MOST_NAMED = 4
+COLUMNS, LONGEST_LABEL, LONGEST_NAME = 80, 22, 16  # of the grid
 PASSES = {"fwd": "forward", "fwd_bwd": "with backward"}
 
 
@@ -49,6 +51,7 @@ def result_tables(table: pd.DataFrame, *, details: bool = False) -> Iterator[Ren
     if table.empty:
         return
     yield from winner_grid(table)
+    yield Text("\nBackends   slower by, peak/min: means; error: worst, up to 1 is right", style="bold")
     yield standing_table(standings(table))
     yield from reason_lines(table)
 
@@ -64,12 +67,12 @@ def winner_grid(table: pd.DataFrame) -> Iterator[RenderableType]:
         if len(group) == 1:
             alone += group
             continue
-        lengths = sorted({winner.length for winner in group})[-MOST_LENGTHS:]
+        lengths = _lengths_that_fit(group)
         grid = _grid(group, lengths)
-        if rows and rows + grid.row_count > MOST_ROWS:
+        if rows and rows + 1 + grid.row_count > MOST_ROWS:
             left_out += len(group)
             continue
-        rows += grid.row_count
+        rows += 1 + grid.row_count
         left_out += sum(winner.length not in lengths for winner in group)
         yield Text(shape, style="cyan")
         yield grid
@@ -78,6 +81,18 @@ def winner_grid(table: pd.DataFrame) -> Iterator[RenderableType]:
     left_out += len(alone[room:])
     if left_out:
         yield Text(f"and {left_out} more cases: --details, or the page", style="bright_black")
+
+
+def _lengths_that_fit(group: Sequence[Winner]) -> list[int]:
+    """The longest lengths of a shape, as many as a terminal has room for."""
+    room = COLUMNS - min(LONGEST_LABEL, max(len(clean(winner.family, 40)) for winner in group))
+    fitting: list[int] = []
+    for length in sorted({winner.length for winner in group}, reverse=True)[:MOST_LENGTHS]:
+        room -= 1 + max(len(_winner_cell(winner)) for winner in group if winner.length == length)
+        if room < 0 and fitting:
+            break
+        fitting.insert(0, length)
+    return fitting
 
 
 def _grid(group: Sequence[Winner], lengths: Sequence[int]) -> Table:
@@ -108,6 +123,11 @@ def _lone_winners(alone: Sequence[Winner]) -> Iterator[RenderableType]:
     yield lines
 
 
+def file_and_function(name: str) -> str:
+    """`mine.py:attention` for a backend that is named by its path."""
+    return name.rpartition("/")[2] if ".py:" in name else name
+
+
 def _winner_cell(winner: Winner | None) -> Text:
     if winner is None:
         return Text("")
@@ -115,7 +135,8 @@ def _winner_cell(winner: Winner | None) -> Text:
         return Text(
             "-" if winner.untimed else "none is right", style="bright_black" if winner.untimed else "red"
         )
-    name = clean(winner.tied[0], 40)
+    name = file_and_function(clean(winner.tied[0], 80))
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
     if winner.is_clear:
         return Text(f"{name} {milliseconds(winner.fastest_ms)}", style="green")
     return Text(f"~{name} {milliseconds(winner.fastest_ms)}")
@@ -123,17 +144,16 @@ def _winner_cell(winner: Winner | None) -> Text:
 
 def standing_table(all_standings: Sequence[Standing]) -> Table:
     """One line per backend that answered: right, at the front, behind the fastest, memory and error at worst."""
-    shown = _columns(
-        "backend", "right", "fastest or tied", "slower by", "peak/min", "error/budget", header=True
-    )
+    shown = _columns("backend", "right", "fastest/tied", "slower by", "peak/min", "error", header=True)
     for column in shown.columns[1:]:
         column.justify = "right"
-    shown.title = "\nBackends   slower by, peak/min: means; error: worst"
+    shorter = Counter(file_and_function(one.backend) for one in all_standings)
     for one in all_standings:
+        short = file_and_function(one.backend)
         if one.declined == one.cases:
             continue  # a reason says why
         shown.add_row(
-            Text(one.backend),
+            Text(short if shorter[short] == 1 else one.backend),
             _right(one),
             Text(f"{one.fastest} of {one.timed}" if one.timed else "not timed"),
             Text(factor(one.behind)),
@@ -174,7 +194,7 @@ def reason_lines(table: pd.DataFrame) -> Iterator[Text]:
 
 
 def _reason_line(one: SharedReason) -> Text:
-    names = ", ".join(one.backends[:MOST_NAMED])
+    names = ", ".join(file_and_function(name) for name in one.backends[:MOST_NAMED])
     names += f" and {len(one.backends) - MOST_NAMED} more" if len(one.backends) > MOST_NAMED else ""
     cases = "" if one.cases is None else f" ({one.cases} {'case' if one.cases == 1 else 'cases'})"
     return (
@@ -214,8 +234,6 @@ def _columns(*names: str, header: bool = False) -> Table:
         pad_edge=False,
         show_header=header,
         header_style="bright_black",
-        title_justify="left",
-        title_style="bold",
         padding=(0, 1, 0, 0),
     )
     for name in names:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from attnbench.problem import Causal, Full, SlidingWindow
 from attnbench.report import frame
 from attnbench.report.cells import (
     bytes_text,
@@ -218,3 +219,26 @@ def test_figures_have_three_digits() -> None:
     assert three_digits(9.999) == "10.0"
     assert three_digits(1234.5) == "1234"
     assert factor(None) == "-"
+
+
+def test_a_long_path_leaves_room_for_the_masks_and_many_shapes_fit_a_screen(
+    a_case: Any, a_result: Any
+) -> None:
+    path = "a/very/long/path/to/a/folder/of/mine.py:attention_with_a_long_name"
+    shapes = [{"q_heads": heads, "head_dim": dim} for heads in (1, 2, 4, 8) for dim in (16, 32, 64)]
+    cases = [
+        a_case(q_len=n, k_len=n, mask=mask, **shape)
+        for shape in shapes
+        for n in (128, 256, 512, 1024)
+        for mask in (Causal() & SlidingWindow(127, 0), Full())
+    ]
+    table = frame([a_result(case, name) for case in cases for name in (path, "naive")])
+    console = Console(file=io.StringIO(), width=80)
+    for one in result_tables(table):
+        console.print(one)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("causal & window(127, 0) ") for line in lines)
+    assert any(line.startswith("mine.py:attention") for line in lines)
+    assert any("more cases: --details" in line for line in lines)
