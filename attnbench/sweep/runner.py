@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -147,7 +148,8 @@ class _Sweep:
         rows = sum(len(slots) for _, slots in todo)
         if rows:
             self._start()
-            self._compile(todo, seed, distribution)
+            if not self._device.startswith("cuda"):
+                self._compile(todo, seed, distribution)
         names = tuple(slot.name for slot in self._slots)
         machine = self._environment.get("machine", "")
         self._tell(events.SweepStarted(rows, len(results), self._device, machine, names))
@@ -212,6 +214,33 @@ class _Sweep:
                     if error.fatal:
                         break
 
+    def _compile_beside(
+        self, case: Case, blank: Result, slots: list[WorkerSlot], reference: Callable[[str], str]
+    ) -> None:
+        """Let the backends of a case compile it side by side, while the right answers are computed.
+
+        On a GPU, case by case: its minutes are few, and the first rows must not wait for the compilers of all cases.
+        What fails here fails again when it is judged, and is a result then.
+        """
+        fields = {"case": case.to_json(), "seed": blank.seed, "distribution": blank.distribution}
+
+        def warm(slot: WorkerSlot) -> None:
+            with suppress(StepError):
+                slot.call("warm", self._settings.timeout_s, **fields)
+
+        compiling = [slot for slot in slots if slot.compiles and not slot.in_process]
+        with ThreadPoolExecutor(max(1, len(compiling))) as side_by_side:
+            for slot in compiling:
+                side_by_side.submit(warm, slot)
+            try:
+                for contract in sorted({slot.contract for slot in slots if slot.contract}):
+                    with suppress(StepError):
+                        reference(contract)
+            except BaseException:
+                for slot in compiling:  # Ctrl-C: wait for no compiler
+                    slot.stop()
+                raise
+
     def _one_case(self, case: Case, blank: Result, slots: list[WorkerSlot]) -> Iterator[Result]:
         """Judge on every backend and time the right ones together; yields each row as soon as it is known.
 
@@ -219,6 +248,9 @@ class _Sweep:
         """
         _make_ready(slots)
         reference = partial(self._references.answer, case, blank.seed, blank.distribution)
+        if self._device.startswith("cuda"):
+            self._tell(events.Doing("compiling"))
+            self._compile_beside(case, blank, slots, reference)
         to_time: list[CaseRun] = []
         began = unwritten_since = time.monotonic()
         for place, slot in enumerate(slots):

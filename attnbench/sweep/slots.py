@@ -58,6 +58,11 @@ class WorkerSlot:
         return self._about is not None
 
     @property
+    def contract(self) -> str:
+        """The contract that the loaded backend is judged under; empty if none is loaded."""
+        return str(self._about.get("contract", "")) if self._about else ""
+
+    @property
     def compiles(self) -> bool:
         """Whether the loaded backend says that preparing a case compiles."""
         return bool(self._about and self._about.get("compiles"))

@@ -56,3 +56,52 @@ def test_a_device_that_this_machine_lacks_is_refused_at_once(tmp_path: Path) -> 
     done = attnbench("run", *CASE, "--device", "cuda:7", "--backend", "naive", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "no device 'cuda:7' on this machine, which has cuda:0, cuda:1" in done.stderr
+
+
+COMPILING = """
+import time
+from pathlib import Path
+from attnbench.backend import AutogradPrepared, Backend, Capabilities
+
+LOG = Path(__file__).with_suffix(".log")
+
+class Compiling(Backend):
+    capabilities = Capabilities(contract="dense", compiles=True)
+    compiled = False
+
+    def __init__(self, name):
+        self.name = name
+
+    def version(self):
+        return "1"
+
+    def prepare(self, case, inputs):
+        if not self.compiled:
+            began = time.time()
+            time.sleep(3)
+            self.compiled = True
+            with LOG.open("a") as log:
+                log.write(f"{began} {time.time()}\\n")
+
+        def attention(q, k, v, scores):
+            return ((q @ k.transpose(-1, -2)) * case.softmax_scale).softmax(-1) @ v
+
+        return AutogradPrepared(case, inputs, attention)
+
+one, two = Compiling("one"), Compiling("two")
+"""
+
+
+def test_on_a_gpu_the_backends_of_a_case_compile_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "plug_in.py"
+    path.write_text(COMPILING)
+    case = ("--seq", "16", "--heads", "1", "--head-dim", "8", "--mask", "full", "--dtype", "fp32")
+    names = f"{path}:one,{path}:two"
+    out = tmp_path / "out"
+    done = attnbench("run", *case, "--device", "cuda", "--backend", names, "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["ok", "ok"], rows
+    spans = [tuple(map(float, line.split())) for line in path.with_suffix(".log").read_text().splitlines()]
+    (began, ended), (began_too, ended_too) = spans  # once each: judging finds it compiled
+    assert max(began, began_too) < min(ended, ended_too)
