@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 OUT ?= runs/quick
 PATHS := attnbench backends suites tests tools
 
-.PHONY: bench test test-all jax lint format types wheel site docs perf interpret selftest gpu clean
+.PHONY: bench test test-all jax lint format types wheel site docs versions perf interpret selftest gpu clean
 
 # The repository's own virtual environment, made again when its requirements change.
 $(READY): pyproject.toml constraints.txt
@@ -62,6 +62,9 @@ docs: site  ## the site, and the documentation's code blocks and links
 
 selftest: $(READY)  ## count the planted bugs that the judge catches and its false alarms (some 40 minutes on 2 cores)
 	$(BIN)/attnbench selftest --full --write docs/selftest.md
+
+versions: $(READY)  ## the tests and the quick suite on the oldest and the newest torch, and on Python 3.12 (not in CI)
+	PYTHON=$(BIN)/python bash tools/try-versions
 
 perf: $(READY)  ## measure what the harness itself costs, as ratios side by side
 	$(BIN)/python tests/perf/costs.py
