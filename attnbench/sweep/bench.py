@@ -201,12 +201,12 @@ class Bench:
 
         `rejected_by` is the path of the reference that rejects it.
         """
-        on = self._case
+        on, output = self._case, self._case.output
         on.reference = reference_files.load(Path(reference))
         judged = self._verdict()
-        if judged["ok"] and on.output is not None:
+        if judged["ok"] and output is not None:
             rejecting = reference_files.load(Path(rejected_by))
-            judged["ok"] = explains(on.reference.contract, on.inputs, rejecting, on.output.out) is True
+            judged["ok"] = explains(on.reference.contract, on.inputs, rejecting, output.out) is True
         return self._measured(judged)
 
     def _measured(self, judged: dict[str, Any]) -> dict[str, Any]:
@@ -352,7 +352,8 @@ class Bench:
                 "error_over_budget": None,
             }
         verdict = judge(on.reference, output, gradients, on.inputs)
-        on.output = on.gradients = None
+        if verdict.ok:  # a wrong answer may be judged again
+            on.output = on.gradients = None
         return {
             "ok": verdict.ok,
             "reason": one_line(verdict.reason),

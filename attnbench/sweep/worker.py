@@ -30,6 +30,7 @@ STEPS = (
     "reference",
     "admit",
     "judge",
+    "judge_again",
     "block",
     "recheck",
     "release",
