@@ -354,7 +354,7 @@ class ChecksOfDtype:
             self._fail(failure, observation)
         elif not search.fits(self.subject, observation):
             self.settle_contract("")
-            self._fail(replace(failure, reason=failure.reason + search.hint), observation)
+            self._fail(failure, observation)
         else:
             search.hold(failure, observation)
             if search.found:

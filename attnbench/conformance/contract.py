@@ -26,7 +26,7 @@ class Search:
     def __init__(self) -> None:
         self.fitting = tuple(HYPOTHESES)
         self.found = ""
-        self.hint = ""  # on the last failure: the contract that allows it
+        self.hint = ""  # on the last failure: a contract that allows it, and may or may not explain it
         self.probes = 0
         self.first: Failure | None = None
         self.held: list[tuple[Failure, Observation | None, str]] = []
@@ -52,15 +52,13 @@ class Search:
                 return True
             if is_broken or not verdict_under(contract, subject, observation).ok:
                 return False
-            self.hint = f"; --contract {contract} allows it"
             is_explained = _explains(contract, observation)
             if is_explained is None and contract == "dense":
                 is_explained = self._shows(contract, subject, observation.case)
             if is_explained:
                 self.found = self.found or contract
-            elif is_explained is False:
-                words = HYPOTHESES[contract].format(dtype=observation.case.dtype)
-                self.hint += f", but that {words} does not explain it"
+            elif is_explained is None:
+                self.hint = f"; --contract {contract} allows it"
             return is_explained is not False
 
         return self.narrow(fits)
