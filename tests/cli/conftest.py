@@ -73,6 +73,6 @@ def attnbench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def invoke(*arguments: object) -> Any:
         words = [str(argument) for argument in arguments]
-        return CliRunner().invoke(app, words + (["--in-process"] if words[0] == "check" else []))
+        return CliRunner().invoke(app, words + (["--in-process"] if words[:1] == ["check"] else []))
 
     return invoke

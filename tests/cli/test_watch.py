@@ -66,7 +66,7 @@ def test_a_saved_file_is_checked_again_with_the_files_beside_it(tmp_path: Path) 
 def test_a_backend_without_a_file_cannot_be_watched(attnbench: Any) -> None:
     done = attnbench("check", "nowhere.py:mine", "--watch")
     assert done.exit_code == 2
-    assert "no file to watch" in done.stderr
+    assert "no file 'nowhere.py'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["naive", "triton"])
