@@ -13,7 +13,9 @@ from ._dense_backend import DenseBackend, DenseCase
 
 class Naive(DenseBackend):
     capabilities = Capabilities(
-        contract="dense", source="Attention Is All You Need, eq. 1 (arXiv 1706.03762)"
+        contract="dense",
+        double_backward=True,
+        source="Attention Is All You Need, eq. 1 (arXiv 1706.03762)",
     )
     kernel = "einsum, softmax, einsum"
     has_dropout = True

@@ -8,6 +8,8 @@ from ._sdpa import SOURCE, Sdpa
 
 backend = Sdpa(
     SDPBackend.MATH,
-    Capabilities(scores=frozenset({"alibi", "bias", "relative"}), contract="dense", source=SOURCE),
+    Capabilities(
+        scores=frozenset({"alibi", "bias", "relative"}), contract="dense", double_backward=True, source=SOURCE
+    ),
     dense_mask=frozenset({"cpu", "cuda"}),
 )

@@ -58,6 +58,8 @@ class Capabilities:
     empty_rows      its output for a query that may attend no key; unless "zero", such cases are refused
     masked_nan      "ignored": NaN and infinity at places that a query may not attend change nothing for it;
                     "may_spread": they may reach it, as 0 * NaN does, but no other head or batch row
+    double_backward whether the gradients of q, k and v have gradients themselves, by autograd
+    contiguous_features  whether it refuses q, k, v whose last dimension is not contiguous in memory
     varlen          whether packed documents are computed without padding
     timed           False if its times mean nothing (an interpreter)
     compiles        whether `prepare` compiles: a sweep prepares all its cases once before any is timed
@@ -82,6 +84,8 @@ class Capabilities:
     contract: Contract = "flash"
     claims: frozenset[Claim] = frozenset()
     empty_rows: Literal["zero", "nan", "mean_v", "undefined"] = "zero"
+    double_backward: bool = False
+    contiguous_features: bool = False
     masked_nan: Literal["ignored", "may_spread"] = "may_spread"
     timed: bool = True
     compiles: bool = False
@@ -327,6 +331,20 @@ class AutogradPrepared(Prepared):
             result = self._compute(q, k, v, scores)
         output_of(result).out.backward(dout)
         return {name: x.grad for name, x in asked.items()}
+
+    def second_gradients(self, dout: Tensor, by: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Gradients by q, k, v and dout of the sum of dq, dk and dv times `by` (each shaped as q, k, v)."""
+        import torch
+
+        named = {"q": self._q, "k": self._k, "v": self._v, "dout": dout}
+        leaves = {name: x.detach().requires_grad_() for name, x in named.items()}
+        with torch.enable_grad():
+            out = output_of(self._compute(leaves["q"], leaves["k"], leaves["v"], self._scores)).out
+            wanted = [leaves[name] for name in "qkv"]
+            first = torch.autograd.grad(out, wanted, leaves["dout"], create_graph=True)
+            total = sum((g * b).sum() for g, b in zip(first, by, strict=True))
+        seconds = torch.autograd.grad(total, list(leaves.values()))  # type: ignore[arg-type]
+        return dict(zip(leaves, seconds, strict=True))
 
     def drop_graph(self) -> None:
         self._out = None

@@ -21,6 +21,7 @@ from attnbench.problem.condition import Condition
 
 Given = str | Backend | Callable[..., Any]
 CHECKS = (ORACLE, PROTOCOL, *PROPERTIES, *CLAIMS)
+EXHAUSTIVE_CHECKS = {each.name for each in PROPERTIES.values() if each.level == "exhaustive"}
 QUICK_CHECKS = (ORACLE, PROTOCOL)  # those of the level smoke
 
 
@@ -81,6 +82,8 @@ def plan_of(
         backend = backend.declaring(**declared)
     can = backend.capabilities
     checks = CHECKS if only is not None or level != "smoke" else QUICK_CHECKS
+    if only is None and level != "exhaustive":
+        checks = tuple(name for name in checks if name not in EXHAUSTIVE_CHECKS)
     wanted_dtypes = among("dtype", dtypes, tuple(DTYPES))
     wanted_directions = among("direction", directions, DIRECTIONS)
     return Plan(

@@ -21,7 +21,7 @@ from attnbench.conformance.diagnosis.observation import Observation
 from attnbench.conformance.explain import Explainer
 from attnbench.conformance.known import settle_known_defects
 from attnbench.conformance.outcome import OK, WRONG, Failure
-from attnbench.conformance.plan import plan_of
+from attnbench.conformance.plan import EXHAUSTIVE_CHECKS, plan_of
 from attnbench.conformance.protocol import clocks_watched
 from attnbench.conformance.report import Report
 from attnbench.conformance.subject import ReferenceKey
@@ -132,6 +132,8 @@ def check_mutants(
     """Check every mutant of a dtype; within a family only those count that live there."""
     if mutants is None:
         mutants = [m for m in MUTANTS.values() if dtype in m.dtypes and "cpu" in m.devices]
+    if level != "exhaustive":
+        mutants = [m for m in mutants if m.found_by not in EXHAUSTIVE_CHECKS]
     tally, count = Tally(), Count()
     references: References = {}
     missed = []

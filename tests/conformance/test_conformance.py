@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from attnbench.backend.interface import CLAIMS
 from attnbench.cli.app import app
 from attnbench.conformance import check, parametrize_with_backends
 from attnbench.conformance.again import Again
 from attnbench.conformance.claims import COMPARISONS
+from attnbench.conformance.plan import CHECKS, EXHAUSTIVE_CHECKS
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Causal, SlidingWindow
@@ -39,7 +39,7 @@ def test_a_right_function_is_ok_and_says_what_it_refused() -> None:
 def test_a_right_function_passes_the_standard_level() -> None:
     report = check(right, **CAUSAL)  # type: ignore[arg-type]
     assert report.ok, str(report)
-    assert {o.check for o in report.outcomes} == {"oracle", "protocol", *PROPERTIES, *CLAIMS}
+    assert {o.check for o in report.outcomes} == {*CHECKS} - EXHAUSTIVE_CHECKS
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,16 +9,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench.backend import FunctionBackend, Output, Prepared
+from attnbench.backend import Capabilities, FunctionBackend, Output, Prepared
 from attnbench.conformance import check
+from attnbench.conformance.properties import transforms
 from attnbench.conformance.properties.all import PROPERTIES
 from attnbench.conformance.subject import Refused, Subject
 from attnbench.problem import Case, Inputs
 from attnbench.selftest.mutants import MUTANTS, TiledBackend
+from attnbench.selftest.mutants.layout import ignoring_strides
+from attnbench.selftest.mutants.right import weighted_values
 from tests.conformance.functions import attention, right, with_fault
 from tests.conformance.handed import parameters
 
+
+@pytest.fixture(autouse=True)
+def no_cpp_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces, and runs what it traced without a C++ compiler."""
+    monkeypatch.setattr(transforms, "COMPILER", "aot_eager")
+
+
 MASKS = ("causal", "full", "window", "padding", "explicit")
+
+
+def twice_differentiable(fn: Callable[..., Tensor]) -> FunctionBackend:
+    return FunctionBackend(fn, "mine", Capabilities(double_backward=True))
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
@@ -29,6 +43,12 @@ def test_a_property_holds_for_a_right_function(name: str) -> None:
         with pytest.raises(Refused, match="gives no LSE"):
             list(PROPERTIES[name].run(subject))
         return
+    if name == "memory_of_a_bias_makes_no_difference":
+        subject = Subject(FunctionBackend(with_bias(), "right"), dtype="fp32", masks=MASKS)
+    if name == "second_gradients_are_exact":
+        subject = Subject(twice_differentiable(right), dtype="fp32", masks=MASKS)
+    if name == "autocast_computes_in_its_dtype":
+        subject.dtype = "fp32"
     assert list(PROPERTIES[name].run(subject)) == []
     assert subject.answers or name == "mixed_dtypes_are_refused_or_right"
 
@@ -71,6 +91,16 @@ def _first_head_louder(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: An
     return out * (1 + (torch.arange(out.shape[1]) == 0)[:, None, None])
 
 
+def with_bias(read: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[..., Tensor]:
+    """Right with a bias, which is read as the fault has it."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        changed = tuple(score.bound(read(score.tensor)) for score in scores)
+        return weighted_values(q @ k.transpose(-1, -2) * scale, v, mask, changed)
+
+    return fn
+
+
 PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "mask_probe": with_fault(strict=True),
     "masked_keys_do_not_leak": _leaky,
@@ -94,6 +124,25 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "nan_and_infinity_stay_where_they_belong": lambda q, k, v, *, mask, scores, scale: attention(
         q, k, v.nan_to_num(), mask, scores, scale
     ),
+    "memory_makes_no_difference": lambda q, k, v, *, mask, scores, scale: attention(
+        q if q.stride(3) == 1 else q.as_strided(q.shape, (*q.stride()[:3], 1)), k, v, mask, scores, scale
+    ),
+    "memory_of_a_bias_makes_no_difference": with_bias(ignoring_strides),
+    "offsets_past_2_to_the_31_are_reached": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k[:1].expand_as(k) if k.stride(0) >= 1 << 31 else k, v, mask, scores, scale
+    ),
+    "inference_makes_no_difference": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v, mask, scores, scale, unmasked=torch.is_inference_mode_enabled()
+    ),
+    "autocast_computes_in_its_dtype": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v, mask, scores, scale, unmasked=torch.is_autocast_enabled("cpu")
+    ),
+    "vmap_over_batch_rows_gives_the_same": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v, mask, scores, scale * (1 if q.shape[0] > 1 else 2)
+    ),
+    "compiled_code_takes_any_length": lambda q, k, v, *, mask, scores, scale: attention(
+        q, k, v, mask, scores, scale * (2 if torch.compiler.is_compiling() else 1)
+    ),
     "a_batch_row_alone_is_the_same": lambda q, k, v, *, mask, scores, scale: attention(
         q, k, v if v.shape[0] > 1 else v * 2, mask, scores, scale
     ),
@@ -102,6 +151,29 @@ PROPERTY_FAULTS: dict[str, Callable[..., Tensor]] = {
     "changed_scores_are_read": parameters.FAULTS["softcap kept by head dim"][0](),
     "some_gradients_are_those_of_all": parameters.FAULTS["dv if k asks"][0](),
 }
+
+
+class _OnceRight(torch.autograd.Function):
+    """The identity, whose gradient is taken for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0].detach()
+
+
+def test_a_second_gradient_that_is_missing_is_found_where_it_is_claimed() -> None:
+    def once(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+        return attention(q, _OnceRight.apply(k), v, mask, scores, scale)
+
+    run = PROPERTIES["second_gradients_are_exact"].run
+    failures = list(run(Subject(twice_differentiable(once), dtype="fp32", masks=MASKS)))
+    assert "the second gradient of" in failures[0].reason
+    with pytest.raises(Refused, match="claims no double backward"):
+        list(run(Subject(FunctionBackend(once, "mine"), dtype="fp32", masks=MASKS)))
 
 
 class _WithLse(FunctionBackend):
@@ -132,7 +204,7 @@ def test_halves_merge_only_by_a_right_lse(off: float, failures: int) -> None:
 
 
 def test_every_property_has_a_fault_that_breaks_it() -> None:
-    elsewhere = {"halves_merge_by_lse", *BY_MUTANTS}
+    elsewhere = {"halves_merge_by_lse", "second_gradients_are_exact", *BY_MUTANTS}
     assert set(PROPERTIES) == {*PROPERTY_FAULTS, *elsewhere}
 
 

@@ -11,9 +11,13 @@ from attnbench.conformance.properties import (
     changed_scores,
     exact,
     gradients,
+    modes,
     nonfinite,
+    placement,
+    second_gradients,
     some_gradients,
     symmetries,
+    transforms,
     unusual_sizes,
 )
 from attnbench.conformance.properties.property import Property
@@ -42,6 +46,14 @@ _ALL: tuple[Property, ...] = (
     some_gradients.some_gradients_are_those_of_all,
     unusual_sizes.unusual_sizes_are_right,
     unusual_sizes.mixed_dtypes_are_refused_or_right,
+    placement.memory_makes_no_difference,
+    placement.memory_of_a_bias_makes_no_difference,
+    placement.offsets_past_2_to_the_31_are_reached,
+    modes.inference_makes_no_difference,
+    modes.autocast_computes_in_its_dtype,
+    second_gradients.second_gradients_are_exact,
+    transforms.vmap_over_batch_rows_gives_the_same,
+    transforms.compiled_code_takes_any_length,
     nonfinite.nan_and_infinity_stay_where_they_belong,
 )
 PROPERTIES = {each.name: each for each in _ALL}

@@ -32,16 +32,22 @@ class PropertyFailure:
 
 @dataclass(frozen=True)
 class Property:
-    """A named check. `run` yields its failures, none if the property holds; it may raise Refused or Failed."""
+    """A named check. `run` yields its failures, none if the property holds; it may raise Refused or Failed.
+
+    `level` is the first at which it runs: standard or exhaustive.
+    """
 
     name: str
     catches: str
     run: Callable[[Subject], Iterator[PropertyFailure]]
+    level: str = "standard"
 
 
-def holds(catches: str) -> Callable[[Callable[[Subject], Iterator[PropertyFailure]]], Property]:
+def holds(
+    catches: str, level: str = "standard"
+) -> Callable[[Callable[[Subject], Iterator[PropertyFailure]]], Property]:
     """Make a property, named as the function is, of a function that yields its failures."""
-    return lambda run: Property(run.__name__, catches, run)
+    return lambda run: Property(run.__name__, catches, run, level)
 
 
 class Tried:
