@@ -189,16 +189,17 @@ def _masks_to_cover(request: Request, masks: list[str], rows: list[Row]) -> list
 
 
 def _fitting(request: Request, row: Row, turn: int, other_lengths: tuple[tuple[int, int], ...] = ()) -> Row:
-    """The row, with the next mask if its own is not taken; if it has a distribution, at other lengths as well."""
+    """The row, without its sink or with the next mask if these are not taken; with a distribution, at other lengths."""
     names = list(request.masks)
     names = names[turn % len(names) :] + names[: turn % len(names)]
     masks = sorted(names, key=lambda mask: mask != row.mask)
     if row.distribution == PLAIN["distribution"]:
         other_lengths = ()
     others = (
-        replace(row, lengths=lengths, mask=mask)
+        replace(other, lengths=lengths, mask=mask)
         for lengths in (row.lengths, *other_lengths)
         for mask in masks
+        for other in (row, row.without_sink())
     )
     return next((other for other in others if request.case(other) is not None), row)
 

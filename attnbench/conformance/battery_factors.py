@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, product
 from typing import Any
@@ -208,6 +208,9 @@ class Row:
     scale: float | None
     distribution: str
 
+    def without_sink(self) -> Row:
+        return replace(self, scores=tuple(score for score in self.scores if score.kind != "sink"))
+
     def pairs(self) -> set[tuple[Any, ...]]:
         """Every pair of values, by the names of their factors."""
         values = [(name, str(value)) for name, value in vars(self).items()]
@@ -221,11 +224,14 @@ ALWAYS: tuple[dict[str, Any], ...] = (
     {"lengths": (257, 257), "mask": "full", "distribution": "randn", "head_dims": (128, 128), "batch": 2},
     {"lengths": (129, 65), "mask": "causal", "heads": (4, 4)},  # rows without a key
     # Raw scores a hundred times the cap: exp of them overflows.
-    {"lengths": (65, 65), "mask": "prefix", "scores": (Softcap(1.0),), "distribution": "large"},
+    # The sink is not capped.
+    {"lengths": (65, 65), "mask": "prefix", "scores": (Softcap(1.0), Sink()), "distribution": "large"},
     {"lengths": (65, 65), "mask": "explicit", "head_dims": (50, 50)},  # features past a multiple of 8
-    {"lengths": (65, 129), "mask": "window", "head_dims": (64, 96)},  # dP over v_dim features, not head_dim
+    # dP over v_dim features, not head_dim; a sink beside rows whose first tile of keys is masked.
+    {"lengths": (65, 129), "mask": "window", "head_dims": (64, 96), "scores": (Sink(),)},
     {"lengths": (8, 8), "heads": (8, 8), "mask": "full", "head_dims": (40, 40)},  # heads == sequence length
-    {"lengths": (127, 129), "mask": "causal", "heads": (6, 2), "scores": (ALiBi(),)},  # slopes of 6 heads
+    # Slopes of 6 heads; distances of keys ahead of the query.
+    {"lengths": (127, 129), "mask": "full", "heads": (6, 2), "scores": (ALiBi(),)},
 )
 # Long, so few: split-KV decoding, 16-bit indices, low-precision accumulators, queries over many tiles.
 LONG: tuple[dict[str, Any], ...] = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from attnbench.conformance.battery import CANDIDATES, NEW_VALUE, Request
 from attnbench.conformance.battery_factors import (
+    ALWAYS,
     BATCHES,
     DISTRIBUTIONS,
     HEAD_DIMS,
@@ -177,7 +178,7 @@ class Narrow:
         """Accepted rows beyond `rows`: sensitive inputs, corners, then uncovered pairs of accepted values."""
         self.learn(anchor)
         rows = list(rows)
-        for row in (*self._corners(anchor), *self._sensitive(anchor)):
+        for row in (*self._without_sink(anchor), *self._corners(anchor), *self._sensitive(anchor)):
             if row not in rows and self.accepts(row):
                 rows.append(row)
                 yield row
@@ -211,6 +212,13 @@ class Narrow:
         for lengths in (*ragged[:2], *ragged[-1:]):
             yield replace(anchor, lengths=lengths, batch=few)
         yield replace(anchor, batch=most)
+
+    def _without_sink(self, anchor: Row) -> Iterator[Row]:
+        """The rows that are always there and have a sink, without it: each is there for another bug as well."""
+        for changes in ALWAYS:
+            row = replace(anchor, **changes)
+            if "scores" in changes and row.without_sink() != row and row.mask in self.request.masks:
+                yield row.without_sink()
 
     def _sensitive(self, anchor: Row) -> Iterator[Row]:
         """Each sensitive distribution at the longest lengths."""

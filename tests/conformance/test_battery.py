@@ -62,6 +62,28 @@ def test_a_battery_asks_every_kind_of_mask_there_is(dtype: str) -> None:
     assert frozenset().union(*(case.mask.kinds for case, _ in battery("standard", dtype))) == MASK_KINDS
 
 
+@pytest.mark.parametrize("level", ["smoke", "standard"])
+def test_a_battery_asks_a_sink_with_softcap_and_with_a_masked_first_tile_and_alibi_ahead_of_the_query(
+    level: str,
+) -> None:
+    cases = [case for case, _ in battery(level, "bf16")]
+    kinds = [(case, {score.kind for score in case.scores}) for case in cases]
+    assert any({"softcap", "sink"} <= of_case for _, of_case in kinds)
+    assert any("alibi" in of_case and case.mask.kinds == {"full"} for case, of_case in kinds)
+    with_sink = [case for case, of_case in kinds if "sink" in of_case]
+    allowed = [case.mask.materialize(case.batch, case.q_heads, case.q_len, case.k_len) for case in with_sink]
+    assert any(bool((pairs.any(-1) & ~pairs[..., :64].any(-1)).any()) for pairs in allowed)
+
+
+def test_a_backend_without_sinks_gets_the_same_rows_without_them() -> None:
+    without = Capabilities(scores=frozenset({"softcap", "alibi"}))
+    cases = [(case, name) for case, name in battery("smoke", "bf16", capabilities=without)]
+    assert any(
+        case.scores and str(case.scores[0]) == "softcap(1)" and name == "large" for case, name in cases
+    )
+    assert any(case.v_dim > case.head_dim and case.mask.kinds == {"window"} for case, _ in cases)
+
+
 @pytest.mark.parametrize("masks", [{"causal"}, {"window", "causal"}, {"causal & window(5, 0)"}])
 def test_a_battery_keeps_to_the_masks_of_the_request(masks: set[str]) -> None:
     for case, _ in battery("standard", "fp32", masks=masks):
