@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 from attnbench.backend.interface import CLAIMS
 from attnbench.conformance.again import Again, address_of
@@ -29,6 +30,17 @@ MOST_DIAGNOSED = 8  # failures for which causes are guessed; a report shows no m
 # Explanations may take this share of the time of the check so far, and this long in any case.
 SHARE, AT_LEAST_S = 0.2, 10.0
 LARGE = 300_000  # scores: of a larger case, the smallest one found is diagnosed instead
+OF_THE_SMALLEST = "(of the smallest failing case alone)"
+OF_ONE_CASE = "(of this case alone: it does not explain other failures)"
+
+
+class Explanation(NamedTuple):
+    """The causes told for one failure: those that explain it exactly, and those that would show there and do not."""
+
+    causes: tuple[str, ...]
+    exact: frozenset[str]
+    failed: set[str]
+    is_forward: bool
 
 
 class Explainer:
@@ -38,7 +50,7 @@ class Explainer:
         self.plan, self.subject, self.report = plan, subject, report
         # By case and distribution.
         self._causes: dict[tuple[Case, str], tuple[str, ...]] = {}
-        self._exact: dict[tuple[str, ...], frozenset[str]] = {}  # by causes: those whose answer was observed
+        self._explanations: list[Explanation] = []
         self._right: dict[tuple[Case, str], bool] = {}
 
     @cached_property
@@ -74,9 +86,8 @@ class Explainer:
             if shrinks and left_s and failure.check == ORACLE:
                 way = first_words(failure.reason) if observation is None else observation.way_of_failing
                 smallest = smallest_failing(self.subject, smallest, way, left_s)
-            if diagnoses and not self._exact.get(causes) and smallest.observation is not None:
-                of_smallest = self._words(smallest.observation)
-                causes = of_smallest if self._exact.get(of_smallest) or not causes else causes
+            if diagnoses and not self._exact(causes) and smallest.observation is not None:
+                causes = self._of_smallest(causes, smallest.observation)
             elif diagnoses and is_large and not by_reason:
                 causes = self._diagnose(failure, None)
         return replace(
@@ -105,6 +116,18 @@ class Explainer:
         """The failure with its command alone: its cause is known, and a smaller case might show another."""
         command = self._command(failure, Smallest(failure.case, failure.distribution))
         return replace(failure, smallest=failure.case, command=command)
+
+    def _of_smallest(self, causes: tuple[str, ...], smallest: Observation) -> tuple[str, ...]:
+        """The causes of the smallest failing case in place of those that explain nothing of the first.
+
+        A few keys leave many causes open: one that would show on the first case, and does not, is dropped.
+        """
+        failed = next((each.failed for each in self._explanations if each.causes == causes), set())
+        of_smallest = self._words(smallest)
+        if not causes or not failed:
+            return of_smallest if not causes or self._exact(of_smallest) else causes
+        kept = (words for words in of_smallest if words in self._exact(of_smallest) and words not in failed)
+        return (*(f"{words} {OF_THE_SMALLEST}" for words in kept), *causes)
 
     def _diagnose(self, failure: Failure, observation: Observation | None) -> tuple[str, ...]:
         key = failure.case, failure.distribution
@@ -145,19 +168,38 @@ class Explainer:
         if observation.verdict.ok:
             return ()
         # Guesses of two kinds may be in the same words: a ragged tile left out is a tail tile and missing keys.
-        likely = guesses(self.subject, observation)
+        tried: set[str] = set()
+        likely = guesses(self.subject, observation, tried=tried)
         causes = tuple(dict.fromkeys(guess.words for guess in likely))
-        self._exact[causes] = frozenset(guess.words for guess in likely if guess.is_exact)
+        exact = frozenset(guess.words for guess in likely if guess.is_exact)
+        self._explanations.append(
+            Explanation(causes, exact, tried - {*causes}, observation.is_wrong_in_forward)
+        )
         return causes
 
+    def _exact(self, causes: tuple[str, ...]) -> frozenset[str]:
+        """Those of the causes whose own answer was observed."""
+        return next((each.exact for each in self._explanations if each.causes == causes), frozenset())
+
     def rank_causes(self) -> None:
-        """Put the cause first that explains the most failures: one case alone may leave several open."""
-        counts = Counter(words for exact in self._exact.values() for words in exact)
+        """Hold the exact causes of each failure against the other failures: one case alone may leave several open.
 
-        def ranked(causes: tuple[str, ...]) -> tuple[str, ...]:
-            exact = self._exact.get(causes, frozenset())
-            first = next((n for n, words in enumerate(causes) if words in exact), len(causes))
-            others = sorted(causes[first:], key=lambda words: -counts[words] if words in exact else 0)
-            return (*causes[:first], *others)
+        The cause that explains the most failures comes first. One that explains no other failure, though it would show
+        there, is dropped if a rival explains another one; without such a rival it is told as a cause of its case alone.
+        """
+        ranked = {each.causes: self._ranked(each) for each in self._explanations}
+        failures = self.report.failures
+        failures[:] = [replace(f, causes=ranked.get(f.causes, f.causes)) for f in failures]
 
-        self.report.failures[:] = [replace(f, causes=ranked(f.causes)) for f in self.report.failures]
+    def _ranked(self, diagnosis: Explanation) -> tuple[str, ...]:
+        others = [each for each in self._explanations if each.is_forward == diagnosis.is_forward]
+        explain = Counter(words for each in others for words in each.exact)
+        fail = Counter(words for each in others for words in each.failed)
+        exact = [words for words in diagnosis.causes if words in diagnosis.exact]
+        alone = {words for words in exact if explain[words] == 1 and fail[words]}
+        confirmed = any(explain[words] > 1 for words in exact)
+        kept = sorted((words for words in exact if words not in alone), key=lambda words: -explain[words])
+        told = () if confirmed else tuple(f"{words} {OF_ONE_CASE}" for words in exact if words in alone)
+        first = next((n for n, words in enumerate(diagnosis.causes) if words in exact), len(diagnosis.causes))
+        rest = (words for words in diagnosis.causes[first:] if words not in exact)
+        return (*diagnosis.causes[:first], *kept, *told, *rest)

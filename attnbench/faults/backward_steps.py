@@ -124,6 +124,10 @@ def _of_weights(backward: DenseBackward, of: OfSteps) -> Iterator[Hypothesis]:
     dense, lse = backward.dense, backward.lse[..., None]
     yield of("P is not masked in the backward", lambda: torch.exp(dense.s - lse))
     yield of("P is not normalised in the backward", backward.not_normalised)
+    if not bool(dense.allowed.all()):
+        whole = torch.logsumexp(dense.s, -1)
+        words = "the LSE of the backward is that of all keys, masked ones as well"
+        yield of(words, partial(backward.weights, lse=whole))
     for words, other in _of_other_rows(backward.lse, "LSE"):
         yield of(words, partial(backward.weights, lse=other))
     if backward.case.scores:
@@ -162,6 +166,11 @@ def _of_tiles(backward: DenseBackward, of: OfSteps) -> Iterator[Hypothesis]:
             words = f"only the last tile of {tile} queries counts (= for +=)"
             yield only(words, row >= (q_len - 1) // tile * tile)
             yield only(f"only the first tile of {tile} queries counts", row < tile)
+            words = (
+                f"the loop over queries starts at the tile of {tile} after the key's: its own does not count"
+            )
+            yield only(words, row >= -(-keys // tile) * tile)
+            yield only(words, row // tile > keys // tile)
             words = f"queries of later tiles of {tile} than the key's next do not count"
             yield only(words, row // tile <= keys // tile + 1)
         if tile < k_len:

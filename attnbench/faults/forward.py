@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from attnbench.faults.causes import Hypothesis
-from attnbench.faults.dense import Dense
+from attnbench.faults.dense import TILES, Dense
 from attnbench.faults.earlier import of_earlier
 from attnbench.faults.few_bits import of_rounding
 from attnbench.faults.other_masks import of_mask
 from attnbench.faults.reads import of_reads
 from attnbench.faults.score_forms import of_terms
 from attnbench.faults.tiles import of_kernel
-from attnbench.judge.oracle import Exact
+from attnbench.judge.oracle import Exact, log_sum_exp
 from attnbench.problem import Case, Inputs
 
 ALL_ZEROS = "the output is all zeros"
@@ -44,6 +44,9 @@ def of_problem(
         "the LSE lacks the row's maximum",
         lambda: Exact(right.out, right.lse - dense.masked().amax(-1)),
     )
+    if not bool(allowed.all()):
+        words = "the LSE is that of all keys, masked ones as well"
+        yield Hypothesis("lse", words, lambda: Exact(right.out, log_sum_exp(dense.s, dense.sink)[1]))
     yield from _of_scale(dense)
     yield from of_reads(dense, whole)
     yield from of_terms(dense)
@@ -90,6 +93,44 @@ def _of_scale(dense: Dense) -> Iterator[Hypothesis]:
             yield Hypothesis("scale", words, partial(_times, dense, times, None))
     for words, times in (("twice", 2.0), ("half", 0.5)):
         yield scaled(f"scores are {words} what they have to be", scale * times)
+    yield from _of_partial_scale(dense)
+
+
+def _of_partial_scale(dense: Dense) -> Iterator[Hypothesis]:
+    """The scale on a part of the scores alone: of keys, queries, heads or features."""
+    case, scale = dense.case, dense.case.softmax_scale
+
+    def only(what: str, part: Tensor) -> Hypothesis:
+        factor = torch.where(part, scale, 1.0)
+        words = f"only {what} scaled: the other scores lack the scale"
+        return dense.if_scores_are("scale", words, lambda: dense.scored(dense.product(scale=1.0) * factor))
+
+    for tile in TILES:
+        if tile < case.k_len:
+            yield only(f"the first {tile} keys are", dense.keys < tile)
+            yield only(f"keys after the first {tile} are", dense.keys >= tile)
+            if case.k_len % tile:
+                yield only(f"keys of whole tiles of {tile} are", dense.keys < case.k_len // tile * tile)
+        if tile < case.q_len:
+            yield only(f"the first {tile} queries are", dense.rows[:, None] < tile)
+            if case.q_len % tile:
+                whole = dense.rows[:, None] < case.q_len // tile * tile
+                yield only(f"queries of whole tiles of {tile} are", whole)
+    heads = torch.arange(case.q_heads, device=dense.keys.device)[:, None, None]
+    if case.q_heads > 1:
+        yield only("head 0 is", heads == 0)
+    if case.kv_heads > 1 and case.group > 1:
+        yield only("the first query head of each group is", heads % case.group == 0)
+    for lanes in sorted({*TILES, case.head_dim // 2}):
+        if 0 < lanes < case.head_dim:
+            factor = torch.where(torch.arange(case.head_dim, device=dense.q.device) < lanes, scale, 1.0)
+            words = f"only the first {lanes} features are scaled"
+            other: Callable[[], Tensor] = partial(_with_scaled_features, dense, factor)
+            yield dense.if_scores_are("scale", words, other)
+
+
+def _with_scaled_features(dense: Dense, factor: Tensor) -> Tensor:
+    return dense.scored(dense.product(dense.q * factor, scale=1.0))
 
 
 def _times(dense: Dense, times: float, sink: Tensor | None) -> Exact:

@@ -142,6 +142,13 @@ def _of_window(leaf: SlidingWindow, at: Places) -> Iterator[Change]:
         yield "mask boundary", words, sides(left + 1, right - 1)
     yield "mask ignored", "the right side of the window is ignored", sides(left, None)
     yield "mask ignored", "the left side of the window is ignored", sides(None, right)
+    if left is not None and at.case.k_len > at.case.q_len:
+        words = "the window is not applied to keys of the cache (before k_len - q_len)"
+        high = (j >= 0) if right is None else (j <= p + right)
+        in_cache = j < at.case.k_len - at.case.q_len
+        yield "mask ignored", words, at.where(((j >= p - left) | in_cache) & high)
+        words = "the window is not applied to new keys (from k_len - q_len on)"
+        yield "mask ignored", words, at.where(((j >= p - left) & high) | ~in_cache)
     yield "mask boundary", "the right side of the window is 0, not its own", sides(left, 0)
     yield "mask boundary", "the left side of the window is 0, not its own", sides(0, right)
     yield "mask boundary", "the window has its left side on the right as well", sides(left, left)

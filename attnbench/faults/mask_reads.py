@@ -52,6 +52,8 @@ def of_table(dense: Dense) -> Iterator[Change]:
             words = "the mask is read by the key head's number, not the query head's"
             yield by("mask broadcast", words, allowed[:, group])
         yield by("mask broadcast", "heads use the mask of the next head", allowed.roll(-1, 1))
+        halves = torch.arange(case.q_heads, device=allowed.device) // 2
+        yield by("mask broadcast", "head h uses the mask of head h // 2", allowed[:, halves])
     flat = allowed.flatten(2)
     rows = torch.arange(case.q_len, device=allowed.device)[:, None]
     for multiple in (8, 16, 32, 64):
@@ -60,6 +62,7 @@ def of_table(dense: Dense) -> Iterator[Change]:
             words = f"the mask is read with rows padded to a multiple of {multiple} keys (its row stride is ignored)"
             at = (rows * stride + torch.arange(case.k_len, device=allowed.device)) % flat.shape[2]
             yield by("mask shape", words, flat[:, :, at])
+    yield from _of_bits(allowed)
     words = "the mask of query 0 is used for every query"
     yield by("mask broadcast", words, allowed[:, :, :1].expand_as(allowed))
     words = "the mask of the last query is used for every query"
@@ -87,6 +90,43 @@ def of_table(dense: Dense) -> Iterator[Change]:
         yield by("mask leak", words, filled)
 
 
+def _of_bits(allowed: Tensor) -> Iterator[Change]:
+    """A mask packed into bits, read in another order or from other places."""
+    q_len, k_len = allowed.shape[-2:]
+    keys = torch.arange(k_len, device=allowed.device)
+    flat = allowed.flatten(2)
+    places = torch.arange(q_len * k_len, device=allowed.device)
+
+    def at(bits: Tensor, places: Tensor) -> Tensor:
+        """The bits [B, H, ..., N] at these places; past the last they are 0."""
+        return torch.nn.functional.pad(bits, (0, 1))[..., places.clamp_max(bits.shape[-1])]
+
+    for word in (8, 32, 64):
+        words = f"the bits of the packed mask are in reverse order within words of {word}"
+        reverse = lambda x, n=word: x // n * n + n - 1 - x % n  # noqa: E731
+        yield "mask shape", words, lambda x=reverse(keys): at(allowed, x)  # type: ignore[misc]
+        if k_len % word:
+            # Words that hold the end of one row and the start of the next.
+            yield "mask shape", words, lambda x=reverse(places): at(flat, x).view_as(allowed)  # type: ignore[misc]
+            words = (
+                f"rows of the packed mask start at a whole word of {word} bits, and are read without padding"
+            )
+            yield "mask shape", words, lambda n=word: _unpadded(allowed, n)  # type: ignore[misc]
+        if len(places) % word and flat.shape[:2].numel() > 1:
+            words = f"the packed mask of each head starts at a whole word of {word} bits, and is read without padding"
+            yield "mask shape", words, lambda n=word: _unpadded(flat.flatten(0, 1)[None], n).view_as(allowed)  # type: ignore[misc]
+    if k_len > 32:
+        words = "keys past 32 of each 64 read the mask bit of the key 32 before theirs (1 << n in 32 bits)"
+        yield "mask shape", words, lambda: allowed[..., keys // 64 * 64 + keys % 32]
+
+
+def _unpadded(bits: Tensor, word: int) -> Tensor:
+    """Rows [..., R, N], each padded to whole words, read as if they followed each other without padding."""
+    rows, length = bits.shape[-2:]
+    padded = torch.nn.functional.pad(bits, (0, -length % word)).flatten(-2)
+    return padded[..., : rows * length].view(bits.shape)
+
+
 def _coarse(allowed: Tensor, rows: int, columns: int) -> Tensor:
     q_len, k_len = allowed.shape[-2:]
     more = (0, -k_len % columns, 0, -q_len % rows)
@@ -108,6 +148,9 @@ def of_missing_keys(dense: Dense) -> Iterator[Change]:
 
     yield only("the last key is left out (key length off by one)", j < k_len - 1)
     yield only("the first key is left out", j > 0)
+    if k_len > q_len > 1:
+        yield only("the loop over keys ends at q_len: the keys from there on are left out", j < q_len)
+        yield only("keys of the cache, before k_len - q_len, are left out", j >= k_len - q_len)
     for tile in TILES:
         if tile < k_len and k_len % tile:
             words = f"the last, ragged tile of {tile} keys is left out"

@@ -55,6 +55,9 @@ def _of_heads(dense: Dense) -> Iterator[Hypothesis]:
         ("query heads read the key head before theirs (GQA mapping)", (right - 1) % kv),
         ("key heads are read in reverse order (GQA mapping)", kv - 1 - right),
         ("every query head reads the last key head (GQA mapping)", h * 0 + kv - 1),
+        ("query head h reads key head h % 2 (GQA mapping)", h % 2),
+        ("query head h reads key head h // 2 (GQA mapping)", h // 2),
+        ("query head h reads key head h (GQA mapping)", h),
     )
     if kv == 1:
         return
@@ -73,6 +76,7 @@ def _of_batch_rows(dense: Dense) -> Iterator[Hypothesis]:
         ("every batch row reads the keys of batch row 0", lambda x: x[:1].expand_as(x)),
         ("batch rows read the keys of the next batch row", lambda x: x.roll(-1, 0)),
         ("batch rows read the keys of the batch row before", lambda x: x.roll(1, 0)),
+        ("batch row b reads the keys of batch row b // 2", lambda x: x[torch.arange(len(x)) // 2]),
     ):
         yield from _read(dense, "layout", words, change)
     if dense.case.kv_heads > 1:
@@ -154,6 +158,11 @@ def _of_features(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
             written = torch.arange(case.v_dim, device=dense.keys.device) < lanes
             words = f"features of out past {lanes} are 0"
             yield Hypothesis("layout", words, partial(torch.mul, right.out, written))
+            words = f"features of out past {lanes} are those of the first {lanes} again"
+            again = torch.arange(case.v_dim, device=dense.keys.device) % lanes
+            yield Hypothesis("layout", words, lambda x=again: right.out[..., x])  # type: ignore[misc]
+    words = "the two halves of out's features are swapped"
+    yield Hypothesis("layout", words, lambda: right.out.roll(case.v_dim // 2, 3))
     if case.v_dim != case.head_dim:
         flat = dense.v.flatten(2)
         places = dense.keys[:, None] * case.head_dim
@@ -190,6 +199,12 @@ def _added(out: Tensor, other: Tensor, where: Tensor) -> Tensor:
     return out + other * where
 
 
+def _tiles_reversed(out: Tensor, rows: int, whole: int) -> Tensor:
+    """out with its whole tiles of rows in reverse order."""
+    tiles = out[:, :, :whole].unflatten(2, (-1, rows)).flip(2).flatten(2, 3)
+    return torch.cat([tiles, out[:, :, whole:]], 2)
+
+
 def _of_out(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
     """The right numbers at the wrong places of out."""
     case, out = dense.case, right.out
@@ -218,6 +233,11 @@ def _of_out(dense: Dense, right: Exact) -> Iterator[Hypothesis]:
             words = f"out of {rows} rows is added to that of the next {rows}: the accumulator is not set to 0"
             yield Hypothesis("missing rows", words, partial(_added, out, before, i % (2 * rows) >= rows))
             yield Hypothesis("missing rows", words, partial(_added, out, before, i >= rows))
+    for rows in TILES:
+        whole = case.q_len // rows * rows
+        if whole > rows:
+            words = f"tiles of {rows} rows of out are stored in reverse order"
+            yield Hypothesis("layout", words, lambda n=rows, m=whole: _tiles_reversed(out, n, m))  # type: ignore[misc]
     if case.batch > 1:
         first = torch.arange(case.batch, device=out.device)[:, None, None, None] == 0
         words = "batch rows past the first attend nothing: their out is 0"

@@ -25,6 +25,10 @@ def of_terms(dense: Dense) -> Iterator[Hypothesis]:
         yield from _of_softcap(dense, dense.cap)
     for kind, term in dense.terms.items():
         yield from _of_term(dense, kind, term)
+    if len(dense.terms) > 1:
+        words = f"{' and '.join(dense.terms)} are scaled like the scores"
+        scaled = {kind: term * dense.case.softmax_scale for kind, term in dense.terms.items()}
+        yield dense.if_scores_are(CAUSE, words, lambda: dense.scored(None, **scaled))
     alibi, relative = dense.score("alibi"), dense.score("relative")
     if isinstance(alibi, ALiBi):
         yield from _of_alibi(dense, alibi)
@@ -165,6 +169,11 @@ def _of_alibi(dense: Dense, alibi: ALiBi) -> Iterator[Hypothesis]:
     rows = dense.rows[:, None]
     ahead = (dense.keys - rows - dense.case.k_len + dense.case.q_len).double()
     yield of("alibi counts distances from the top-left corner", right, dense.distances(rows))
+    if dense.case.k_len > dense.case.q_len:
+        in_cache = dense.keys < dense.case.k_len - dense.case.q_len
+        words = "alibi's distances to keys of the cache lack its length, k_len - q_len"
+        yield of(words, right, torch.where(in_cache, dense.distances(rows), near))
+        yield of("alibi is not added to keys of the cache (before k_len - q_len)", right, near * ~in_cache)
     yield of("alibi lacks the absolute value: keys ahead of the query get a bonus", right, -ahead)
     yield of("alibi lacks the absolute value: earlier keys get a bonus", right, ahead)
     yield of("alibi lets keys ahead of the query pass unbiased", right, (-ahead).clamp_min(0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnbench.faults.causes import Hypothesis
 from attnbench.faults.dense import TILES, Dense
-from attnbench.judge.oracle import Exact
+from attnbench.judge.oracle import Exact, log_sum_exp
 
 SENTINELS = (0.0, -1e4, -5e4)
 
@@ -43,6 +43,10 @@ def _of_tails(dense: Dense) -> Iterator[Hypothesis]:
         if not bool(dense.allowed[..., -1].all()):
             words += ", where the mask allows the last key"
             yield Hypothesis("tail tile", words, partial(_with_tail, dense, more, True))
+        kept = case.k_len // tile * tile
+        if 0 < kept < case.k_len:
+            words = f"the row sum leaves out the last, ragged tile of {tile} keys"
+            yield Hypothesis("tail tile", words, partial(_with_row_sum_of, dense, kept))
     for more in (1, 2, 4, 8):
         words = f"{more} keys past the last are scored 0"
         if all((case.k_len + more) % tile for tile in TILES):
@@ -112,6 +116,14 @@ def _with_tail(dense: Dense, more: int, like_the_last: bool = False) -> Exact:
         tail = tail.masked_fill(masked[..., -1:] == -math.inf, -math.inf)
     s = torch.cat([masked, tail.expand(*tail.shape[:3], more)], -1)
     return dense.answer(s, torch.nn.functional.pad(dense.v, (0, 0, 0, more)))
+
+
+def _with_row_sum_of(dense: Dense, kept: int) -> Tensor:
+    """out divided by the row sum over the first keys alone."""
+    right, masked = dense.answer(), dense.masked()
+    _, lse = log_sum_exp(masked[..., :kept], dense.sink)
+    factor = torch.exp(right.lse - lse).nan_to_num(1.0, 1.0)
+    return right.out * factor[..., None]
 
 
 def _of_rescaling(dense: Dense, tile: int) -> Iterator[Hypothesis]:

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from attnbench.backend.registry import function_backend
 from attnbench.conformance import check
+from attnbench.conformance.checks import ChecksOfDtype
 from attnbench.conformance.diagnosis.diagnosis import guesses
 from attnbench.conformance.diagnosis.observation import observe
+from attnbench.conformance.explain import OF_ONE_CASE, OF_THE_SMALLEST, Explanation
+from attnbench.conformance.plan import plan_of
+from attnbench.conformance.report import Report
 from attnbench.conformance.subject import Subject
-from attnbench.problem import ALiBi, Bias, Case, Softcap, parse_mask
+from attnbench.problem import ALiBi, Bias, Case, Explicit, Softcap, parse_mask
 from tests.conformance.handed.functions import rounded, weights
 
 Change = Callable[[Tensor, Tensor, Tensor, Tensor, Any, float], Tensor]
@@ -116,6 +120,46 @@ def bias_with_padded_rows(
     return s + bias.flatten(2)[:, :, at % (q_len * k_len)]
 
 
+def reversed_bits(q: Tensor, k: Tensor, allowed: Tensor, s: Tensor, scores: Any, scale: float) -> Tensor:
+    keys = torch.arange(allowed.shape[-1])
+    padded = torch.nn.functional.pad(allowed.clone(), (0, 8))
+    allowed[:] = padded[..., keys // 8 * 8 + 7 - keys % 8]
+    return s
+
+
+def alibi_without_cache(
+    q: Tensor, k: Tensor, allowed: Tensor, s: Tensor, scores: Any, scale: float
+) -> Tensor:
+    i, j = torch.arange(s.shape[2])[:, None], torch.arange(s.shape[3])
+    cache = s.shape[3] - s.shape[2]
+    away = torch.where(j < cache, (i - j).abs(), (i + cache - j).abs())
+    return s - torch.tensor(scores[0].slopes_for(s.shape[1]))[:, None, None] * away
+
+
+class LseOfAllKeys(torch.autograd.Function):
+    """P V whose backward divides by the sum over all keys, masked ones as well."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, v: Tensor, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+        out = rounded(weights(s, allowed), dtype) @ v
+        ctx.save_for_backward(s.softmax(-1) * allowed, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (dout,) = grads
+        p, v, out = ctx.saved_tensors
+        ds = p * (dout @ v.mT - (dout * out).sum(-1, keepdim=True))
+        return ds, p.mT @ dout, None, None
+
+
+def lse_of_all_keys(q: Tensor, k: Tensor, v: Tensor, *, mask: Any, scores: Any, scale: float) -> Tensor:
+    allowed = mask.materialize(*q.shape[:3], k.shape[2]).expand(*q.shape[:3], -1)
+    s = q.float() @ k.float().mT * scale
+    out: Tensor = LseOfAllKeys.apply(s, v.float(), allowed, q.dtype)  # type: ignore[no-untyped-call]
+    return out.to(q.dtype)
+
+
 SIZES: dict[str, Any] = {
     "q_len": 33,
     "k_len": 33,
@@ -189,6 +233,45 @@ REPORTED: dict[str, tuple[Function, dict[str, Any], str]] = {
         {"mask": parse_mask("causal"), "k_len": 65},
         "the loop over keys starts at k_len - q_len: the keys before it are left out",
     ),
+    "no window on the cache": (
+        masked(lambda p, j, window: ((j >= p - window.left) | (j < len(j) - len(p))) & (j <= p)),
+        {"mask": parse_mask("window(9, 0)"), "k_len": 65},
+        "the window is not applied to keys of the cache (before k_len - q_len)",
+    ),
+    "packed mask bits": (
+        attention(reversed_bits),
+        {"mask": Explicit((torch.arange(33 * 33).view(33, 33) * 7 % 11 < 6).numpy())},
+        "the bits of the packed mask are in reverse order within words of 8",
+    ),
+    "alibi without the cache": (
+        attention(alibi_without_cache),
+        {"scores": (ALiBi(),), "k_len": 65},
+        "alibi's distances to keys of the cache lack its length, k_len - q_len",
+    ),
+    "a part of the keys scaled": (
+        attention(lambda q, k, allowed, s, scores, scale: torch.where(torch.arange(33) < 16, s, s / scale)),
+        {},
+        "only the first 16 keys are scaled: the other scores lack the scale",
+    ),
+    "a part of the features scaled": (
+        attention(
+            lambda q, k, allowed, s, scores, scale: (
+                (q * torch.where(torch.arange(32) < 16, scale, 1.0)) @ k.mT
+            )
+        ),
+        {},
+        "only the first 16 features are scaled",
+    ),
+    "the loop over keys ends at q_len": (
+        masked(lambda p, j, mask: (j < len(p)) & (p >= 0)),
+        {"k_len": 50},
+        "the loop over keys ends at q_len: the keys from there on are left out",
+    ),
+    "the LSE of masked keys": (
+        lse_of_all_keys,
+        {"mask": parse_mask("causal"), "direction": "fwd_bwd"},
+        "the LSE of the backward is that of all keys, masked ones as well",
+    ),
 }
 
 
@@ -261,6 +344,36 @@ def test_the_cause_that_explains_most_failures_comes_first() -> None:
     wrong = [failure for failure in report.failures if cause in failure.causes]
     assert wrong, str(report)
     assert all(failure.causes[0] == cause for failure in wrong)
+
+
+def checks_of(function: Function) -> ChecksOfDtype:
+    plan = plan_of(function, level="smoke", dtypes={"bf16"}, only={"oracle"})
+    return ChecksOfDtype(plan, Report(plan.backend.name, "smoke", "cpu", 0, plan.contract), "bf16")
+
+
+def test_a_cause_of_one_failure_that_does_not_explain_another_is_told_of_its_case_alone() -> None:
+    def change(q: Tensor, k: Tensor, allowed: Tensor, s: Tensor, scores: Any, scale: float) -> Tensor:
+        if s.shape[2] == 33:
+            return s.masked_fill(torch.arange(33) >= 16, -math.inf)
+        return s + 3 * torch.sin(torch.arange(s.numel()) * 1.7).view(s.shape)
+
+    checks = checks_of(attention(change))
+    for length in (33, 48):
+        checks.run_on("oracle", Case(**(SIZES | {"q_len": length, "k_len": length})), "randn")
+    checks.explainer.rank_causes()
+    first, second = (failure.causes for failure in checks.report.failures)
+    assert first[0] == f"only the first 16 keys are read {OF_ONE_CASE}", first
+    # Few keys leave causes open that do not show on more.
+    assert all(OF_THE_SMALLEST in words or words.startswith("no known pattern") for words in second), second
+
+
+def test_a_rival_that_explains_another_failure_replaces_a_cause_that_does_not() -> None:
+    explainer = checks_of(values_tiled).explainer
+    open_case = Explanation(("first", "second"), frozenset({"first", "second"}), set(), True)
+    other_case = Explanation(("second",), frozenset({"second"}), {"first"}, True)
+    explainer._explanations += [open_case, other_case]
+    assert explainer._ranked(open_case) == ("second",)
+    assert explainer._ranked(other_case) == ("second",)
 
 
 def test_without_an_explanation_no_cause_is_invented() -> None:

@@ -61,22 +61,29 @@ def of_words(reason: str) -> tuple[Guess, ...]:
     return tuple(Guess(*guess) for word, guess in OF_WORDS.items() if word in reason)[:2]
 
 
-def guesses(subject: Subject, observation: Observation, made: Made | None = None) -> tuple[Guess, ...]:
+def guesses(
+    subject: Subject, observation: Observation, made: Made | None = None, tried: set[str] | None = None
+) -> tuple[Guess, ...]:
     """Guesses at why this run is wrong, the likeliest first; the second is of another kind.
 
-    `made` holds the answers of hypotheses, to be used again for other backends on the same inputs.
+    `made` holds the answers of hypotheses, to be used again for other backends on the same inputs. The words of those
+    that would show here, were they the cause, are added to `tried`.
     """
+    tried = set() if tried is None else tried
     said: list[Guess] = []
     for error in observation.verdict.wrong.values():
         said += of_words(error.reason)
     said += when_called_again(subject, observation)
     earlier = subject.before(observation.case)
-    exact = explained(observation, {} if made is None else made, earlier)
+    of_own: set[str] = set()
+    exact = explained(observation, {} if made is None else made, earlier, of_own)
+    if exact or observation.inputs.distribution == PLAIN:
+        tried |= of_own
     if not exact and observation.inputs.distribution != PLAIN:
         # Extreme numbers may hide what a fault does, such as a wrong mask under values that are all alike.
         plain = _on_plain_numbers(subject, observation)
         if plain is not None and not plain.verdict.ok:
-            exact = explained(plain, {}, earlier)
+            exact = explained(plain, {}, earlier, tried)
     if exact:
         return _of_different_kinds([*said, *exact])
     return _of_different_kinds([*said, *_of_distribution(subject, observation), *patterns(observation)])

@@ -18,7 +18,8 @@ from attnbench.judge.oracle import Exact, exact_attention
 from attnbench.judge.rounding import UNITS
 from attnbench.problem import Case
 
-MOST_SCORES = 1 << 20  # per case: each hypothesis costs one float64 answer of it
+MOST_SCORES = 1 << 20  # that are compared: each hypothesis costs one float64 answer of them
+MOST_PAIRS = 1 << 23  # of a case: each other mask is one of them
 EXPLAINS = 0.1  # a hypothesis explains an error if at most this share of it is left (root mean square)
 AS_WELL = 1.5  # and explains it as well as the best one if it leaves at most this times what that one leaves
 ENOUGH = 4  # hypotheses of different words that leave nothing of an error: no further ones are tried
@@ -29,13 +30,15 @@ WITHIN = 4.0  # an element counts as explained if it is off by at most this time
 Made = dict[tuple[str, int], "Exact | Tensor | None"]  # answers of hypotheses, by tensor and number
 
 
-def explained(observation: Observation, made: Made, earlier: Sequence[Case]) -> list[Guess]:
+def explained(
+    observation: Observation, made: Made, earlier: Sequence[Case], tried: set[str] | None = None
+) -> list[Guess]:
     """Those that explain nearly as well as the best, exact, in the order they were tried; then the others.
 
     `made` keeps answers of hypotheses for other backends on the same inputs; `earlier` are the cases that this backend
-    computed before.
+    computed before. The words of all that were tried and differ from the right answer are added to `tried`.
     """
-    shares = _shares(observation, made, earlier)
+    shares = _shares(observation, made, earlier, set() if tried is None else tried)
     best = min((share for share, _ in shares), default=0.0)
     ranked = sorted((share > AS_WELL * best, n, guess) for n, (share, guess) in enumerate(shares))
     return [guess._replace(is_exact=not is_worse) for is_worse, _, guess in ranked]
@@ -91,9 +94,13 @@ class _Answered:
         return math.sqrt(total)
 
 
-def _shares(observation: Observation, made: Made, earlier: Sequence[Case]) -> list[tuple[float, Guess]]:
+def _shares(
+    observation: Observation, made: Made, earlier: Sequence[Case], tried: set[str]
+) -> list[tuple[float, Guess]]:
     """The changes of the problem that explain the answer: the share of the error that each leaves, and the guess."""
-    if observation.case.rows * observation.case.k_len > MOST_SCORES:
+    case = observation.case
+    rows = min(case.q_len, MOST_ROWS) if observation.is_wrong_in_forward else case.q_len
+    if case.rows // case.q_len * rows * case.k_len > MOST_SCORES or case.rows * case.k_len > MOST_PAIRS:
         return []
     right = exact_attention(observation.inputs)
     answered = _Answered(observation, right)
@@ -102,7 +109,7 @@ def _shares(observation: Observation, made: Made, earlier: Sequence[Case]) -> li
         # A wrong forward spoils every gradient.
         names = [name for name in ("out", "lse") if name in answered.tensors]
         hypotheses = of_problem(inputs, allowed, right, answered.rows, earlier)
-        return list(_left(answered, _forward(right, names), hypotheses, made))
+        return list(_left(answered, _forward(right, names), hypotheses, made, tried))
     found: list[tuple[float, Guess]] = []
     for name in ("dq", "dk", "dv"):
         exact = getattr(right, name)
@@ -110,16 +117,16 @@ def _shares(observation: Observation, made: Made, earlier: Sequence[Case]) -> li
             continue
         of_name = of_gradient(name, inputs, allowed, right)
         if not found:
-            found = list(_left(answered, {name: exact}, of_name, made))
+            found = list(_left(answered, {name: exact}, of_name, made, tried))
             continue
         # A fault that explains every gradient that is wrong comes before one that explains the first alone.
         known = {guess.words for _, guess in found}
         shared = (each for each in of_name if each.words in known)
-        also = {guess.words for _, guess in _left(answered, {name: exact}, shared, {})}
+        also = {guess.words for _, guess in _left(answered, {name: exact}, shared, {}, set())}
         found.sort(key=lambda each: each[1].words not in also)
     for name in sorted(observation.wrong & set(right.scores)) if not found else ():
         found += _left(
-            answered, {name: right.scores[name]}, of_score_gradient(name, inputs, allowed, right), made
+            answered, {name: right.scores[name]}, of_score_gradient(name, inputs, allowed, right), made, tried
         )
     return found
 
@@ -129,7 +136,11 @@ def _forward(exact: Exact, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _left(
-    answered: _Answered, right: dict[str, Tensor], hypotheses: Iterator[Hypothesis], kept: Made
+    answered: _Answered,
+    right: dict[str, Tensor],
+    hypotheses: Iterator[Hypothesis],
+    kept: Made,
+    tried: set[str],
 ) -> Iterator[tuple[float, Guess]]:
     """The hypotheses that explain the answer, until a few of different words leave nothing of the error."""
     sizes = {name: root_mean_square(torch.where(x.isfinite(), x, 0.0)) for name, x in right.items()}
@@ -150,6 +161,7 @@ def _left(
         looked_at = sizes if both else {first: sizes[first]}
         if errors[both]:
             share = answered.distance(alternative, looked_at) / errors[both]
+            tried.add(words)
             if share < EXPLAINS:
                 yield share, Guess(cause, words)
             whole |= {words} if share == 0.0 else set()
