@@ -141,6 +141,10 @@ class _Rows:
         factor = (self.error * self.exact).sum(-1, keepdim=True) / size.clamp_min(1e-300)  # [B, H, R, 1]
         whole, left = factor * self.exact / self.sigma, (self.error - factor * self.exact) / self.sigma
         of_lse = 4 * U32 * (finite(self.lse).abs() + finite(self.row_max).abs() + 1)
-        is_small = bool((factor.abs()[..., 0] <= of_lse).all())
+        # Rows without a key have no noise to divide by.
+        whole, left = (torch.where(x.isfinite(), x, 0.0) for x in (whole, left))
+        # Rows within their noise, such as weights that underflow beside a sink, may have any factor.
+        is_off = whole.square().mean(-1) > 1
+        is_small = bool((factor.abs()[..., 0] <= of_lse)[is_off].all())
         share = float(whole.square().sum() / (whole.square().sum() + left.square().sum()).clamp_min(1e-300))
         return is_small and share > OF_THE_ERROR

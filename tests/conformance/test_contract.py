@@ -204,6 +204,13 @@ def test_weights_from_the_lse_are_right_under_flash_splits(count: int) -> None:
         assert report.not_flash == "P is taken from the LSE in the forward"
 
 
+def test_rows_without_a_key_do_not_hide_the_trace_of_the_lse() -> None:
+    case = {"q_len": 128, "k_len": 128, "q_heads": 2, "head_dim": 96, "dtype": "fp32", "scale": 0.2}
+    report = ab.check(per_head(by_splits(1)), case=case | {"mask": "documents(64, 32)"}, distribution="large")
+    assert report.ok, str(report)
+    assert report.contract == "flash_splits"
+
+
 def test_a_softmax_relative_to_a_whole_exponent_is_right_in_every_property() -> None:
     small = "batch <= 2 and q_len <= 65 and k_len <= 65 and q_heads <= 4 and head_dim <= 64"
     exact = [name for name, each in vars(properties).items() if isinstance(each, Property)]
