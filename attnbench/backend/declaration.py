@@ -35,6 +35,9 @@ ANY_OR_EQUAL = {"any": True, "equal": False}
 WORDS = {
     "contract": Word("contract", {each: each for each in CONTRACTS}),
     "empty_rows": Word("empty_rows", {each: each for each in ("zero", "nan", "mean_v", "undefined")}),
+    "masked_nan": Word("masked_nan", {each: each for each in ("ignored", "may_spread")}),
+    "double_backward": Word("double_backward", YES_OR_NO),
+    "contiguous_features": Word("contiguous_features", YES_OR_NO),
     "backward": Word("backward", YES_OR_NO),
     "gqa": Word("gqa", YES_OR_NO),
     "lengths": Word("unequal_lengths", ANY_OR_EQUAL),

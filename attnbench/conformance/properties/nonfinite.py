@@ -135,12 +135,12 @@ def nan_and_infinity_stay_where_they_belong(subject: Subject) -> Iterator[Proper
                 raise
             asked = True
             yield from _judged(subject, inputs, poisoned, allowed, reference, answer, spreads)
-    if spreads:
+    if spreads and subject.backend.capabilities.masked_nan != "ignored":
         places = " and ".join(sorted(spreads))
         subject.facts[FACT] = (
             f"that of {places} reaches rows that may not attend it; --declare masked_nan=ignored if it must not"
         )
-    elif asked:
+    elif asked and not spreads:
         subject.facts.setdefault(FACT, "changes nothing for them")
 
 
@@ -210,7 +210,9 @@ def _judged(
             return  # a sample
         crossed = ~x.isfinite() & sets.may_spread[name] & ~sets.may[name]
         if bool(crossed.any()):
-            spreads |= {t for t in "kv" if bool(bad[t].any(-1).any(-1)[_slot(case, name, _first(crossed))])}
+            slots = crossed.flatten(2).any(-1)  # [B, H] or [B, Hkv]
+            slots = slots if name in ("dk", "dv") else _of_group(case, slots)
+            spreads |= {t for t in "kv" if bool((bad[t].flatten(2).any(-1) & slots).any())}
             if promised:
                 at = _first(crossed)
                 reason = f"{name}{list(at)} is {float(x[at])} through a masked place, which is declared to be ignored"
@@ -231,8 +233,3 @@ def _judged(
 
 def _first(x: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in x.nonzero()[0])
-
-
-def _slot(case: Case, name: str, at: tuple[int, ...]) -> tuple[int, int]:
-    """The batch row and key head of an element."""
-    return at[0], at[1] if name in ("dk", "dv") else at[1] // case.group
