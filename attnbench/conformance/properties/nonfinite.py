@@ -70,13 +70,17 @@ def sets_of(case: Case, bad: dict[str, Tensor], is_nan: dict[str, Tensor], allow
     """The three sets from non-finite places `bad` of q, k, v (`is_nan`: those that hold NaN) and allowed [B, H, Q, K].
 
     Through NaN in q or k a row's weights are NaN, and with them all of out; through a value that is not finite the
-    row's out in that feature is not. Gradients may be non-finite where out is, and need not: torch's own clamp has
+    row's out in that feature is not. A row, or the part of a row that one tile or split reads, in which every score is
+    NaN may be taken for one without a key, whose out is 0: a NaN key must show only beside keys that the row attends,
+    and NaN in q, which makes a whole row NaN, need not. Gradients may be non-finite where out is, and need not: torch's own clamp has
     gradient 0 at NaN.
     """
     of = lambda places, name: places[name].repeat_interleave(case.group, 1)  # noqa: E731  [B, H, K, dim]
     seen = lambda keys: (allowed & keys[:, :, None]).any(-1)  # noqa: E731  [B, H, K] -> [B, H, Q]
     some = allowed.any(-1)  # [B, H, Q]
-    nan_weights = (is_nan["q"].any(-1) & some) | seen(of(is_nan, "k").any(-1))
+    nan_keys = of(is_nan, "k").any(-1)
+    beside = torch.nn.functional.pad(allowed & ~nan_keys[:, :, None], (1, 1), value=case.k_len > 1)
+    nan_weights = (allowed & nan_keys[:, :, None] & beside[..., :-2] & beside[..., 2:]).any(-1)
     bad_values = (allowed[..., None] & of(bad, "v")[:, :, None]).any(3)  # [B, H, Q, Dv]
     shape = lambda x, like: x[..., None].expand(*x.shape, like)  # noqa: E731
     must = {"out": shape(nan_weights, case.v_dim) | bad_values, "lse": nan_weights}
