@@ -72,8 +72,8 @@ def sets_of(case: Case, bad: dict[str, Tensor], is_nan: dict[str, Tensor], allow
     Through NaN in q or k a row's weights are NaN, and with them all of out; through a value that is not finite the
     row's out in that feature is not. A row, or the part of a row that one tile or split reads, in which every score is
     NaN may be taken for one without a key, whose out is 0: a NaN key must show only beside keys that the row attends,
-    and NaN in q, which makes a whole row NaN, need not. Gradients may be non-finite where out is, and need not: torch's own clamp has
-    gradient 0 at NaN.
+    and NaN in q, which makes a whole row NaN, need not. Gradients may be non-finite where out is, and need not:
+    torch's own clamp has gradient 0 at NaN.
     """
     of = lambda places, name: places[name].repeat_interleave(case.group, 1)  # noqa: E731  [B, H, K, dim]
     seen = lambda keys: (allowed & keys[:, :, None]).any(-1)  # noqa: E731  [B, H, K] -> [B, H, Q]
