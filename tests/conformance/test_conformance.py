@@ -25,6 +25,13 @@ from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Causal, SlidingWindow
 from tests.conformance.functions import Careful, WithoutBackward, attention, right, with_fault
 
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's backend sets this variable on a CPU, and printed commands repeat it."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
 CAUSAL = {"masks": {"causal"}, "dtypes": {"fp32"}}
 
 

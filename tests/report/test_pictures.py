@@ -15,6 +15,13 @@ from attnbench.errors import AttnbenchError
 from attnbench.problem import BlockSparse, Case, Causal, Padding, Softcap
 from attnbench.report.charts.one_case import draw_pictures, error_image, pooled
 
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's backend sets this variable on a CPU, and printed commands repeat it."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
 PLANTED = '''
 import torch
 
