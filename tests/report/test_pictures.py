@@ -148,8 +148,8 @@ def test_a_failed_check_offers_the_command_and_it_draws(
     words = ["check", planted("tail"), "--case", json.dumps(case().to_json()), "--device", "cpu"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1
-    line = next(x for x in done.stdout.splitlines() if x.startswith("to see where: "))
-    command = shlex.split(line.removeprefix("to see where: "))
+    line = next(x for x in done.stdout.splitlines() if x.startswith("  show "))
+    command = shlex.split(line.removeprefix("  show "))
     assert command[:2] == ["attnbench", "show"]
     shown = CliRunner().invoke(app, [*command[1:], "--device", "cpu"])
     assert shown.exit_code == 1, shown.output
