@@ -207,3 +207,9 @@ def parse(words: list[str]) -> None:
 def test_a_command_line_that_the_program_rejects_is_seen(words: str) -> None:
     with pytest.raises(Exception, match=r"No such option|Missing|valid number"):
         parse(words.split())
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printed commands repeat this variable, which the backend triton sets on a CPU."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
