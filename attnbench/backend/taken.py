@@ -6,36 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attnbench.backend.interface import Backend
-from attnbench.problem import (
-    BlockSparse,
-    Case,
-    Causal,
-    Dilated,
-    Documents,
-    Explicit,
-    Full,
-    GlobalTokens,
-    Mask,
-    Padding,
-    PrefixLM,
-    SlidingWindow,
-)
+from attnbench.problem import MASK_KINDS, Case, Causal, Extent, example_of
 
 TOKENS, HEADS, HEAD_DIM = 128, 4, 64
 DTYPES = ("fp32", "bf16", "fp16")
-MASKS: dict[str, Mask] = {
-    "full": Full(),
-    "causal": Causal(),
-    "causal(top_left)": Causal("top_left"),
-    "window": SlidingWindow(31, 31),
-    "padding": Padding([TOKENS - 28]),
-    "documents": Documents([TOKENS // 2] * 2),
-    "prefix": PrefixLM(32),
-    "global": GlobalTokens(2),
-    "block_sparse": BlockSparse([[1, 1], [1, 1]], TOKENS // 2),
-    "dilated": Dilated(2),
-    "explicit": Explicit([[[[True] * TOKENS] * TOKENS]]),
-}
 
 
 @dataclass(frozen=True)
@@ -67,9 +41,10 @@ def taken(backend: Backend, device: str) -> Taken | None:
         return None
     plain = Case(**sizes, dtype=dtypes[-1])  # type: ignore[arg-type]
     plain = plain if takes(plain) else replace(plain, mask=Causal())
+    extent = Extent(1, HEADS, TOKENS, TOKENS)
     return Taken(
         tuple(dtypes),
-        tuple(kind for kind, mask in MASKS.items() if takes(replace(plain, mask=mask))),
+        tuple(kind for kind in sorted(MASK_KINDS) if takes(replace(plain, mask=example_of(kind, extent)))),
         takes(replace(plain, direction="fwd_bwd")),
         takes(replace(plain, kv_heads=1)),
     )

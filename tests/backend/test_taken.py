@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnbench.backend import Backend, Capabilities, Prepared, Refusal
-from attnbench.backend.taken import MASKS, taken
+from attnbench.backend.taken import taken
 from attnbench.problem import MASK_KINDS, Case, Inputs
 
 
@@ -21,11 +21,6 @@ class OnOneDeviceOnly(Backend):
 
     def prepare(self, case: Case, inputs: Inputs) -> Prepared:
         raise NotImplementedError
-
-
-def test_there_is_a_mask_of_every_kind() -> None:
-    assert MASKS.keys() == MASK_KINDS
-    assert all(mask.kinds == {kind} for kind, mask in MASKS.items())
 
 
 def test_what_is_refused_on_one_device_is_taken_on_the_other() -> None:
