@@ -3,12 +3,11 @@
 from attnbench.backend.attention import attention
 from attnbench.backend.declaration import as_backend
 from attnbench.backend.defects import KnownDefect
+from attnbench.backend.differentiable import AutogradPrepared, FunctionBackend
 from attnbench.backend.interface import (
     REPEATABLE,
-    AutogradPrepared,
     Backend,
     Capabilities,
-    FunctionBackend,
     Gradients,
     Output,
     Prepared,

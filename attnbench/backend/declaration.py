@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from attnbench.backend.interface import CLAIMS, CONTRACTS, SCORE_KINDS, FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import CLAIMS, CONTRACTS, SCORE_KINDS
 from attnbench.errors import AttnbenchError, did_you_mean
 from attnbench.problem import MASK_KINDS
 from attnbench.problem.case import DTYPES

@@ -21,8 +21,9 @@ from types import ModuleType
 from typing import Any
 
 from attnbench.backend.declaration import as_backend, parse_declaration
+from attnbench.backend.differentiable import FunctionBackend
 from attnbench.backend.environments import find, how_to_make, importable, overridden
-from attnbench.backend.interface import Backend, FunctionBackend
+from attnbench.backend.interface import Backend
 from attnbench.backend.sources import BACKENDS_PACKAGE, backends_in, bundled_folder
 from attnbench.errors import AttnbenchError, BackendUnavailable, UnknownBackend, did_you_mean
 

@@ -8,7 +8,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from attnbench.backend.interface import Backend, FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Backend
 from attnbench.backend.registry import entries
 from attnbench.conformance.outcome import ORACLE
 from attnbench.problem import Case

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from attnbench.backend.interface import CLAIMS, FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import CLAIMS
 from attnbench.conformance.battery import SIZES, Request, ordinary
 from attnbench.conformance.battery_factors import Row, with_single_masks
 from attnbench.conformance.claims import CAUSES, measure, varying

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnbench.backend.declaration import Declared, declaration_text, parse_declaration
-from attnbench.backend.interface import CLAIMS, Backend, FunctionBackend, finds_contract
+from attnbench.backend.differentiable import FunctionBackend, finds_contract
+from attnbench.backend.interface import CLAIMS, Backend
 from attnbench.backend.registry import function_backend, resolve
 from attnbench.conformance.battery import LEVELS
 from attnbench.conformance.claims import REPEATS

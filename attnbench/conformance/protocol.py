@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Backend, Gradients, Output
 from attnbench.conformance.alike import faults_on_alike_inputs
 from attnbench.judge.reference import Reference
 from attnbench.judge.verdict import judge

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import Backend, FunctionBackend, Gradients, Output
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Backend, Gradients, Output
 from attnbench.conformance.battery_factors import Makers, Sizes, masks_for
 from attnbench.conformance.limits import without_numbers
 from attnbench.conformance.protocol import memory_poisoned

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from attnbench.backend import Backend, Gradients, Output, Prepared, function_backend, resolve
-from attnbench.backend.interface import finds_contract
+from attnbench.backend.differentiable import finds_contract
 from attnbench.device import work_on
 from attnbench.judge import judge, reference_files
 from attnbench.judge.contracts import explains

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from attnbench.backend.interface import Backend, FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Backend
 from attnbench.conformance import subject
 from attnbench.errors import AttnbenchError
 from attnbench.problem import Case, Inputs, Mask, Score

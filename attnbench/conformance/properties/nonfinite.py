@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import FunctionBackend, Gradients, Output
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Gradients, Output
 from attnbench.conformance.properties.property import PropertyFailure, holds
 from attnbench.conformance.subject import Answer, Raised, Refused, Subject, allowed_pairs, changed
 from attnbench.judge.reference import Reference

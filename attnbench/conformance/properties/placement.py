@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
 from attnbench.conformance.properties.property import PropertyFailure, holds, judged
 from attnbench.conformance.subject import Answer, Raised, Refused, Subject, changed
 from attnbench.problem import Bias, Inputs

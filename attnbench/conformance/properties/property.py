@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from attnbench.backend.interface import FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
 from attnbench.conformance.protocol import same_bits
 from attnbench.conformance.subject import Answer, Failed, Raised, Refused, Subject
 from attnbench.judge.reference import Reference

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import AutogradPrepared
+from attnbench.backend.differentiable import AutogradPrepared
 from attnbench.conformance.properties.property import PropertyFailure, holds
 from attnbench.conformance.subject import Raised, Refused, Subject, allowed_pairs
 from attnbench.judge.rounding import UNITS

@@ -12,7 +12,8 @@ from itertools import combinations
 
 from torch import Tensor
 
-from attnbench.backend.interface import AutogradPrepared, Gradients
+from attnbench.backend.differentiable import AutogradPrepared
+from attnbench.backend.interface import Gradients
 from attnbench.conformance.properties.changed_scores import with_scores
 from attnbench.conformance.properties.property import PropertyFailure, Tried, holds
 from attnbench.conformance.protocol import memory_poisoned

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import FunctionBackend, Gradients, Output, output_of
+from attnbench.backend.differentiable import FunctionBackend, output_of
+from attnbench.backend.interface import Gradients, Output
 from attnbench.conformance.properties.property import PropertyFailure, holds, judged
 from attnbench.conformance.subject import Answer, Refused, Subject, allowed_pairs
 from attnbench.problem import Case

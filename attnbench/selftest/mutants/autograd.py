@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import AutogradPrepared, Backend, Prepared
+from attnbench.backend.differentiable import AutogradPrepared
+from attnbench.backend.interface import Backend, Prepared
 from attnbench.problem import Case, Inputs, Score
 from attnbench.selftest.mutants.catalogue import mutant
 from attnbench.selftest.mutants.tiled import Tiled, TiledBackend

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.backend.interface import Backend, Capabilities, FunctionBackend
+from attnbench.backend.differentiable import FunctionBackend
+from attnbench.backend.interface import Backend, Capabilities
 from attnbench.backend.registry import resolve
 from attnbench.problem import ALiBi, Bias, Case, Mask, RelativeBias, Score, Sink, Softcap
 from attnbench.selftest.mutants.tiled import LOG2_E, Statistics, Tiled, TiledBackend, Tiling, variant
